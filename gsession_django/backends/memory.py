@@ -1,0 +1,181 @@
+"""Sessions in the memory of one process: for tests, for development, and for a site that is one process.
+
+They are gone when the process ends, and no other process sees them.
+"""
+
+import threading
+import time
+from collections import OrderedDict
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from django.conf import settings
+from django.core.checks import CheckMessage, Warning
+
+from gsession_django.session_map import SessionMap
+from gsession_django.storage import Storage
+from gsession_django.store import SessionStore as BaseSessionStore
+
+
+@dataclass(slots=True)
+class _Entry:
+    body: bytes
+    expires: float  # on the monotonic clock, so that setting the system's clock ends no session
+
+
+class MemoryStorage(Storage):
+    """Keeps sessions in a dict, as bytes, so that no two requests ever share an object.
+
+    Args:
+        max_sessions: how many sessions are kept at most; beyond that the least recently used go first.
+    """
+
+    def __init__(self, max_sessions: int = 100_000) -> None:
+        self._max_sessions = max_sessions
+        self._entries: OrderedDict[str, _Entry] = OrderedDict()
+        # Everything below takes microseconds, so the async twins take the lock too, without entering a thread.
+        self._lock = threading.Lock()
+
+    def _live(self, session_id: str) -> _Entry | None:
+        entry = self._entries.get(session_id)
+        if entry is None:
+            return None
+        if entry.expires <= time.monotonic():
+            del self._entries[session_id]
+            return None
+        return entry
+
+    def _put(self, session_id: str, entry: _Entry) -> None:
+        self._entries[session_id] = entry
+        self._entries.move_to_end(session_id)
+        # The one that was used the longest ago is the likeliest to have expired: no thread has to look for those.
+        oldest = next(iter(self._entries.values()))
+        if len(self._entries) > self._max_sessions or oldest.expires <= time.monotonic():
+            self._entries.popitem(last=False)
+
+    def get_session(self, session_id: str, ttl: int, data: Any = None) -> SessionMap | None:
+        with self._lock:
+            entry = self._live(session_id)
+            if entry is None:
+                return None
+            self._entries.move_to_end(session_id)
+            body, expires = entry.body, entry.expires
+        return SessionMap(self.decode(body), version=body, ttl_left=expires - time.monotonic())
+
+    def remove_all(self, session_id: str) -> None:
+        with self._lock:
+            self._entries.pop(session_id, None)
+
+    def update_ttl(self, session_id: str, ttl: int) -> bool:
+        with self._lock:
+            entry = self._live(session_id)
+            if entry is None:
+                return False
+            entry.expires = time.monotonic() + ttl
+            self._entries.move_to_end(session_id)
+            return True
+
+    def exists(self, session_id: str) -> bool:
+        with self._lock:
+            return self._live(session_id) is not None
+
+    def create(self, session_id: str, session: SessionMap, ttl: int) -> bool:
+        body = self.encode(session.as_dict())
+        with self._lock:
+            if self._live(session_id) is not None:
+                return False
+            self._put(session_id, _Entry(body, time.monotonic() + ttl))
+        session.version = body
+        return True
+
+    def apply(self, session_id: str, session: SessionMap, ttl: int) -> bool:
+        with self._lock:
+            entry = self._live(session_id)
+            if entry is None:
+                return False
+            expires = time.monotonic() + ttl
+            # The body is its own version: when it is what was read, nobody has written, or nothing else.
+            if entry.body == session.version:
+                body = self.encode(session.as_dict())
+            else:
+                current = self.decode(entry.body)
+                body = self.encode(session.merged_onto(current))
+                if not session.renews_ttl(current):
+                    expires = entry.expires
+            self._put(session_id, _Entry(body, expires))
+        session.version = body
+        return True
+
+    def move(self, session_id: str, new_id: str, ttl: int) -> bool:
+        with self._lock:
+            entry = self._live(session_id)
+            taken = self._live(new_id) is not None
+            if entry is None or taken:
+                return entry is None and taken
+            del self._entries[session_id]
+            self._put(new_id, _Entry(entry.body, time.monotonic() + ttl))
+            return True
+
+    def purge(self, batch_size: int, dry_run: bool = False) -> Iterator[int]:
+        with self._lock:
+            ids = list(self._entries)
+        for start in range(0, len(ids), batch_size):
+            with self._lock:
+                now = time.monotonic()
+                batch = [self._entries.get(session_id) for session_id in ids[start : start + batch_size]]
+                expired = [
+                    session_id
+                    for session_id, entry in zip(ids[start : start + batch_size], batch, strict=True)
+                    if entry is not None and entry.expires <= now
+                ]
+                if not dry_run:
+                    for session_id in expired:
+                        del self._entries[session_id]
+            yield len(expired)
+
+    def ids(self) -> Iterator[str]:
+        with self._lock:
+            now = time.monotonic()
+            live = [session_id for session_id, entry in self._entries.items() if entry.expires > now]
+        yield from live
+
+    async def aget_session(self, session_id: str, ttl: int, data: Any = None) -> SessionMap | None:
+        return self.get_session(session_id, ttl, data)
+
+    async def aremove_all(self, session_id: str) -> None:
+        self.remove_all(session_id)
+
+    async def aupdate_ttl(self, session_id: str, ttl: int) -> bool:
+        return self.update_ttl(session_id, ttl)
+
+    async def aexists(self, session_id: str) -> bool:
+        return self.exists(session_id)
+
+    async def acreate(self, session_id: str, session: SessionMap, ttl: int) -> bool:
+        return self.create(session_id, session, ttl)
+
+    async def aapply(self, session_id: str, session: SessionMap, ttl: int) -> bool:
+        return self.apply(session_id, session, ttl)
+
+    async def amove(self, session_id: str, new_id: str, ttl: int) -> bool:
+        return self.move(session_id, new_id, ttl)
+
+
+class SessionStore(BaseSessionStore):
+    """The engine ``gsession_django.backends.memory``."""
+
+    storage_class = MemoryStorage
+
+    @classmethod
+    def check(cls) -> list[CheckMessage]:
+        if settings.DEBUG:
+            return []
+        return [
+            Warning(
+                f"The session engine {cls.__module__!r} keeps sessions in the memory of one process, and DEBUG is False.",
+                hint="Sessions end with the process, and a second worker process does not see them. Set SESSION_ENGINE "
+                "to 'gsession_django.backends.file', or silence this where one process is what you have.",
+                id="gsession_django.W001",
+            )
+        ]

@@ -1,0 +1,153 @@
+"""System checks: what is wrong with the settings, in words, before a visitor meets it."""
+
+import inspect
+from collections.abc import Iterator, Sequence
+from importlib import import_module
+from types import ModuleType
+from typing import Any
+
+from django.apps import AppConfig
+from django.conf import settings
+from django.core.checks import CheckMessage, Error, Warning, register
+
+from gsession_django import serializers
+from gsession_django.conf import KEYS
+from gsession_django.store import SessionStore, abilities, missing_abilities, missing_twins
+
+OPTIONS_OF_EVERY_ENGINE = ("hash_ids",)
+
+
+@register("gsession_django")
+def check_settings(app_configs: Sequence[AppConfig] | None = None, **kwargs: Any) -> list[CheckMessage]:
+    """Check ``GSESSION``, and the session engines of this package that are in use."""
+    given = getattr(settings, "GSESSION", {})
+    if not isinstance(given, dict):
+        return [
+            Error(
+                f"GSESSION = {given!r} is not a dictionary.",
+                hint='Write GSESSION = {"ENGINES": {...}, "TOUCH_INTERVAL": 10}, or leave the setting out.',
+                id="gsession_django.E001",
+            )
+        ]
+    return [*_check_keys(given), *_check_touch_interval(given), *_check_engines(given)]
+
+
+def _check_keys(given: dict[str, Any]) -> Iterator[CheckMessage]:
+    for key in given.keys() - KEYS.keys():
+        yield Error(
+            f"GSESSION[{key!r}] is unknown.",
+            hint=f"The keys of GSESSION are {_quoted(KEYS)}.",
+            id="gsession_django.E002",
+        )
+
+
+def _check_touch_interval(given: dict[str, Any]) -> Iterator[CheckMessage]:
+    interval = given.get("TOUCH_INTERVAL", 0)
+    if isinstance(interval, bool) or not isinstance(interval, int | float) or not interval >= 0:
+        yield Error(
+            f'GSESSION["TOUCH_INTERVAL"] = {interval!r} is not a number of seconds.',
+            hint="Give it a number that is not negative; 0 renews the TTL at every request.",
+            id="gsession_django.E003",
+        )
+
+
+def _check_engines(given: dict[str, Any]) -> Iterator[CheckMessage]:
+    engines = given.get("ENGINES", {})
+    if not isinstance(engines, dict) or not all(isinstance(options, dict) for options in engines.values()):
+        yield Error(
+            f'GSESSION["ENGINES"] = {engines!r} does not map engines to their options.',
+            hint='Write {"the.engine.module": {"option": value}}.',
+            id="gsession_django.E004",
+        )
+        engines = {}
+    if settings.SESSION_ENGINE not in engines:
+        yield from _check_engine("SESSION_ENGINE", settings.SESSION_ENGINE, {}, ours=False)
+    for name, options in engines.items():
+        yield from _check_engine('GSESSION["ENGINES"]', name, options, ours=True)
+
+
+def _check_engine(setting: str, name: str, options: dict[str, Any], ours: bool) -> Iterator[CheckMessage]:
+    """Check one engine; one that is not `ours` may be any of Django's, which is none of our business."""
+    try:
+        store = _session_store(import_module(name))
+    except ImportError as error:
+        yield Error(
+            f"{setting} names the engine {name!r}, which cannot be imported: {error}.",
+            hint="Give it the dotted name of a module, such as 'gsession_django.backends.file'.",
+            id="gsession_django.E005",
+        )
+        return
+    if store is None:
+        if ours:
+            yield Error(
+                f"{setting} names {name!r}, which is no engine of gsession_django.",
+                hint="An engine is a module with a class SessionStore, a subclass of gsession_django.SessionStore that "
+                "has a storage_class.",
+                id="gsession_django.E006",
+            )
+        return
+    yield from _check_storage(name, store)
+    yield from _check_options(name, store, options)
+    yield from _check_serializer(name)
+    yield from store.check()
+
+
+def _session_store(module: ModuleType) -> type[SessionStore] | None:
+    store = getattr(module, "SessionStore", None)
+    ours = isinstance(store, type) and issubclass(store, SessionStore) and hasattr(store, "storage_class")
+    return store if ours else None
+
+
+def _check_storage(name: str, store: type[SessionStore]) -> Iterator[CheckMessage]:
+    storage = store.storage_class
+    if missing := missing_abilities(abilities(storage)):
+        yield Error(
+            f"{storage.__qualname__}, the storage of the engine {name!r}, cannot hold a session: it lacks "
+            f"{', '.join(missing)}.",
+            hint="Write the missing methods; docs/writing-a-storage.md says what each has to do.",
+            id="gsession_django.E007",
+        )
+    missing = missing_twins(storage)
+    if any(hasattr(storage, f"a{method}") for method in abilities(storage)) and missing:
+        yield Warning(
+            f"{storage.__qualname__}, the storage of the engine {name!r}, has some async methods but not {', '.join(missing)}.",
+            hint="Write the missing ones, or the others are not used: an async request then enters a thread.",
+            id="gsession_django.W002",
+        )
+
+
+def _check_options(name: str, store: type[SessionStore], options: dict[str, Any]) -> Iterator[CheckMessage]:
+    parameters = inspect.signature(store.storage_class).parameters
+    if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values()):
+        return
+    taken = [*parameters, *OPTIONS_OF_EVERY_ENGINE]
+    for option in options:
+        if option not in taken:
+            yield Error(
+                f'GSESSION["ENGINES"][{name!r}] has the option {option!r} = {options[option]!r}, which '
+                f"{store.storage_class.__qualname__} does not take.",
+                hint=f"The options of this engine are {_quoted(taken)}.",
+                id="gsession_django.E009",
+            )
+
+
+def _check_serializer(name: str) -> Iterator[CheckMessage]:
+    """A storage may keep single values, so the serializer has to take what JSON takes at its top level."""
+    for value in ("text", 1, [1, "two"], None):
+        try:
+            back = serializers.decode(serializers.encode(value))
+            problem = None if back == value else f"it gives back {back!r}"
+        except Exception as error:
+            problem = f"{type(error).__name__}: {error}"
+        if problem is not None:
+            yield Error(
+                f"SESSION_SERIALIZER = {settings.SESSION_SERIALIZER!r} cannot take the single value {value!r}: {problem}.",
+                hint=f"The engine {name!r} needs a serializer whose dumps() and loads() take any single value, such as "
+                "'django.contrib.sessions.serializers.JSONSerializer'.",
+                id="gsession_django.E010",
+            )
+            return
+
+
+def _quoted(names: Any) -> str:
+    return ", ".join(repr(name) for name in names)

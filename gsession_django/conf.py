@@ -1,0 +1,45 @@
+"""The ``GSESSION`` setting, read once and read again when a test overrides it."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from django.conf import settings
+from django.core.signals import setting_changed
+
+
+@dataclass(frozen=True, slots=True)
+class Conf:
+    """What Django has no setting for.
+
+    Attributes:
+        engines: keyword arguments of an engine's Storage, by the engine's module (``GSESSION["ENGINES"]``).
+        touch_interval: seconds for which a touch that only ``SESSION_SAVE_EVERY_REQUEST`` asked for may wait, but never
+            longer than a tenth of the TTL (``GSESSION["TOUCH_INTERVAL"]``).
+    """
+
+    engines: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    touch_interval: float = 10
+
+
+KEYS = {"ENGINES": "engines", "TOUCH_INTERVAL": "touch_interval"}
+
+_conf: Conf | None = None
+
+
+def conf() -> Conf:
+    """Return the setting as it stands. What is wrong in it, the system checks say; unknown keys have no effect."""
+    global _conf
+    if _conf is None:
+        given = getattr(settings, "GSESSION", {})
+        _conf = Conf(**{KEYS[key]: value for key, value in given.items() if key in KEYS})
+    return _conf
+
+
+def _forget(*, setting: str, **kwargs: Any) -> None:
+    global _conf
+    if setting == "GSESSION":
+        _conf = None
+
+
+setting_changed.connect(_forget)

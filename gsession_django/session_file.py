@@ -1,0 +1,204 @@
+"""One session in one file: a header, and behind it room for the session that is and the one that will be.
+
+A session is stored by writing its body where the current one is not and then pointing the header at it, in one write of
+a few bytes. So a process that is killed at any moment leaves the previous session or the new one, a disk that is full
+leaves the previous one, and no file is renamed over another, which file systems are slow at. A touch rewrites the
+header alone.
+
+Readers take no lock. One that reads while a writer writes may see a header and a body that do not belong together; the
+checksums tell, and it reads again under the writers' lock before it calls a file damaged.
+"""
+
+import errno
+import os
+import struct
+import time
+import zlib
+from dataclasses import dataclass, replace
+
+from django.core.files import locks
+
+MAGIC = b"GSF1"
+# magic, expiry (seconds since 1970), revision, offset, length and checksum of the body; then the header's own checksum.
+_FIELDS = struct.Struct("<4sdQIII")
+_CHECKSUM = struct.Struct("<I")
+HEADER_SIZE = _FIELDS.size + _CHECKSUM.size
+_READ_SIZE = 8192
+# A file that once held a large session is cut when at least this much of it is no longer used.
+_SLACK = 65536
+_FLAGS = getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0)
+
+
+class Damaged(ValueError):
+    """What is in the file is no session of this format, or not all of one."""
+
+
+@dataclass(frozen=True, slots=True)
+class Header:
+    """What stands at the head of a file.
+
+    Attributes:
+        expires: when the session expires, in seconds since 1970.
+        revision: one more at each change of the body; not at a touch.
+        offset, length, checksum: where in the file the body is, in bytes, and its CRC-32.
+    """
+
+    expires: float
+    revision: int
+    offset: int
+    length: int
+    checksum: int
+
+    @classmethod
+    def unpack(cls, data: bytes) -> "Header":
+        """Return the header at the start of `data`, or raise :class:`Damaged`."""
+        if len(data) < HEADER_SIZE:
+            raise Damaged(f"it has {len(data)} bytes, fewer than a header")
+        magic, *fields = _FIELDS.unpack_from(data)
+        if magic != MAGIC:
+            raise Damaged("it does not begin like a session file")
+        if _CHECKSUM.unpack_from(data, _FIELDS.size)[0] != zlib.crc32(data[: _FIELDS.size]):
+            raise Damaged("its header does not match its checksum")
+        return cls(*fields)
+
+    def pack(self) -> bytes:
+        fields = _FIELDS.pack(MAGIC, self.expires, self.revision, self.offset, self.length, self.checksum)
+        return fields + _CHECKSUM.pack(zlib.crc32(fields))
+
+    @property
+    def alive(self) -> bool:
+        return self.expires > time.time()
+
+
+class FileLock:
+    """A lock that one thread of all processes on this machine holds at a time. A process that dies lets go of it.
+
+    Args:
+        path: the lock's file, made if it is not there; ``FileNotFoundError`` when its folder is not.
+    """
+
+    __slots__ = ("_fd", "_path")
+
+    def __init__(self, path: str) -> None:
+        self._path = path
+
+    def __enter__(self) -> None:
+        # Opened anew each time: an open file that two threads, or a process and its fork, share is locked for both.
+        self._fd = os.open(self._path, os.O_RDWR | os.O_CREAT | _FLAGS, 0o600)
+        try:
+            if not locks.lock(self._fd, locks.LOCK_EX):
+                raise OSError(errno.ENOLCK, "this platform or file system has no file locks", self._path)
+        except BaseException:
+            os.close(self._fd)
+            raise
+
+    def __exit__(self, *exc: object) -> None:
+        # Unlocked by name, since a process that was forked meanwhile still has the file open.
+        locks.unlock(self._fd)
+        os.close(self._fd)
+
+
+class SessionFile:
+    """An open session file.
+
+    Args:
+        path: the file; ``FileNotFoundError`` when there is none.
+        writable: whether it is opened for writing too; the writers' lock must be held then.
+        fsync: whether each write waits until it is on the disk.
+    """
+
+    __slots__ = ("_fd", "_fsync", "_start", "header")
+
+    def __init__(self, path: str, writable: bool = False, fsync: bool = False) -> None:
+        self._fsync = fsync
+        self._fd = os.open(path, (os.O_RDWR if writable else os.O_RDONLY) | _FLAGS)
+        try:
+            self._start = os.read(self._fd, HEADER_SIZE if writable else _READ_SIZE)
+            self.header = Header.unpack(self._start)
+        except BaseException:
+            os.close(self._fd)
+            raise
+
+    def __enter__(self) -> "SessionFile":
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        os.close(self._fd)
+
+    def body(self) -> bytes:
+        """Return the session's bytes, or raise :class:`Damaged`."""
+        head = self.header
+        body = self._start[head.offset : head.offset + head.length]
+        if len(body) < head.length:
+            os.lseek(self._fd, head.offset, os.SEEK_SET)
+            body = _read(self._fd, head.length)
+        if len(body) != head.length or zlib.crc32(body) != head.checksum:
+            raise Damaged("its body does not match its checksum")
+        return body
+
+    def write(self, body: bytes, expires: float) -> int:
+        """Store `body` in place of the current one and return its revision."""
+        old = self.header
+        front = HEADER_SIZE + len(body) <= old.offset
+        offset = HEADER_SIZE if front else old.offset + old.length
+        os.lseek(self._fd, offset, os.SEEK_SET)
+        _write(self._fd, body)
+        if self._fsync:
+            os.fsync(self._fd)
+        self._point(Header(expires, (old.revision + 1) % 2**64, offset, len(body), zlib.crc32(body)))
+        if front and old.offset + old.length - offset - len(body) >= _SLACK:
+            os.ftruncate(self._fd, offset + len(body))
+        return self.header.revision
+
+    def renew(self, expires: float) -> None:
+        """Store a new expiry."""
+        self._point(replace(self.header, expires=expires))
+
+    def _point(self, header: Header) -> None:
+        os.lseek(self._fd, 0, os.SEEK_SET)
+        _write(self._fd, header.pack())
+        if self._fsync:
+            os.fsync(self._fd)
+        self.header = header
+
+
+def write_new(path: str, scratch: str, body: bytes, expires: float, fsync: bool = False) -> int:
+    """Create the session file `path`, in one step, by way of the file `scratch`; return the first revision.
+
+    The writers' lock must be held, so that nobody else uses `scratch`; what a killed process left in it is overwritten.
+    """
+    # Random, so that a session that was removed and made again under the same id is not taken for the old one.
+    revision = int.from_bytes(os.urandom(8), "little")
+    header = Header(expires, revision, HEADER_SIZE, len(body), zlib.crc32(body))
+    fd = os.open(scratch, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | _FLAGS, 0o600)
+    try:
+        _write(fd, header.pack() + body)
+        if fsync:
+            os.fsync(fd)
+    finally:
+        os.close(fd)
+    os.replace(scratch, path)
+    return revision
+
+
+def _read(fd: int, size: int) -> bytes:
+    parts = []
+    while size > 0 and (part := os.read(fd, size)):
+        parts.append(part)
+        size -= len(part)
+    return b"".join(parts)
+
+
+def _write(fd: int, data: bytes) -> None:
+    view = memoryview(data)
+    while view:
+        view = view[os.write(fd, view) :]
+
+
+def sync_folder(path: str) -> None:
+    """Wait until what was created, renamed or removed in the folder `path` is on the disk."""
+    fd = os.open(path, os.O_RDONLY | _FLAGS)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)

@@ -1,0 +1,191 @@
+"""The Storage interface: where sessions are kept.
+
+It is the one of GoFrame's ``gsession`` (https://goframe.org/en/docs/core/gsession-storage) in Python's spelling: eleven
+methods, none of them mandatory by itself, and a few extensions for what Django needs done atomically. A storage
+overrides what it can do; the adapter, :class:`gsession_django.SessionStore`, makes a complete Django session engine of
+that. ``docs/writing-a-storage.md`` builds one step by step.
+
+What holds for every method:
+
+* ``session_id`` is a ``str``: the SHA-256 of the session key in hexadecimal, or the key itself where :attr:`Storage.hash_ids`
+  is off. An id that the storage does not know, one it could never have stored (too long, strange characters) and one
+  whose TTL is over are the same thing: an unknown session, never an exception.
+* ``ttl`` is whole seconds from now. Zero and below mean that the session is expired at once.
+* ``data`` maps ``str`` to any value that ``SESSION_SERIALIZER`` can take. A storage keeps neither the object it is given nor
+  hands out the one it keeps: it keeps bytes (:meth:`Storage.encode`) or copies.
+* A storage that cannot answer raises :class:`StorageUnavailable`; never does it answer as if the session were not there.
+* One storage object serves the whole process: all its threads and event loops at once.
+"""
+
+from collections.abc import Iterator, Mapping
+from typing import Any, ClassVar
+
+from gsession_django import serializers
+from gsession_django.session_map import SessionMap
+
+
+class Disabled(NotImplementedError):
+    """Raised by a storage method that the storage does not have. The adapter then does without it."""
+
+
+class StorageUnavailable(Exception):
+    """The storage cannot answer now: a timeout, a refused connection, a full disk.
+
+    Not reachable is not the same as not there: nobody is signed out because of it, and no cookie is deleted.
+    """
+
+
+class Storage:
+    """Base class of every storage. Keyword arguments of ``__init__`` are the engine's options in
+    ``GSESSION["ENGINES"]``; it connects to nothing.
+
+    A storage is async when it has native twins, with Django's ``a`` before the name (``aget_session``), of everything
+    it overrides but ``purge`` and ``ids``. An async request then never enters a thread. For one that is not, the
+    adapter runs each operation in one ``sync_to_async``.
+
+    Attributes:
+        hash_ids: whether ids are hashed session keys, so that a leaked dump holds no key that opens a session. Off for a
+            storage that makes its own ids and must recognise them. The option of the same name wins over it.
+        expires_itself: whether the medium removes expired sessions without being asked (then there is no ``purge``).
+    """
+
+    hash_ids: ClassVar[bool] = True
+    expires_itself: ClassVar[bool] = False
+
+    encode = staticmethod(serializers.encode)
+    decode = staticmethod(serializers.decode)
+
+    # The eleven methods of gsession.
+
+    def new(self, ttl: int) -> str:
+        """Return a session key of the storage's own making: the value of the cookie.
+
+        Called before a session is created. At least 8 characters, all of them letters, digits or one of
+        ``!#$%&'*+-.^_`|~:``, or the adapter raises ``ValueError``. Without it the adapter makes a random one of 32
+        characters.
+        """
+        raise Disabled
+
+    def get(self, session_id: str, key: str) -> Any:
+        """Return one value, or ``None`` when `key` is not in the session or there is no such session.
+
+        A storage that has this is a per-key storage. Called when a key is first asked for in a request, if
+        :meth:`get_session` returned an empty mapping.
+        """
+        raise Disabled
+
+    def get_map(self, session_id: str) -> dict[str, Any]:
+        """Return all pairs; an empty ``dict`` when there is no such session.
+
+        Called at most once a request on a per-key storage: when :meth:`get` answered ``None``, or all keys are wanted.
+        """
+        raise Disabled
+
+    def get_size(self, session_id: str) -> int:
+        """Return the number of pairs; 0 when there is no such session.
+
+        Called for ``len(request.session.keys())`` on a per-key storage, before any value was changed.
+        """
+        raise Disabled
+
+    def set(self, session_id: str, key: str, value: Any, ttl: int) -> None:
+        """Store one pair. `ttl` is the session's, not the pair's.
+
+        Called when a session that changed is closed, once for each pair, if there is no :meth:`set_map`.
+        """
+        raise Disabled
+
+    def set_map(self, session_id: str, data: Mapping[str, Any], ttl: int) -> None:
+        """Store the pairs of `data` at once and keep the session's others; creates the session if it is not there.
+
+        Called with the changed pairs when a session that changed is closed, before :meth:`set_session`.
+        """
+        raise Disabled
+
+    def remove(self, session_id: str, key: str) -> None:
+        """Remove one pair; nothing happens when it is not there. Called like :meth:`set`, after it."""
+        raise Disabled
+
+    def remove_all(self, session_id: str) -> None:
+        """Remove the session; nothing happens when there is none. Called by ``flush()`` and ``delete()``."""
+        raise Disabled
+
+    def get_session(
+        self, session_id: str, ttl: int, data: Mapping[str, Any] | None = None
+    ) -> SessionMap | Mapping[str, Any] | None:
+        """Return the session, or ``None`` when it is unknown or its TTL is over. Called whenever a session starts.
+
+        Args:
+            session_id: the session's id.
+            ttl: what a session of this site lives, for a storage that counts from its last use.
+            data: the process's last copy of the session. This adapter keeps none and passes ``None``.
+
+        Returns:
+            A mapping that is not empty is the complete session. An empty one from a per-key storage means «ask me key
+            by key», from any other an empty session. A :class:`SessionMap` can carry more than a ``dict``: the version
+            that :meth:`apply` wants back, and ``ttl_left``, without which touches are not coalesced.
+        """
+        raise Disabled
+
+    def set_session(self, session_id: str, data: Mapping[str, Any], ttl: int) -> None:
+        """Store `data`, all that the request knows of the session, in place of what is stored, and renew the TTL.
+
+        Called whenever a session that changed is closed. A per-key storage, whose pairs :meth:`set_map` has already
+        stored by then, only renews the TTL here.
+        """
+        raise Disabled
+
+    def update_ttl(self, session_id: str, ttl: int) -> bool | None:
+        """Renew the TTL: a touch. Called whenever a session that did not change is closed.
+
+        Returns:
+            ``False`` when the session is gone; anything else, ``None`` too, says nothing about it.
+        """
+        raise Disabled
+
+    # Extensions: what Django needs done atomically and the eleven cannot express.
+
+    def exists(self, session_id: str) -> bool:
+        """Return whether there is such a session. Without it the adapter uses :meth:`get_session`."""
+        raise Disabled
+
+    def create(self, session_id: str, session: SessionMap, ttl: int) -> bool:
+        """Store a session (``session.as_dict()``) that is not there yet.
+
+        Returns:
+            ``False``, with nothing changed, when the id is taken.
+        """
+        raise Disabled
+
+    def apply(self, session_id: str, session: SessionMap, ttl: int) -> bool:
+        """Bring what this request did to `session` into what is stored now, atomically, and renew the TTL.
+
+        What others wrote meanwhile is kept: ``session.merged_onto(current)`` is the session to store. A storage that
+        sees (by ``session.version``) that nobody wrote since the read may store ``session.as_dict()`` without looking.
+        Where ``session.renews_ttl(current)`` is false, the TTL stays what it is. The storage sets ``session.version``
+        to that of what it stored, or to ``None``.
+
+        Returns:
+            ``False``, with nothing stored, when the session is gone.
+        """
+        raise Disabled
+
+    def move(self, session_id: str, new_id: str, ttl: int) -> bool:
+        """Give the session a new id, its data kept and the old id gone, and renew the TTL. Called by ``cycle_key()``.
+
+        Returns:
+            ``False``, with nothing stored, when the session is gone; ``True`` too when an earlier try had moved it.
+        """
+        raise Disabled
+
+    def purge(self, batch_size: int, dry_run: bool = False) -> Iterator[int]:
+        """Remove the expired sessions (with `dry_run`, only count them), `batch_size` at most in one step.
+
+        Yields:
+            The number removed, once a step, 0 too. Between two steps nothing is held: no lock, no transaction.
+        """
+        raise Disabled
+
+    def ids(self) -> Iterator[str]:
+        """Yield the id of every session that lives now, in any order."""
+        raise Disabled

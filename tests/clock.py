@@ -1,0 +1,32 @@
+"""A clock that tests can move."""
+
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from unittest import mock
+
+from gsession_django import session_file
+from gsession_django.backends import file, memory
+
+
+class Clock:
+    """Stands in for the module `time` where sessions are timed, `offset` seconds off the real one."""
+
+    def __init__(self) -> None:
+        self.offset = 0.0
+
+    def time(self) -> float:
+        return time.time() + self.offset
+
+    def monotonic(self) -> float:
+        return time.monotonic() + self.offset
+
+
+@contextmanager
+def moved_clock() -> Iterator[Clock]:
+    """Yield the clock that the memory and the file engine go by until the end of the block."""
+    clock = Clock()
+    with ExitStack() as stack:
+        for module in (memory, file, session_file):
+            stack.enter_context(mock.patch.object(module, "time", clock))
+        yield clock

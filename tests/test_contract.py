@@ -1,0 +1,28 @@
+"""StorageContract: every engine keeps it, and a storage that breaks a rule fails it."""
+
+import tempfile
+from typing import Any
+
+from django.test import SimpleTestCase, override_settings
+
+from gsession_django.backends import file, memory
+from gsession_django.testing import StorageContract
+from tests.clock import moved_clock
+
+
+class EngineContract(StorageContract):
+    def setUp(self) -> None:
+        self.clock = self.enterContext(moved_clock())
+        self.enterContext(override_settings(SESSION_FILE_PATH=self.enterContext(tempfile.TemporaryDirectory())))
+        super().setUp()
+
+    def advance(self, seconds: float) -> None:
+        self.clock.offset += seconds
+
+
+class MemoryTests(EngineContract, SimpleTestCase):
+    store_class = memory.SessionStore
+
+
+class FileTests(EngineContract, SimpleTestCase):
+    store_class = file.SessionStore
