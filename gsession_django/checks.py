@@ -110,7 +110,8 @@ def _check_storage(name: str, store: type[SessionStore]) -> Iterator[CheckMessag
     missing = missing_twins(storage)
     if any(hasattr(storage, f"a{method}") for method in abilities(storage)) and missing:
         yield Warning(
-            f"{storage.__qualname__}, the storage of the engine {name!r}, has some async methods but not {', '.join(missing)}.",
+            f"{storage.__qualname__}, the storage of the engine {name!r}, has some async methods but not "
+            f"{', '.join(missing)}.",
             hint="Write the missing ones, or the others are not used: an async request then enters a thread.",
             id="gsession_django.W002",
         )
@@ -141,7 +142,8 @@ def _check_serializer(name: str) -> Iterator[CheckMessage]:
             problem = f"{type(error).__name__}: {error}"
         if problem is not None:
             yield Error(
-                f"SESSION_SERIALIZER = {settings.SESSION_SERIALIZER!r} cannot take the single value {value!r}: {problem}.",
+                f"SESSION_SERIALIZER = {settings.SESSION_SERIALIZER!r} cannot take the single value {value!r}: "
+                f"{problem}.",
                 hint=f"The engine {name!r} needs a serializer whose dumps() and loads() take any single value, such as "
                 "'django.contrib.sessions.serializers.JSONSerializer'.",
                 id="gsession_django.E010",

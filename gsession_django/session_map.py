@@ -247,7 +247,7 @@ class SessionMap(MutableMapping[str, Any]):
             return False
         if key in self._values:
             return self._values[key] is UNFETCHED
-        return self.partial or key is None and UNFETCHED in self._values.values()
+        return self.partial or (key is None and UNFETCHED in self._values.values())
 
     def hide(self, key: str) -> None:
         """Drop what a storage keeps for itself, as if it had not been read."""
@@ -305,7 +305,7 @@ class SessionMap(MutableMapping[str, Any]):
 
     def has_changes(self) -> bool:
         """Whether there is anything to save."""
-        return self.cleared or bool(self._originals or self._snapshots) and bool(self.removed or self.changed)
+        return self.cleared or (bool(self._originals or self._snapshots) and bool(self.removed or self.changed))
 
     def as_dict(self) -> dict[str, Any]:
         """Return what the request knows of the session, for a storage to encode: the values are not copies."""
@@ -348,6 +348,11 @@ class SessionMap(MutableMapping[str, Any]):
             return True
         base = self._base(EXPIRY_KEY)
         return bool(current.get(EXPIRY_KEY) == (None if base is MISSING else base))
+
+    def unsaved(self) -> None:
+        """Forget what merging made in a save that came to nothing. The adapter calls it before it tries to save."""
+        self._merged = {}
+        self._whole = None
 
     def saved(self) -> None:
         """Take what was stored as the new starting point. The adapter calls it when a storage has stored the session.

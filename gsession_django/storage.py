@@ -7,13 +7,13 @@ that. ``docs/writing-a-storage.md`` builds one step by step.
 
 What holds for every method:
 
-* ``session_id`` is a ``str``: the SHA-256 of the session key in hexadecimal, or the key itself where :attr:`Storage.hash_ids`
-  is off. An id that the storage does not know, one it could never have stored (too long, strange characters) and one
-  whose TTL is over are the same thing: an unknown session, never an exception.
+* ``session_id`` is a ``str``: the SHA-256 of the session key in hexadecimal, or the key itself where
+  :attr:`Storage.hash_ids` is off. An id that the storage does not know, one it could never have stored (too long,
+  strange characters) and one whose TTL is over are the same thing: an unknown session, never an exception.
 * ``ttl`` is whole seconds from now. Zero and below mean that the session is expired at once.
-* ``data`` maps ``str`` to any value that ``SESSION_SERIALIZER`` can take. A storage keeps neither the object it is given nor
-  hands out the one it keeps: it keeps bytes (:meth:`Storage.encode`) or copies.
-* A storage that cannot answer raises :class:`StorageUnavailable`; never does it answer as if the session were not there.
+* ``data`` maps ``str`` to any value that ``SESSION_SERIALIZER`` can take. A storage neither keeps the object that it is
+  given nor hands out the one that it keeps: it keeps bytes (:meth:`Storage.encode`) or copies.
+* A storage that cannot answer raises :class:`StorageUnavailable`; it never answers as if the session were not there.
 * One storage object serves the whole process: all its threads and event loops at once.
 """
 
@@ -44,8 +44,8 @@ class Storage:
     adapter runs each operation in one ``sync_to_async``.
 
     Attributes:
-        hash_ids: whether ids are hashed session keys, so that a leaked dump holds no key that opens a session. Off for a
-            storage that makes its own ids and must recognise them. The option of the same name wins over it.
+        hash_ids: whether ids are hashed session keys, so that a leaked dump holds no key that opens a session. Off for
+            a storage that makes its own ids and must recognise them. The option of the same name wins over it.
         expires_itself: whether the medium removes expired sessions without being asked (then there is no ``purge``).
     """
 

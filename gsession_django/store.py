@@ -156,7 +156,7 @@ class SessionStore(SessionBase):
         return session.ttl_left
 
     @property
-    def modified(self) -> bool:  # type: ignore[override]
+    def modified(self) -> bool:
         """Whether anything was set, or a value that was handed out has been changed in place since.
 
         Setting it to ``False`` lets it count from now. Reading it neither loads the session nor counts as access.
@@ -179,7 +179,7 @@ class SessionStore(SessionBase):
 
     def _validate_session_key(self, key: str | None) -> bool:
         # What no cookie of ours can hold is no session key, so that it never gets near a storage.
-        return bool(key) and _COOKIE_SAFE.fullmatch(key) is not None
+        return key is not None and _COOKIE_SAFE.fullmatch(key) is not None
 
     def _get_new_session_key(self) -> str:
         key: str = self._run(self._new_key(self.get_session_cookie_age()))
@@ -200,7 +200,8 @@ class SessionStore(SessionBase):
                     if isinstance(call, tuple):
                         result = getattr(engine.storage, call[0])(*call[1:])
                     else:
-                        result = engine.locks.wait(call.lock_id, call.future)
+                        engine.locks.wait(call.lock_id, call.future)
+                        result = None
                 except BaseException as error:
                     call = operation.throw(error)
                 else:
@@ -219,7 +220,8 @@ class SessionStore(SessionBase):
                     if isinstance(call, tuple):
                         result = await getattr(engine.storage, f"a{call[0]}")(*call[1:])
                     else:
-                        result = await engine.locks.await_turn(call.lock_id, call.future)
+                        await engine.locks.await_turn(call.lock_id, call.future)
+                        result = None
                 except BaseException as error:
                     call = operation.throw(error)
                 else:
@@ -246,8 +248,8 @@ class SessionStore(SessionBase):
 
     def _incapable(self, name: str) -> ImproperlyConfigured:
         return ImproperlyConfigured(
-            f"{self.storage_class.__qualname__}.{name}() of the engine {type(self).__module__!r} is disabled, and without "
-            "it the storage cannot hold a session."
+            f"{self.storage_class.__qualname__}.{name}() of the engine {type(self).__module__!r} is disabled, and "
+            "without it the storage cannot hold a session."
         )
 
     # Reading.
@@ -322,10 +324,10 @@ class SessionStore(SessionBase):
             yield from self._fetch(session, EXPIRY_KEY)
         return math.ceil(self.get_expiry_age(expiry=session.get(EXPIRY_KEY)))
 
-    def exists(self, session_key: str | None) -> bool:  # type: ignore[override]
+    def exists(self, session_key: str | None) -> bool:
         return bool(self._run(self._exists(session_key)))
 
-    async def aexists(self, session_key: str | None) -> bool:  # type: ignore[override]
+    async def aexists(self, session_key: str | None) -> bool:
         return bool(await self._arun(self._exists(session_key)))
 
     def _exists(self, session_key: str | None) -> Operation:
@@ -417,8 +419,10 @@ class SessionStore(SessionBase):
 
     def _touch(self, session_id: str, session: SessionMap, ttl: int) -> Operation:
         """Renew the TTL of an unchanged session; ``False`` when it is gone."""
-        if settings.SESSION_SAVE_EVERY_REQUEST and not self._modified and session.ttl_left is not None:
-            if 0 <= ttl - session.ttl_left < min(conf().touch_interval, ttl / 10):
+        asked_for = self._modified or not settings.SESSION_SAVE_EVERY_REQUEST
+        if not asked_for and session.ttl_left is not None:
+            age = ttl - session.ttl_left
+            if 0 <= age < min(conf().touch_interval, ttl / 10):
                 return True
         there = yield from self._try("update_ttl", session_id, ttl)
         if there is _UNABLE:
@@ -439,6 +443,7 @@ class SessionStore(SessionBase):
 
     def _apply(self, session_id: str, session: SessionMap, ttl: int) -> Operation:
         """Store what the request did to the session; ``False`` when it is gone."""
+        session.unsaved()
         there = yield from self._try("apply", session_id, session, ttl)
         if there is _UNABLE:
             there = yield from self._locked(session_id, self._compose_apply(session_id, session, ttl))
@@ -485,14 +490,16 @@ class SessionStore(SessionBase):
         if removed and not able & {"remove", "set_session"}:
             yield from self._need("remove_all", session_id)
             changed = self._pairs(whole)
-        written = True
-        if changed and (yield from self._try("set_map", session_id, changed, ttl)) is _UNABLE:
-            for key, value in changed.items():
-                written = (yield from self._try("set", session_id, key, value, ttl)) is not _UNABLE
+        stored = False
+        if changed:
+            stored = (yield from self._try("set_map", session_id, changed, ttl)) is not _UNABLE
+            if not stored:
+                for key, value in changed.items():
+                    stored = (yield from self._try("set", session_id, key, value, ttl)) is not _UNABLE
         for key in removed:
             yield from self._try("remove", session_id, key)
-        if (yield from self._try("set_session", session_id, whole, ttl)) is _UNABLE and not written:
-            yield from self._need("set_map", session_id, changed, ttl)
+        if (yield from self._try("set_session", session_id, whole, ttl)) is _UNABLE and not stored:
+            yield from self._need("set_map", session_id, self._pairs(whole), ttl)
 
     def _locked(self, session_id: str, operation: Operation) -> Operation:
         """Run an operation that is composed of several calls with the id to itself, in this process."""
@@ -628,18 +635,18 @@ class SessionStore(SessionBase):
         await self._afetched(self.TEST_COOKIE_NAME)
         await super().adelete_test_cookie()
 
-    async def akeys(self) -> KeysView[str]:
+    async def akeys(self) -> KeysView[str]:  # type: ignore[override]
         session: SessionMap = await self._aget_session()
         if session.partial:
             await session.afetch()
         return session.keys()
 
-    async def avalues(self) -> ValuesView[Any]:
+    async def avalues(self) -> ValuesView[Any]:  # type: ignore[override]
         session: SessionMap = await self._aget_session()
         await session.afetch()
         return session.values()
 
-    async def aitems(self) -> ItemsView[str, Any]:
+    async def aitems(self) -> ItemsView[str, Any]:  # type: ignore[override]
         session: SessionMap = await self._aget_session()
         await session.afetch()
         return session.items()

@@ -7,6 +7,7 @@ from unittest import mock
 
 from gsession_django import session_file
 from gsession_django.backends import file, memory
+from tests import storages
 
 
 class Clock:
@@ -24,9 +25,9 @@ class Clock:
 
 @contextmanager
 def moved_clock() -> Iterator[Clock]:
-    """Yield the clock that the memory and the file engine go by until the end of the block."""
+    """Yield the clock that the engines and the storages of the tests go by until the end of the block."""
     clock = Clock()
     with ExitStack() as stack:
-        for module in (memory, file, session_file):
+        for module in (memory, file, session_file, storages):
             stack.enter_context(mock.patch.object(module, "time", clock))
         yield clock

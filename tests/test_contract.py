@@ -1,13 +1,22 @@
 """StorageContract: every engine keeps it, and a storage that breaks a rule fails it."""
 
 import tempfile
-from typing import Any
 
 from django.test import SimpleTestCase, override_settings
 
 from gsession_django.backends import file, memory
 from gsession_django.testing import StorageContract
 from tests.clock import moved_clock
+from tests.storages import (
+    AsyncPerKeyStorage,
+    AsyncStorage,
+    CompleteStorage,
+    OwnIdsStorage,
+    PairsOnlyStorage,
+    PerKeyStorage,
+    WholeMapStorage,
+    engine,
+)
 
 
 class EngineContract(StorageContract):
@@ -26,3 +35,31 @@ class MemoryTests(EngineContract, SimpleTestCase):
 
 class FileTests(EngineContract, SimpleTestCase):
     store_class = file.SessionStore
+
+
+class WholeMapTests(EngineContract, SimpleTestCase):
+    store_class = engine(WholeMapStorage)
+
+
+class PerKeyTests(EngineContract, SimpleTestCase):
+    store_class = engine(PerKeyStorage)
+
+
+class CompleteTests(EngineContract, SimpleTestCase):
+    store_class = engine(CompleteStorage)
+
+
+class OwnIdsTests(EngineContract, SimpleTestCase):
+    store_class = engine(OwnIdsStorage)
+
+
+class PairsOnlyTests(EngineContract, SimpleTestCase):
+    store_class = engine(PairsOnlyStorage)
+
+
+class AsyncTests(EngineContract, SimpleTestCase):
+    store_class = engine(AsyncStorage)
+
+
+class AsyncPerKeyTests(EngineContract, SimpleTestCase):
+    store_class = engine(AsyncPerKeyStorage)

@@ -32,7 +32,7 @@ _SHARDS = [f"{number:02x}" for number in range(256)]
 
 def default_path() -> str:
     """Return the folder that is used where ``SESSION_FILE_PATH`` is not set: private, and of this site alone."""
-    site = salted_hmac("gsession_django.backends.file", "folder").hexdigest()[:12]
+    site = salted_hmac("gsession_django.backends.file", "folder", algorithm="sha256").hexdigest()[:12]
     return os.path.join(tempfile.gettempdir(), f"gsession-{getpass.getuser()}-{site}")
 
 
@@ -60,8 +60,9 @@ class FileStorage(Storage):
 
     def __init__(self, fsync: bool = False) -> None:
         self._fsync = fsync
-        self._own = settings.SESSION_FILE_PATH is None
-        self._root = default_path() if self._own else os.fspath(settings.SESSION_FILE_PATH)
+        path = settings.SESSION_FILE_PATH
+        self._own = path is None
+        self._root = default_path() if path is None else os.fspath(path)
         self._checked = False
 
     def unavailable(self, error: OSError) -> StorageUnavailable:
@@ -166,8 +167,8 @@ class FileStorage(Storage):
     def create(self, session_id: str, session: SessionMap, ttl: int) -> bool:
         if not _FILE_NAME.fullmatch(session_id):
             raise ValueError(
-                f"{session_id!r} cannot be the name of a session file: with hash_ids off, the file engine takes session "
-                "keys of at most 128 lower-case letters, digits, '-' and '_', the first a letter or a digit."
+                f"{session_id!r} cannot be the name of a session file: with hash_ids off, the file engine takes "
+                "session keys of at most 128 lower-case letters, digits, '-' and '_', the first a letter or a digit."
             )
         folder = self._folder(session_id)
         body = self.encode(session.as_dict())

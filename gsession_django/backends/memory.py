@@ -173,7 +173,7 @@ class SessionStore(BaseSessionStore):
             return []
         return [
             Warning(
-                f"The session engine {cls.__module__!r} keeps sessions in the memory of one process, and DEBUG is False.",
+                f"The session engine {cls.__module__!r} keeps sessions in the memory of one process; DEBUG is False.",
                 hint="Sessions end with the process, and a second worker process does not see them. Set SESSION_ENGINE "
                 "to 'gsession_django.backends.file', or silence this where one process is what you have.",
                 id="gsession_django.W001",

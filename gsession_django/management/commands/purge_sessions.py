@@ -39,8 +39,8 @@ class Command(BaseCommand):
             return
         if "purge" not in abilities(store.storage_class):
             raise CommandError(
-                f"The engine {name!r} cannot remove expired sessions: {store.storage_class.__qualname__} has no purge(), and "
-                "its expires_itself is False."
+                f"The engine {name!r} cannot remove expired sessions: {store.storage_class.__qualname__} has no "
+                "purge(), and its expires_itself is False."
             )
         removed = 0
         with _interrupt() as interrupted, tqdm(unit=" sessions", disable=None, leave=False) as bar:
@@ -66,7 +66,7 @@ def _positive(text: str) -> int:
 
 def _session_store(name: str, setting: str) -> type[SessionStore]:
     try:
-        store = import_module(name).SessionStore
+        store: type[SessionStore] = import_module(name).SessionStore
     except (ImportError, AttributeError, ValueError) as error:
         raise CommandError(f"{setting} names {name!r}, which is no session engine: {error}.") from error
     if not issubclass(store, SessionStore):

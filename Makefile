@@ -1,0 +1,36 @@
+PYTHON ?= python3
+PORT ?= 8000
+VENV := .venv
+READY := $(VENV)/ready
+RESULT := .tox/result.json
+
+.PHONY: help
+help:  ## Show this list
+	@awk -F ':.*  ## ' '/^[a-z]+:.*  ## / { printf "make %-6s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+.PHONY: test
+test: $(READY)  ## Run all tests, ruff and mypy through tox, on every Python that is found
+	@rm -f $(RESULT)
+	@$(VENV)/bin/tox run --result-json $(RESULT); status=$$?; \
+	test ! -e $(RESULT) || $(VENV)/bin/python .ci/report.py $(RESULT); exit $$status
+
+.PHONY: demo
+demo: $(READY)  ## Serve the test site on http://127.0.0.1:8000/ (PORT=8000)
+	$(VENV)/bin/python manage.py demo_setup
+	$(VENV)/bin/python manage.py runserver 127.0.0.1:$(PORT) --noreload
+
+.PHONY: bench
+bench: $(READY)  ## Measure our engines beside Django's
+	$(VENV)/bin/python -m benchmarks
+
+.PHONY: clean
+clean:  ## Remove everything that the other commands made
+	rm -rf $(VENV) .tox .mypy_cache .pytest_cache .ruff_cache build *.egg-info testproject/demo.*
+	find . -name __pycache__ -prune -exec rm -rf {} +
+
+# One environment for all commands, made anew when what it holds may have changed.
+$(READY): setup.cfg pyproject.toml Makefile
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or later is needed: make PYTHON=...")'
+	$(PYTHON) -m venv --clear $(VENV)
+	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check 'tox>=4.60' --editable .
+	@touch $@

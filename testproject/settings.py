@@ -1,0 +1,83 @@
+"""Settings of the test site. What differs from one run to the next comes from the environment.
+
+GSESSION_DEMO_ENGINE      the session engine
+GSESSION_DEMO_DB          the SQLite database with the users; the site's other files go beside it
+GSESSION_DEMO_FILE_PATH   the folder of the file engine
+GSESSION_DEMO_DEBUG       0 turns DEBUG off
+GSESSION_DEMO_SECRET_KEY  the secret key
+"""
+
+import os
+from pathlib import Path
+
+DATABASE = Path(os.environ.get("GSESSION_DEMO_DB") or Path(__file__).with_name("demo.sqlite3")).absolute()
+
+SECRET_KEY = os.environ.get("GSESSION_DEMO_SECRET_KEY", "demo-key-that-protects-nothing")
+DEBUG = os.environ.get("GSESSION_DEMO_DEBUG", "1") != "0"
+ALLOWED_HOSTS = ["localhost", "127.0.0.1"]
+
+SESSION_ENGINE = os.environ.get("GSESSION_DEMO_ENGINE", "gsession_django.backends.file")
+SESSION_FILE_PATH = os.environ.get("GSESSION_DEMO_FILE_PATH")
+GSESSION = {
+    "ENGINES": {
+        "testproject.sessions": {"path": str(DATABASE.with_suffix(".sessions.sqlite3"))},
+    },
+}
+
+INSTALLED_APPS = [
+    "django.contrib.admin",
+    "django.contrib.auth",
+    "django.contrib.contenttypes",
+    "django.contrib.messages",
+    "django.contrib.staticfiles",
+    "gsession_django",
+    "testproject.demo",
+]
+if SESSION_ENGINE.startswith("django.contrib.sessions."):
+    INSTALLED_APPS.append("django.contrib.sessions")
+
+MIDDLEWARE = [
+    "django.middleware.security.SecurityMiddleware",
+    "django.contrib.sessions.middleware.SessionMiddleware",
+    "django.middleware.common.CommonMiddleware",
+    "django.middleware.csrf.CsrfViewMiddleware",
+    "django.contrib.auth.middleware.AuthenticationMiddleware",
+    "django.contrib.messages.middleware.MessageMiddleware",
+    "django.middleware.clickjacking.XFrameOptionsMiddleware",
+]
+
+ROOT_URLCONF = "testproject.urls"
+
+TEMPLATES = [
+    {
+        "BACKEND": "django.template.backends.django.DjangoTemplates",
+        "APP_DIRS": True,
+        "OPTIONS": {
+            "context_processors": [
+                "django.template.context_processors.request",
+                "django.contrib.auth.context_processors.auth",
+                "django.contrib.messages.context_processors.messages",
+                "testproject.demo.context_processors.site",
+            ],
+        },
+    },
+]
+
+DATABASES = {"default": {"ENGINE": "django.db.backends.sqlite3", "NAME": DATABASE}}
+DEFAULT_AUTO_FIELD = "django.db.models.BigAutoField"
+
+# In the session they would make every cart change a change of a top-level key as well, and the
+# site would no longer show that a value changed in place is saved.
+MESSAGE_STORAGE = "django.contrib.messages.storage.cookie.CookieStorage"
+
+LOGIN_URL = "login"
+LOGIN_REDIRECT_URL = "home"
+LOGOUT_REDIRECT_URL = "home"
+
+STATIC_URL = "static/"
+TIME_ZONE = "UTC"
+USE_TZ = True
+
+DEMO_USER = "demo"
+DEMO_PASSWORD = "demo"
+DEMO_COMPARISON_PATH = DATABASE.with_suffix(".comparison")

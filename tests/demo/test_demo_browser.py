@@ -1,0 +1,184 @@
+"""The test site in a real browser: Chromium, headless, driven through chromedriver."""
+
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from selenium.webdriver import Chrome, ChromeOptions
+from selenium.webdriver.chrome.service import Service
+from selenium.webdriver.common.by import By
+from selenium.webdriver.remote.webelement import WebElement
+from selenium.webdriver.support.expected_conditions import presence_of_element_located, url_to_be
+from selenium.webdriver.support.wait import WebDriverWait
+
+from tests.demo.support import TIMEOUT, Serve, Server
+
+FLAGS = (
+    "--headless=new",
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+)
+
+
+def find_program(*names: str) -> str:
+    for name in names:
+        if path := shutil.which(name):
+            return path
+    text = (
+        f"The browser tests need {names[0]} on PATH: "
+        "install the packages chromium and chromium-driver (as Debian calls them)."
+    )
+    if os.environ.get("CI"):
+        pytest.fail(text)
+    pytest.skip(text)
+
+
+class Browser:
+    def __init__(self, driver: Chrome, url: str) -> None:
+        self.driver = driver
+        self.url = url
+
+    def open(self, path: str) -> None:
+        self.driver.get(self.url + path)
+
+    def all(self, css: str) -> list[WebElement]:
+        return self.driver.find_elements(By.CSS_SELECTOR, css)
+
+    def one(self, css: str) -> WebElement:
+        """The first such element, as soon as there is one."""
+        return WebDriverWait(self.driver, TIMEOUT).until(presence_of_element_located((By.CSS_SELECTOR, css)))
+
+    def wait_until_gone(self, css: str) -> None:
+        WebDriverWait(self.driver, TIMEOUT).until_not(lambda _: self.all(css))
+
+    def wait_for_path(self, path: str) -> None:
+        WebDriverWait(self.driver, TIMEOUT).until(url_to_be(self.url + path))
+
+    def sign_in(self, password: str) -> None:
+        self.open("/sign-in/")
+        self.one("#id_username").send_keys("demo")
+        self.one("#id_password").send_keys(password)
+        self.one("#sign-in").click()
+
+    def errors(self) -> list[str]:
+        """What the pages wrote to the console since the last call, of the kind that matters."""
+        log: list[dict[str, str]] = self.driver.get_log("browser")  # type: ignore[no-untyped-call]
+        return [entry["message"] for entry in log if entry["level"] in ("SEVERE", "WARNING")]
+
+
+@pytest.fixture
+def server(serve: Serve) -> Server:
+    return serve("gsession_django.backends.file")
+
+
+@pytest.fixture
+def browser(server: Server, tmp_path: Path) -> Iterator[Browser]:
+    chromium = find_program("chromium", "chromium-browser", "google-chrome")
+    chromedriver = find_program("chromedriver")
+    options = ChromeOptions()
+    options.binary_location = chromium
+    for flag in (*FLAGS, f"--user-data-dir={tmp_path / 'profile'}"):
+        options.add_argument(flag)
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
+    driver = Chrome(options, Service(chromedriver))
+    try:
+        browser = Browser(driver, server.url)
+        yield browser
+        assert browser.errors() == []
+    finally:
+        driver.quit()
+
+
+def test_right_password_signs_in_and_the_button_signs_out(browser: Browser) -> None:
+    browser.sign_in("demo")
+    assert browser.one("#user").text == "demo"
+    browser.one("#sign-out").click()
+    browser.one("a[href='/sign-in/']")
+    assert browser.one("#visitor").text == "not signed in"
+
+
+def test_wrong_password_is_said_to_be_wrong(browser: Browser) -> None:
+    browser.sign_in("wrong")
+    assert "do not go together" in browser.one("#sign-in-error").text
+    assert browser.one("#id_username").get_attribute("value") == "demo"
+    assert not browser.all("#user")
+
+
+def test_cart_is_filled_changed_and_emptied(browser: Browser) -> None:
+    browser.open("/cart/")
+    browser.one("#add-assam").click()
+    browser.one("[data-sku=assam][data-quantity='1']")
+    browser.one("#add-assam").click()
+    browser.one("[data-sku=assam][data-quantity='2']")
+    browser.one("#add-sencha").click()
+    browser.one("[data-sku=sencha][data-quantity='1']")
+    assert browser.one("#total").text == "€ 22.80"
+
+    quantity = browser.one("#quantity-assam")
+    quantity.clear()
+    quantity.send_keys("5")
+    browser.one("[data-sku=assam] [name=change]").click()
+    browser.one("[data-sku=assam][data-quantity='5']")
+    assert browser.one("#cart-count").text.startswith("6")
+
+    browser.one("[data-sku=sencha] [name=remove]").click()
+    browser.wait_until_gone("[data-sku=sencha]")
+    assert [line.get_attribute("data-sku") for line in browser.all(".lines li")] == ["assam"]
+
+    browser.one("#empty").click()
+    browser.one(".nothing")
+    assert not browser.all(".lines li")
+
+
+def test_cart_survives_signing_in(browser: Browser) -> None:
+    browser.open("/cart/")
+    browser.one("#add-oolong").click()
+    browser.one("[data-sku=oolong]")
+    browser.sign_in("demo")
+    browser.wait_for_path("/")
+    browser.open("/session/")
+    keys = {row.get_attribute("data-key") for row in browser.all("[data-key]")}
+    assert {"cart", "_auth_user_id"} <= keys
+    assert browser.one("#session-id").get_attribute("data-id")
+    browser.open("/cart/")
+    assert browser.all("[data-sku=oolong][data-quantity='1']")
+
+
+def test_parallel_page_shows_what_survived(browser: Browser) -> None:
+    browser.open("/parallel/")
+    browser.one("#send").click()
+    browser.one("#run[data-state=done]")
+    for kind in ("keys", "dict"):
+        ours = f".result[data-side=site][data-kind={kind}]"
+        assert browser.one(f"{ours} .verdict").text == "8 of 8 survived"
+        assert len(browser.all(f"{ours} .lamp[data-survived=true]")) == 8
+        theirs = f".result[data-side=django][data-kind={kind}]"
+        survived = int(browser.one(theirs).get_attribute("data-survived") or 0)
+        assert 1 <= survived < 8
+        assert len(browser.all(f"{theirs} .lamp[data-survived=true]")) == survived
+        assert len(browser.all(f"{theirs} .lamp[data-survived=false]")) == 8 - survived
+
+
+def test_parallel_page_can_be_run_again(browser: Browser) -> None:
+    browser.open("/parallel/")
+    for _ in range(2):
+        browser.one("#send").click()
+        browser.one("#run[data-state=running]")
+        browser.one("#run[data-state=done]")
+    assert [verdict.text for verdict in browser.all(".site .verdict")] == ["8 of 8 survived"] * 2
+
+
+def test_every_page_loads_without_a_complaint(browser: Browser) -> None:
+    browser.sign_in("demo")
+    browser.one("#user")
+    for path in ("/", "/cart/", "/session/", "/parallel/", "/admin/"):
+        browser.open(path)
+        browser.one("h1")
+        assert browser.errors() == []

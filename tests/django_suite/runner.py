@@ -1,0 +1,32 @@
+import unittest
+from typing import Any
+
+from django.test.runner import DiscoverRunner
+from django.test.utils import iter_test_cases, modify_settings  # type: ignore[attr-defined]
+
+from .selection import EXCLUDED, LABELS
+
+
+class Runner(DiscoverRunner):
+    """Leaves out the EXCLUDED tests, and fails when a label has fewer tests than LABELS says."""
+
+    def setup_test_environment(self, **kwargs: Any) -> None:
+        super().setup_test_environment(**kwargs)
+        # Not in the settings module, whose INSTALLED_APPS runtests.py overwrites.
+        self.installed = modify_settings(INSTALLED_APPS={"append": "gsession_django"})
+        self.installed.enable()
+
+    def teardown_test_environment(self, **kwargs: Any) -> None:
+        self.installed.disable()
+        super().teardown_test_environment(**kwargs)
+
+    def load_tests_for_label(self, label: str, discover_kwargs: dict[str, str]) -> unittest.TestSuite:
+        tests = [
+            test
+            for test in iter_test_cases(super().load_tests_for_label(label, discover_kwargs))
+            if test.id() not in EXCLUDED
+        ]
+        self.log(f"{len(tests):5} of {label}")
+        if len(tests) < LABELS[label]:
+            raise RuntimeError(f"{label}: at least {LABELS[label]} tests were expected")
+        return unittest.TestSuite(tests)

@@ -1,0 +1,6 @@
+import os
+
+from test_sqlite import *  # noqa: F403  Django's own: an SQLite database in memory
+
+SESSION_ENGINE = os.environ["DJANGO_SUITE_ENGINE"]
+TEST_RUNNER = "tests.django_suite.runner.Runner"

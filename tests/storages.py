@@ -1,0 +1,344 @@
+"""Storages with some of the methods and not others, each of which records how it is called."""
+
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, TypeVar
+
+from gsession_django import Disabled, SessionMap, SessionStore, Storage
+from gsession_django.serializers import decode, encode
+
+Call = tuple[Any, ...]
+T = TypeVar("T")
+
+
+@dataclass
+class Row:
+    """A session on a medium that keeps single pairs."""
+
+    expires: float
+    pairs: dict[str, bytes] = field(default_factory=dict)
+
+
+class Medium:
+    """Where the storages below keep their rows: as much of a database as they need."""
+
+    def __init__(self) -> None:
+        self.rows: dict[str, Row] = {}
+        self.calls: list[Call] = []
+
+    def live(self, session_id: str) -> Row | None:
+        row = self.rows.get(session_id)
+        return row if row is not None and row.expires > time.time() else None
+
+    def names(self) -> list[str]:
+        return [call[0] for call in self.calls]
+
+
+class Recorded(Storage):
+    """Every call goes to `medium.calls`: the method's name and its arguments but for the session id."""
+
+    def __init__(self) -> None:
+        self.medium = Medium()
+
+    def record(self, name: str, *args: Any) -> None:
+        # As bytes and back, since what is given may be changed later.
+        self.medium.calls.append((name, *(decode(encode(arg)) for arg in args)))
+
+    def pairs(self, session_id: str) -> dict[str, Any] | None:
+        row = self.medium.live(session_id)
+        return None if row is None else {key: self.decode(value) for key, value in row.pairs.items()}
+
+    def put(self, session_id: str, data: Mapping[str, Any], ttl: int) -> None:
+        encoded = {key: self.encode(value) for key, value in data.items()}
+        self.medium.rows[session_id] = Row(time.time() + ttl, encoded)
+
+
+class WholeMapStorage(Recorded):
+    """(a) ``get_session``, ``set_session``, ``remove_all`` and nothing else."""
+
+    def get_session(self, session_id: str, ttl: int, data: Mapping[str, Any] | None = None) -> dict[str, Any] | None:
+        self.record("get_session", ttl, data)
+        return self.pairs(session_id)
+
+    def set_session(self, session_id: str, data: Mapping[str, Any], ttl: int) -> None:
+        self.record("set_session", data, ttl)
+        self.put(session_id, data, ttl)
+
+    def remove_all(self, session_id: str) -> None:
+        self.record("remove_all")
+        self.medium.rows.pop(session_id, None)
+
+
+class PerKeyStorage(Recorded):
+    """(b) The per-key methods, as gsession's Redis hash storage has them: a hash without fields is no hash."""
+
+    def get_session(self, session_id: str, ttl: int, data: Mapping[str, Any] | None = None) -> dict[str, Any] | None:
+        self.record("get_session", ttl, data)
+        return None if self.medium.live(session_id) is None else {}
+
+    def get(self, session_id: str, key: str) -> Any:
+        self.record("get", key)
+        return (self.pairs(session_id) or {}).get(key)
+
+    def get_map(self, session_id: str) -> dict[str, Any]:
+        self.record("get_map")
+        return self.pairs(session_id) or {}
+
+    def get_size(self, session_id: str) -> int:
+        self.record("get_size")
+        return len(self.pairs(session_id) or {})
+
+    def set(self, session_id: str, key: str, value: Any, ttl: int) -> None:
+        self.record("set", key, value, ttl)
+        self._set(session_id, {key: value}, ttl)
+
+    def set_map(self, session_id: str, data: Mapping[str, Any], ttl: int) -> None:
+        self.record("set_map", data, ttl)
+        self._set(session_id, data, ttl)
+
+    def _set(self, session_id: str, data: Mapping[str, Any], ttl: int) -> None:
+        if data:
+            self.put(session_id, (self.pairs(session_id) or {}) | dict(data), ttl)
+
+    def remove(self, session_id: str, key: str) -> None:
+        self.record("remove", key)
+        row = self.medium.live(session_id)
+        if row is not None:
+            row.pairs.pop(key, None)
+            if not row.pairs:
+                del self.medium.rows[session_id]
+
+    def remove_all(self, session_id: str) -> None:
+        self.record("remove_all")
+        self.medium.rows.pop(session_id, None)
+
+    def set_session(self, session_id: str, data: Mapping[str, Any], ttl: int) -> None:
+        self.record("set_session", data, ttl)
+        self._renew(session_id, ttl)
+
+    def update_ttl(self, session_id: str, ttl: int) -> None:
+        self.record("update_ttl", ttl)
+        self._renew(session_id, ttl)
+
+    def _renew(self, session_id: str, ttl: int) -> None:
+        row = self.medium.live(session_id)
+        if row is not None:
+            row.expires = time.time() + ttl
+
+
+class CompleteStorage(PerKeyStorage):
+    """(c) Everything: the eleven methods and the extensions."""
+
+    made: ClassVar[int] = 0
+
+    def new(self, ttl: int) -> str:
+        self.record("new", ttl)
+        type(self).made += 1
+        return f"made-here-{type(self).made:08}"
+
+    def get_session(self, session_id: str, ttl: int, data: Mapping[str, Any] | None = None) -> SessionMap | None:  # type: ignore[override]
+        self.record("get_session", ttl, data)
+        row = self.medium.live(session_id)
+        return None if row is None else SessionMap(self.pairs(session_id) or {}, None, row.expires - time.time())
+
+    def update_ttl(self, session_id: str, ttl: int) -> bool:  # type: ignore[override]
+        self.record("update_ttl", ttl)
+        self._renew(session_id, ttl)
+        return self.medium.live(session_id) is not None
+
+    def exists(self, session_id: str) -> bool:
+        self.record("exists")
+        return self.medium.live(session_id) is not None
+
+    def create(self, session_id: str, session: SessionMap, ttl: int) -> bool:
+        self.record("create", session.as_dict(), ttl)
+        if self.medium.live(session_id) is not None:
+            return False
+        self.put(session_id, session.as_dict(), ttl)
+        return True
+
+    def apply(self, session_id: str, session: SessionMap, ttl: int) -> bool:
+        self.record("apply", session.changed, sorted(session.removed), session.cleared, ttl)
+        row, current = self.medium.live(session_id), self.pairs(session_id)
+        if row is None or current is None:
+            return False
+        expires = row.expires
+        renews = session.renews_ttl(current)
+        self.put(session_id, session.merged_onto(current), ttl)
+        if not renews:
+            self.medium.rows[session_id].expires = expires
+        return True
+
+    def move(self, session_id: str, new_id: str, ttl: int) -> bool:
+        self.record("move", ttl)
+        taken = self.medium.live(new_id) is not None
+        if self.medium.live(session_id) is None or taken:
+            return taken and self.medium.live(session_id) is None
+        self.medium.rows[new_id] = self.medium.rows.pop(session_id)
+        self._renew(new_id, ttl)
+        return True
+
+    def purge(self, batch_size: int, dry_run: bool = False) -> Iterator[int]:
+        self.record("purge", batch_size, dry_run)
+        dead = [session_id for session_id in self.medium.rows if self.medium.live(session_id) is None]
+        for start in range(0, len(dead), batch_size):
+            batch = dead[start : start + batch_size]
+            if not dry_run:
+                for session_id in batch:
+                    del self.medium.rows[session_id]
+            yield len(batch)
+
+    def ids(self) -> Iterator[str]:
+        yield from [session_id for session_id in self.medium.rows if self.medium.live(session_id)]
+
+
+class SometimesDisabledStorage(CompleteStorage):
+    """(d) One that overrides everything and finds out at run time that it can do but little."""
+
+    def new(self, ttl: int) -> str:
+        self.record("new", ttl)
+        raise Disabled
+
+    def exists(self, session_id: str) -> bool:
+        self.record("exists")
+        raise Disabled
+
+    def create(self, session_id: str, session: SessionMap, ttl: int) -> bool:
+        self.record("create")
+        raise Disabled
+
+    def apply(self, session_id: str, session: SessionMap, ttl: int) -> bool:
+        self.record("apply")
+        raise Disabled
+
+    def move(self, session_id: str, new_id: str, ttl: int) -> bool:
+        self.record("move")
+        raise Disabled
+
+    def set_map(self, session_id: str, data: Mapping[str, Any], ttl: int) -> None:
+        self.record("set_map")
+        raise Disabled
+
+    def update_ttl(self, session_id: str, ttl: int) -> bool:  # type: ignore[override]
+        self.record("update_ttl")
+        raise Disabled
+
+
+class OwnIdsStorage(WholeMapStorage):
+    """(e) One that makes its own ids, and recognises them: they end in a check digit."""
+
+    hash_ids = False
+    made: ClassVar[int] = 0
+
+    def new(self, ttl: int) -> str:
+        self.record("new", ttl)
+        type(self).made += 1
+        return f"{self.made:011}.{self.made % 7}"
+
+    def get_session(self, session_id: str, ttl: int, data: Mapping[str, Any] | None = None) -> dict[str, Any] | None:
+        number, _, check = session_id.partition(".")
+        if not number.isdecimal() or check != str(int(number) % 7):
+            return None
+        return super().get_session(session_id, ttl, data)
+
+
+class IncapableStorage(Storage):
+    """(f) One that cannot hold a session."""
+
+    def get(self, session_id: str, key: str) -> Any:
+        raise AssertionError("never called")
+
+
+class AsyncStorage(CompleteStorage):
+    """(g) One with native twins, which record their own names."""
+
+    async def anew(self, ttl: int) -> str:
+        return self.twin(self.new(ttl))
+
+    async def aget_session(self, session_id: str, ttl: int, data: Any = None) -> SessionMap | None:
+        return self.twin(self.get_session(session_id, ttl, data))
+
+    async def aget(self, session_id: str, key: str) -> Any:
+        return self.twin(self.get(session_id, key))
+
+    async def aget_map(self, session_id: str) -> dict[str, Any]:
+        return self.twin(self.get_map(session_id))
+
+    async def aget_size(self, session_id: str) -> int:
+        return self.twin(self.get_size(session_id))
+
+    async def aset(self, session_id: str, key: str, value: Any, ttl: int) -> None:
+        self.set(session_id, key, value, ttl)
+        self.twin(None)
+
+    async def aset_map(self, session_id: str, data: Mapping[str, Any], ttl: int) -> None:
+        self.set_map(session_id, data, ttl)
+        self.twin(None)
+
+    async def aremove(self, session_id: str, key: str) -> None:
+        self.remove(session_id, key)
+        self.twin(None)
+
+    async def aremove_all(self, session_id: str) -> None:
+        self.remove_all(session_id)
+        self.twin(None)
+
+    async def aset_session(self, session_id: str, data: Mapping[str, Any], ttl: int) -> None:
+        self.set_session(session_id, data, ttl)
+        self.twin(None)
+
+    async def aupdate_ttl(self, session_id: str, ttl: int) -> bool:
+        return self.twin(self.update_ttl(session_id, ttl))
+
+    async def aexists(self, session_id: str) -> bool:
+        return self.twin(self.exists(session_id))
+
+    async def acreate(self, session_id: str, session: SessionMap, ttl: int) -> bool:
+        return self.twin(self.create(session_id, session, ttl))
+
+    async def aapply(self, session_id: str, session: SessionMap, ttl: int) -> bool:
+        return self.twin(self.apply(session_id, session, ttl))
+
+    async def amove(self, session_id: str, new_id: str, ttl: int) -> bool:
+        return self.twin(self.move(session_id, new_id, ttl))
+
+    def twin(self, result: T) -> T:
+        name, *args = self.medium.calls.pop()
+        self.medium.calls.append((f"a{name}", *args))
+        return result
+
+
+class AsyncPerKeyStorage(AsyncStorage):
+    """One with native twins that is asked key by key and has none of the extensions."""
+
+    new, anew = Storage.new, None  # type: ignore[assignment]
+    exists = Storage.exists
+    create = Storage.create
+    apply = Storage.apply
+    move = Storage.move
+
+    def get_session(self, session_id: str, ttl: int, data: Any = None) -> Any:
+        return PerKeyStorage.get_session(self, session_id, ttl, data)
+
+
+class PairsOnlyStorage(Recorded):
+    """The least that keeps pairs: it can neither store a whole session nor remove one pair."""
+
+    def get_session(self, session_id: str, ttl: int, data: Mapping[str, Any] | None = None) -> dict[str, Any] | None:
+        self.record("get_session", ttl, data)
+        return self.pairs(session_id)
+
+    def set_map(self, session_id: str, data: Mapping[str, Any], ttl: int) -> None:
+        self.record("set_map", data, ttl)
+        if data:
+            self.put(session_id, (self.pairs(session_id) or {}) | dict(data), ttl)
+
+    def remove_all(self, session_id: str) -> None:
+        self.record("remove_all")
+        self.medium.rows.pop(session_id, None)
+
+
+def engine(storage_class: type[Storage]) -> type[SessionStore]:
+    """Return a new engine on this storage, with a Storage object of its own."""
+    return type("SessionStore", (SessionStore,), {"storage_class": storage_class, "__module__": __name__})

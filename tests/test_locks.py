@@ -1,0 +1,133 @@
+"""IdLocks: one lock an id, for threads and coroutines alike."""
+
+import asyncio
+import threading
+from concurrent.futures import Future, ThreadPoolExecutor
+
+import pytest
+from django.core.exceptions import SynchronousOnlyOperation
+
+from gsession_django.locks import IdLocks
+
+
+def turn_of(locks: IdLocks) -> Future[None]:
+    turn = locks.acquire("id")
+    assert turn is not None
+    return turn
+
+
+def test_one_holds_it_at_a_time_and_they_go_first_come_first_served() -> None:
+    locks = IdLocks()
+    assert locks.acquire("id") is None
+    first, second = turn_of(locks), turn_of(locks)
+    assert not first.done()
+    locks.release("id")
+    assert first.done()
+    assert not second.done()
+    locks.release("id")
+    assert second.done()
+
+
+def test_ids_do_not_wait_for_each_other() -> None:
+    locks = IdLocks()
+    assert locks.acquire("one") is None
+    assert locks.acquire("two") is None
+
+
+def test_nothing_is_left_of_a_lock_that_nobody_holds() -> None:
+    locks = IdLocks()
+    locks.acquire("id")
+    locks.release("id")
+    assert locks._waiting == {}
+
+
+def test_threads_and_coroutines_exclude_each_other() -> None:
+    locks, inside, rounds = IdLocks(), [0], 200
+    barrier = threading.Barrier(4)
+
+    def enter() -> None:
+        assert inside[0] == 0
+        inside[0] += 1
+        assert inside[0] == 1
+        inside[0] -= 1
+        locks.release("id")
+
+    def thread() -> None:
+        barrier.wait(10)
+        for _ in range(rounds):
+            if (turn := locks.acquire("id")) is not None:
+                locks.wait("id", turn)
+            enter()
+
+    async def coroutine() -> None:
+        for _ in range(rounds):
+            if (turn := locks.acquire("id")) is not None:
+                await locks.await_turn("id", turn)
+            enter()
+            await asyncio.sleep(0)
+
+    async def loop() -> None:
+        barrier.wait(10)
+        await asyncio.gather(*(coroutine() for _ in range(4)))
+
+    with ThreadPoolExecutor(4) as pool:
+        for work in [*[pool.submit(thread) for _ in range(2)], *[pool.submit(asyncio.run, loop()) for _ in range(2)]]:
+            work.result(60)
+    assert locks._waiting == {}
+
+
+def test_a_coroutine_that_is_cancelled_while_it_waits_is_passed_over() -> None:
+    async def visit() -> None:
+        locks = IdLocks()
+        locks.acquire("id")
+        waiting = asyncio.ensure_future(locks.await_turn("id", turn_of(locks)))
+        await asyncio.sleep(0)
+        waiting.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await waiting
+        last = turn_of(locks)
+        locks.release("id")
+        assert last.done()
+
+    asyncio.run(visit())
+
+
+def test_a_coroutine_that_is_cancelled_when_its_turn_has_come_passes_the_lock_on() -> None:
+    async def visit() -> None:
+        locks = IdLocks()
+        locks.acquire("id")
+        waiting = asyncio.ensure_future(locks.await_turn("id", turn_of(locks)))
+        await asyncio.sleep(0)
+        last = turn_of(locks)
+        locks.release("id")
+        waiting.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await waiting
+        assert last.done()
+
+    asyncio.run(visit())
+
+
+def test_a_thread_whose_wait_is_broken_off_is_passed_over() -> None:
+    class Interrupted(Future[None]):
+        def result(self, timeout: float | None = None) -> None:
+            raise KeyboardInterrupt
+
+    locks = IdLocks()
+    locks.acquire("id")
+    turn = turn_of(locks)
+    turn.__class__ = Interrupted
+    with pytest.raises(KeyboardInterrupt):
+        locks.wait("id", turn)
+    locks.release("id")
+    assert locks._waiting == {}
+
+
+def test_waiting_on_the_thread_of_a_loop_is_refused() -> None:
+    async def visit() -> None:
+        locks = IdLocks()
+        locks.acquire("id")
+        with pytest.raises(SynchronousOnlyOperation, match="Use the async methods"):
+            locks.wait("id", turn_of(locks))
+
+    asyncio.run(visit())
