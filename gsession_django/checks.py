@@ -12,7 +12,8 @@ from django.core.checks import CheckMessage, Error, Warning, register
 
 from gsession_django import serializers
 from gsession_django.conf import KEYS
-from gsession_django.store import SessionStore, abilities, missing_abilities, missing_twins
+from gsession_django.engine import abilities, missing_abilities, missing_twins
+from gsession_django.store import SessionStore
 
 OPTIONS_OF_EVERY_ENGINE = ("hash_ids",)
 

@@ -8,7 +8,6 @@ import hashlib
 import math
 import re
 import secrets
-import threading
 from collections.abc import Generator, ItemsView, KeysView, Mapping, ValuesView
 from collections.abc import Set as AbstractSet
 from concurrent.futures import Future
@@ -19,10 +18,9 @@ from django.conf import settings
 from django.contrib.sessions.backends.base import CreateError, SessionBase, UpdateError
 from django.core.checks import CheckMessage
 from django.core.exceptions import ImproperlyConfigured
-from django.core.signals import setting_changed
 
 from gsession_django.conf import conf
-from gsession_django.locks import IdLocks
+from gsession_django.engine import engine_of
 from gsession_django.session_map import EXPIRY_KEY, MISSING, SessionMap
 from gsession_django.storage import Disabled, Storage
 
@@ -36,13 +34,6 @@ PURGE_BATCH_SIZE: Final = 1000
 """Sessions that one step of a purge removes at most, where nobody says otherwise."""
 _UNABLE: Final = object()
 
-# What decides whether a storage is async: all that SessionStore calls in a request.
-_METHODS: Final = (
-    *("new", "get", "get_map", "get_size", "set", "set_map", "remove", "remove_all", "get_session", "set_session"),
-    *("update_ttl", "exists", "create", "apply", "move"),
-)
-_COMMANDS: Final = ("purge", "ids")
-
 Operation = Generator["tuple[Any, ...] | _Turn", Any, Any]
 
 
@@ -54,61 +45,6 @@ class _Turn:
     def __init__(self, lock_id: str, future: Future[None]) -> None:
         self.lock_id = lock_id
         self.future = future
-
-
-def abilities(storage_class: type[Storage]) -> set[str]:
-    """Return the names of the methods that `storage_class` has, of those in the Storage interface."""
-    return {name for name in (*_METHODS, *_COMMANDS) if getattr(storage_class, name) is not getattr(Storage, name)}
-
-
-def missing_abilities(able: set[str]) -> list[str]:
-    """Return what a storage with these methods lacks to hold a session at all."""
-    missing = [name for name in ("get_session", "remove_all") if name not in able]
-    writes = able & {"set_session", "set_map"} or able >= {"create", "apply"}
-    return missing if writes else [*missing, "set_session (or set_map, or create and apply)"]
-
-
-def missing_twins(storage_class: type[Storage]) -> list[str]:
-    """Return the native twins that `storage_class` lacks to be async."""
-    wanted = [f"a{name}" for name in _METHODS if name in abilities(storage_class)]
-    return [name for name in wanted if not hasattr(storage_class, name)]
-
-
-class _Engine:
-    """The one Storage object of an engine in this process, and what it turned out to be able to do."""
-
-    def __init__(self, store: "type[SessionStore]") -> None:
-        options = dict(conf().engines.get(store.__module__, {}))
-        self.hash_ids: bool = options.pop("hash_ids", store.storage_class.hash_ids)
-        self.able = abilities(store.storage_class)
-        if missing := missing_abilities(self.able):
-            raise ImproperlyConfigured(
-                f"{store.storage_class.__qualname__} of the engine {store.__module__!r} cannot hold a session. "
-                f"Give it {', '.join(missing)}."
-            )
-        self.storage = store.storage_class(**options)
-        self.is_async = not missing_twins(store.storage_class)
-        self.locks = IdLocks()
-
-
-_engines: "dict[type[SessionStore], _Engine]" = {}
-_engines_lock = threading.Lock()
-
-
-def _engine_of(store: "type[SessionStore]") -> _Engine:
-    try:
-        return _engines[store]
-    except KeyError:
-        with _engines_lock:
-            return _engines.get(store) or _engines.setdefault(store, _Engine(store))
-
-
-def _forget(*, setting: str, **kwargs: Any) -> None:
-    if setting in ("GSESSION", "CACHES") or setting.startswith("SESSION_"):
-        _engines.clear()
-
-
-setting_changed.connect(_forget)
 
 
 class SessionStore(SessionBase):
@@ -134,12 +70,12 @@ class SessionStore(SessionBase):
 
     def __init__(self, session_key: str | None = None) -> None:
         super().__init__(session_key)
-        self._engine = _engine_of(type(self))
+        self._engine = engine_of(type(self))
 
     @classmethod
     def get_storage(cls) -> Storage:
         """Return the engine's Storage object: one a process, made when it is first asked for."""
-        return _engine_of(cls).storage
+        return engine_of(cls).storage
 
     # What Django does not have.
 
@@ -567,7 +503,7 @@ class SessionStore(SessionBase):
 
     @classmethod
     def clear_expired(cls) -> None:
-        engine = _engine_of(cls)
+        engine = engine_of(cls)
         if engine.storage.expires_itself:
             return
         if "purge" not in engine.able:

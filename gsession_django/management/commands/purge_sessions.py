@@ -12,8 +12,9 @@ from django.conf import settings
 from django.core.management.base import BaseCommand, CommandError, CommandParser
 from tqdm import tqdm
 
+from gsession_django.engine import abilities
 from gsession_django.storage import StorageUnavailable
-from gsession_django.store import PURGE_BATCH_SIZE, SessionStore, abilities
+from gsession_django.store import PURGE_BATCH_SIZE, SessionStore
 
 
 class Command(BaseCommand):

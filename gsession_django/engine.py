@@ -1,0 +1,87 @@
+"""An engine in this process: its one Storage object, and what that turns out to be able to do."""
+
+import threading
+from typing import TYPE_CHECKING, Any, Final
+
+from django.core.exceptions import ImproperlyConfigured
+from django.core.signals import setting_changed
+
+from gsession_django.conf import conf
+from gsession_django.locks import IdLocks
+from gsession_django.storage import Storage
+
+if TYPE_CHECKING:
+    from gsession_django.store import SessionStore
+
+# All that is called in a request, and so decides whether a storage is async.
+_METHODS: Final = (
+    *("new", "get", "get_map", "get_size", "set", "set_map", "remove", "remove_all", "get_session", "set_session"),
+    *("update_ttl", "exists", "create", "apply", "move"),
+)
+_COMMANDS: Final = ("purge", "ids")
+
+
+def abilities(storage_class: type[Storage]) -> set[str]:
+    """Return the names of the methods that `storage_class` has, of those in the Storage interface."""
+    return {name for name in (*_METHODS, *_COMMANDS) if getattr(storage_class, name) is not getattr(Storage, name)}
+
+
+def missing_abilities(able: set[str]) -> list[str]:
+    """Return what a storage with these methods lacks to hold a session at all."""
+    missing = [name for name in ("get_session", "remove_all") if name not in able]
+    writes = able & {"set_session", "set_map"} or able >= {"create", "apply"}
+    return missing if writes else [*missing, "set_session (or set_map, or create and apply)"]
+
+
+def missing_twins(storage_class: type[Storage]) -> list[str]:
+    """Return the native twins that `storage_class` lacks to be async."""
+    wanted = [f"a{name}" for name in _METHODS if name in abilities(storage_class)]
+    return [name for name in wanted if not hasattr(storage_class, name)]
+
+
+class Engine:
+    """What the SessionStores of one engine have in common.
+
+    Attributes:
+        storage: the Storage object: one a process, shared by threads and event loops.
+        able: the methods that it has; one that raises ``Disabled`` at run time is taken out.
+        is_async: whether it has native twins.
+        hash_ids: whether it is given hashed session keys.
+        locks: what keeps apart, in this process, the operations that are composed of several calls.
+    """
+
+    __slots__ = ("able", "hash_ids", "is_async", "locks", "storage")
+
+    def __init__(self, store: "type[SessionStore]") -> None:
+        options = dict(conf().engines.get(store.__module__, {}))
+        self.hash_ids: bool = options.pop("hash_ids", store.storage_class.hash_ids)
+        self.able = abilities(store.storage_class)
+        if missing := missing_abilities(self.able):
+            raise ImproperlyConfigured(
+                f"{store.storage_class.__qualname__} of the engine {store.__module__!r} cannot hold a session. "
+                f"Give it {', '.join(missing)}."
+            )
+        self.storage = store.storage_class(**options)
+        self.is_async = not missing_twins(store.storage_class)
+        self.locks = IdLocks()
+
+
+_engines: "dict[type[SessionStore], Engine]" = {}
+_engines_lock = threading.Lock()
+
+
+def engine_of(store: "type[SessionStore]") -> Engine:
+    """Return the Engine of `store`, made when it is first asked for and again after a setting has changed."""
+    try:
+        return _engines[store]
+    except KeyError:
+        with _engines_lock:
+            return _engines.get(store) or _engines.setdefault(store, Engine(store))
+
+
+def _forget(*, setting: str, **kwargs: Any) -> None:
+    if setting in ("GSESSION", "CACHES") or setting.startswith("SESSION_"):
+        _engines.clear()
+
+
+setting_changed.connect(_forget)
