@@ -1,14 +1,21 @@
-"""An engine in this process: its one Storage object, and what that turns out to be able to do."""
+"""An engine in this process: its one Storage object, what that turns out to be able to do, and how it is called.
+
+What Django asks for may take several calls. Such an operation is written once, as a generator that yields the calls it
+wants made and is sent what they return (``operations.py``). It is driven by plain calls (:meth:`Engine.run`), by
+awaiting the storage's native twins, or in a thread (:meth:`Engine.arun`).
+"""
 
 import threading
+from collections.abc import Generator
 from typing import TYPE_CHECKING, Any, Final
 
+from asgiref.sync import sync_to_async
 from django.core.exceptions import ImproperlyConfigured
 from django.core.signals import setting_changed
 
 from gsession_django.conf import conf
-from gsession_django.locks import IdLocks
-from gsession_django.storage import Storage
+from gsession_django.locks import IdLocks, Turn
+from gsession_django.storage import Disabled, Storage
 
 if TYPE_CHECKING:
     from gsession_django.store import SessionStore
@@ -19,6 +26,12 @@ _METHODS: Final = (
     *("update_ttl", "exists", "create", "apply", "move"),
 )
 _COMMANDS: Final = ("purge", "ids")
+
+UNABLE: Final = object()
+"""What :meth:`Engine.attempt` returns when the storage does not have the method."""
+
+
+Operation = Generator[tuple[Any, ...] | Turn, Any, Any]
 
 
 def abilities(storage_class: type[Storage]) -> set[str]:
@@ -43,6 +56,7 @@ class Engine:
     """What the SessionStores of one engine have in common.
 
     Attributes:
+        name: the storage and the engine, for messages.
         storage: the Storage object: one a process, shared by threads and event loops.
         able: the methods that it has; one that raises ``Disabled`` at run time is taken out.
         is_async: whether it has native twins.
@@ -50,20 +64,72 @@ class Engine:
         locks: what keeps apart, in this process, the operations that are composed of several calls.
     """
 
-    __slots__ = ("able", "hash_ids", "is_async", "locks", "storage")
+    __slots__ = ("able", "hash_ids", "is_async", "locks", "name", "storage")
 
     def __init__(self, store: "type[SessionStore]") -> None:
         options = dict(conf().engines.get(store.__module__, {}))
+        self.name = f"{store.storage_class.__qualname__} of the engine {store.__module__!r}"
         self.hash_ids: bool = options.pop("hash_ids", store.storage_class.hash_ids)
         self.able = abilities(store.storage_class)
         if missing := missing_abilities(self.able):
-            raise ImproperlyConfigured(
-                f"{store.storage_class.__qualname__} of the engine {store.__module__!r} cannot hold a session. "
-                f"Give it {', '.join(missing)}."
-            )
+            raise ImproperlyConfigured(f"{self.name} cannot hold a session. Give it {', '.join(missing)}.")
         self.storage = store.storage_class(**options)
         self.is_async = not missing_twins(store.storage_class)
         self.locks = IdLocks()
+
+    def run(self, operation: Operation) -> Any:
+        """Carry out an operation with plain calls, and return what it returns."""
+        try:
+            call = next(operation)
+            while True:
+                try:
+                    if isinstance(call, tuple):
+                        result = getattr(self.storage, call[0])(*call[1:])
+                    else:
+                        self.locks.wait(call)
+                        result = None
+                except BaseException as error:
+                    call = operation.throw(error)
+                else:
+                    call = operation.send(result)
+        except StopIteration as stop:
+            return stop.value
+
+    async def arun(self, operation: Operation) -> Any:
+        """The same, awaiting the native twins; for a storage that is not async, all of it in one thread hop."""
+        if not self.is_async:
+            return await sync_to_async(self.run)(operation)
+        try:
+            call = next(operation)
+            while True:
+                try:
+                    if isinstance(call, tuple):
+                        result = await getattr(self.storage, f"a{call[0]}")(*call[1:])
+                    else:
+                        await self.locks.await_turn(call)
+                        result = None
+                except BaseException as error:
+                    call = operation.throw(error)
+                else:
+                    call = operation.send(result)
+        except StopIteration as stop:
+            return stop.value
+
+    def attempt(self, name: str, *args: Any) -> Operation:
+        """Call a method if the storage has it; a ``Disabled`` that it raises is remembered."""
+        if name in self.able:
+            try:
+                return (yield (name, *args))
+            except Disabled:
+                self.able.discard(name)
+        return UNABLE
+
+    def need(self, name: str, *args: Any) -> Operation:
+        """Call a method without which no session can be held."""
+        result = yield from self.attempt(name, *args)
+        if result is UNABLE:
+            raise ImproperlyConfigured(f"{self.name} cannot hold a session: its {name}() is disabled, or not there.")
+        return result
 
 
 _engines: "dict[type[SessionStore], Engine]" = {}

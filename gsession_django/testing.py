@@ -25,9 +25,10 @@ from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 from django.contrib.sessions.backends.base import UpdateError
 
 from gsession_django.engine import abilities, missing_twins
+from gsession_django.operations import RESERVED_KEY
 from gsession_django.session_map import EXPIRY_KEY, SessionMap
 from gsession_django.storage import Storage
-from gsession_django.store import RESERVED_KEY, SessionStore
+from gsession_django.store import SessionStore
 
 F = TypeVar("F", bound=Callable[..., Any])
 

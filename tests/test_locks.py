@@ -7,10 +7,10 @@ from concurrent.futures import Future, ThreadPoolExecutor
 import pytest
 from django.core.exceptions import SynchronousOnlyOperation
 
-from gsession_django.locks import IdLocks
+from gsession_django.locks import IdLocks, Turn
 
 
-def turn_of(locks: IdLocks) -> Future[None]:
+def turn_of(locks: IdLocks) -> Turn:
     turn = locks.acquire("id")
     assert turn is not None
     return turn
@@ -20,12 +20,12 @@ def test_one_holds_it_at_a_time_and_they_go_first_come_first_served() -> None:
     locks = IdLocks()
     assert locks.acquire("id") is None
     first, second = turn_of(locks), turn_of(locks)
-    assert not first.done()
+    assert not first.future.done()
     locks.release("id")
-    assert first.done()
-    assert not second.done()
+    assert first.future.done()
+    assert not second.future.done()
     locks.release("id")
-    assert second.done()
+    assert second.future.done()
 
 
 def test_ids_do_not_wait_for_each_other() -> None:
@@ -56,13 +56,13 @@ def test_threads_and_coroutines_exclude_each_other() -> None:
         barrier.wait(10)
         for _ in range(rounds):
             if (turn := locks.acquire("id")) is not None:
-                locks.wait("id", turn)
+                locks.wait(turn)
             enter()
 
     async def coroutine() -> None:
         for _ in range(rounds):
             if (turn := locks.acquire("id")) is not None:
-                await locks.await_turn("id", turn)
+                await locks.await_turn(turn)
             enter()
             await asyncio.sleep(0)
 
@@ -80,14 +80,14 @@ def test_a_coroutine_that_is_cancelled_while_it_waits_is_passed_over() -> None:
     async def visit() -> None:
         locks = IdLocks()
         locks.acquire("id")
-        waiting = asyncio.ensure_future(locks.await_turn("id", turn_of(locks)))
+        waiting = asyncio.ensure_future(locks.await_turn(turn_of(locks)))
         await asyncio.sleep(0)
         waiting.cancel()
         with pytest.raises(asyncio.CancelledError):
             await waiting
         last = turn_of(locks)
         locks.release("id")
-        assert last.done()
+        assert last.future.done()
 
     asyncio.run(visit())
 
@@ -96,14 +96,14 @@ def test_a_coroutine_that_is_cancelled_when_its_turn_has_come_passes_the_lock_on
     async def visit() -> None:
         locks = IdLocks()
         locks.acquire("id")
-        waiting = asyncio.ensure_future(locks.await_turn("id", turn_of(locks)))
+        waiting = asyncio.ensure_future(locks.await_turn(turn_of(locks)))
         await asyncio.sleep(0)
         last = turn_of(locks)
         locks.release("id")
         waiting.cancel()
         with pytest.raises(asyncio.CancelledError):
             await waiting
-        assert last.done()
+        assert last.future.done()
 
     asyncio.run(visit())
 
@@ -116,9 +116,9 @@ def test_a_thread_whose_wait_is_broken_off_is_passed_over() -> None:
     locks = IdLocks()
     locks.acquire("id")
     turn = turn_of(locks)
-    turn.__class__ = Interrupted
+    turn.future = Interrupted()
     with pytest.raises(KeyboardInterrupt):
-        locks.wait("id", turn)
+        locks.wait(turn)
     locks.release("id")
     assert locks._waiting == {}
 
@@ -128,6 +128,6 @@ def test_waiting_on_the_thread_of_a_loop_is_refused() -> None:
         locks = IdLocks()
         locks.acquire("id")
         with pytest.raises(SynchronousOnlyOperation, match="Use the async methods"):
-            locks.wait("id", turn_of(locks))
+            locks.wait(turn_of(locks))
 
     asyncio.run(visit())

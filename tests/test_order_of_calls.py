@@ -10,7 +10,7 @@ from django.core.exceptions import ImproperlyConfigured, SynchronousOnlyOperatio
 from pytest_django import Settings
 
 from gsession_django import SessionStore, Storage
-from gsession_django.store import RESERVED_KEY
+from gsession_django.operations import RESERVED_KEY
 from tests.storages import (
     AsyncPerKeyStorage,
     AsyncStorage,
@@ -445,7 +445,7 @@ class TestSometimesDisabledStorage:
                 super().set_map(*args)
 
         request = Site(Hopeless).request()
-        with pytest.raises(ImproperlyConfigured, match=r"Hopeless.set_map\(\) of the engine .* is disabled"):
+        with pytest.raises(ImproperlyConfigured, match=r"Hopeless of the engine .*: its set_map\(\) is disabled"):
             request.save()
 
 
@@ -478,7 +478,7 @@ class TestOwnIdsStorage:
             def new(self, ttl: int) -> str:
                 return key  # type: ignore[no-any-return]
 
-        with pytest.raises(ValueError, match=r"Careless.new\(\) returned .*at least 8 characters"):
+        with pytest.raises(ValueError, match=r"Careless of .* returned .* from new\(\).*at least 8 characters"):
             Site(Careless).request().save()
 
     def test_a_storage_whose_every_key_is_taken_is_not_asked_for_ever(self) -> None:

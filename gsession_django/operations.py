@@ -1,0 +1,215 @@
+"""What Django asks of a session, as calls of Storage methods.
+
+Each operation uses the method that does it at once, if the storage has it, and is composed of the others if not. What
+is composed has the session's id to itself in this process; between processes its window is one call long.
+"""
+
+from collections.abc import Callable, Mapping
+from collections.abc import Set as AbstractSet
+from typing import Any, Final
+
+from django.core.exceptions import ImproperlyConfigured
+
+from gsession_django.engine import UNABLE, Engine, Operation
+from gsession_django.session_map import EXPIRY_KEY, MISSING, SessionMap
+from gsession_django.storage import Disabled
+
+RESERVED_KEY: Final = "_gsession"
+"""What a per-key storage is given to keep where a session has no pairs. No user ever sees it."""
+
+
+# Reading.
+
+
+def load(engine: Engine, session_id: str, age: int) -> Operation:
+    """Return what is stored, as a SessionMap, or ``None``; `age` is what a session of this site lives, in seconds."""
+    try:
+        found = yield "get_session", session_id, age, None
+    except Disabled as error:
+        raise ImproperlyConfigured(f"{engine.name} cannot hold a session: its get_session() is disabled.") from error
+    if found is None:
+        return None
+    session = found if isinstance(found, SessionMap) else SessionMap(found)
+    session.partial = not session and "get" in engine.able
+    session.hide(RESERVED_KEY)
+    return session
+
+
+def load_all(engine: Engine, session_id: str, age: int) -> Operation:
+    """The same, with all its pairs."""
+    session = yield from load(engine, session_id, age)
+    if session is not None and session.partial:
+        session.learn((yield from _all_pairs(engine, session_id)), complete=True)
+    return session
+
+
+def fetch(engine: Engine, session_id: str, session: SessionMap, key: str | None) -> Operation:
+    """Bring the value of `key` into a session that is served key by key; with ``None`` all that there is."""
+    if key is not None:
+        value = yield from engine.attempt("get", session_id, key)
+        if value is not UNABLE and value is not None:
+            session.learn({key: value})
+            return
+    session.learn((yield from _all_pairs(engine, session_id)), complete=True)
+
+
+def size(engine: Engine, session_id: str) -> Operation:
+    """Return the number of pairs that are stored."""
+    number = yield from engine.attempt("get_size", session_id)
+    if number is UNABLE:
+        return len((yield from _all_pairs(engine, session_id)))
+    reserved = yield from engine.attempt("get", session_id, RESERVED_KEY)
+    return number if reserved is None else number - 1
+
+
+def _all_pairs(engine: Engine, session_id: str) -> Operation:
+    data: Mapping[str, Any] = yield from engine.need("get_map", session_id)
+    return {key: value for key, value in data.items() if key != RESERVED_KEY}
+
+
+def exists(engine: Engine, session_id: str, age: int) -> Operation:
+    """Return whether there is such a session."""
+    found = yield from engine.attempt("exists", session_id)
+    return (yield from load(engine, session_id, age)) is not None if found is UNABLE else found
+
+
+# Writing.
+
+
+def create(engine: Engine, session_id: str, session: SessionMap, ttl: int) -> Operation:
+    """Store a new session; ``False`` when the id is taken, which only a storage that has ``create`` knows."""
+    stored = yield from engine.attempt("create", session_id, session, ttl)
+    if stored is UNABLE:
+        data = session.as_dict()
+        yield from _write(engine, session_id, _pairs(engine, data), set(), data, ttl)
+        stored = True
+    if stored:
+        session.saved()
+        session.ttl_left = ttl
+    return stored
+
+
+def apply(
+    engine: Engine, session_id: str, session: SessionMap, ttl: int, age: int, ttl_of: Callable[[Any], int]
+) -> Operation:
+    """Store what the request did to a session; ``False`` when it is gone.
+
+    `ttl_of` makes a TTL of the value that Django keeps in a session for ``set_expiry()``.
+    """
+    session.unsaved()
+    there = yield from engine.attempt("apply", session_id, session, ttl)
+    if there is UNABLE:
+        there = yield from _alone(engine, session_id, _compose_apply(engine, session_id, session, ttl, age, ttl_of))
+    if there:
+        session.saved()
+        session.ttl_left = ttl
+    return there
+
+
+def _compose_apply(
+    engine: Engine, session_id: str, session: SessionMap, ttl: int, age: int, ttl_of: Callable[[Any], int]
+) -> Operation:
+    changed, removed = session.changed, session.removed
+    # What there is must be known as a whole to be cleared, or to be written anew where nothing removes one pair.
+    by_pairs = not session.cleared and not (removed and not engine.able & {"remove", "set_session"})
+    current: SessionMap | None = yield from (load if by_pairs else load_all)(engine, session_id, age)
+    if current is None:
+        return False
+    if current.partial:
+        # Only a dict is merged with what is stored; of anything else the last one saved wins.
+        for key, value in changed.items():
+            stored = (yield from engine.need("get", session_id, key)) if isinstance(value, dict) else None
+            changed[key] = session.merged_value(key, MISSING if stored is None else stored)
+        whole = session.as_dict() | changed
+    else:
+        if session.cleared:
+            removed = current.keys() - changed.keys()
+        whole = session.merged_onto(current)
+        changed = {key: whole[key] for key in changed}
+        if not session.renews_ttl(current):
+            ttl = ttl_of(current.get(EXPIRY_KEY))
+    if removed and not changed and (current.partial or not whole):
+        changed = _pairs(engine, {})
+    yield from _write(engine, session_id, changed, removed, whole, ttl)
+    return True
+
+
+def touch(engine: Engine, session_id: str, session: SessionMap, ttl: int, age: int) -> Operation:
+    """Renew the TTL of a session that did not change; ``False`` when it is gone."""
+    there = yield from engine.attempt("update_ttl", session_id, ttl)
+    if there is UNABLE:
+        there = yield from engine.attempt("apply", session_id, session, ttl)
+    if there is UNABLE:
+        there = yield from _alone(engine, session_id, _compose_touch(engine, session_id, ttl, age))
+    session.ttl_left = ttl
+    return there is not False
+
+
+def _compose_touch(engine: Engine, session_id: str, ttl: int, age: int) -> Operation:
+    by_pairs = "set_session" not in engine.able
+    current = yield from (load_all if by_pairs else load)(engine, session_id, age)
+    if current is None:
+        return False
+    data = current.as_dict()
+    yield from _write(engine, session_id, _pairs(engine, data) if by_pairs else {}, set(), data, ttl)
+    return True
+
+
+def move(engine: Engine, session_id: str, new_id: str, ttl: int, age: int) -> Operation:
+    """Give the stored session a new id; ``False`` when it is gone."""
+    moved = yield from engine.attempt("move", session_id, new_id, ttl)
+    if moved is UNABLE:
+        moved = yield from _alone(engine, session_id, _compose_move(engine, session_id, new_id, ttl, age))
+    return moved
+
+
+def _compose_move(engine: Engine, session_id: str, new_id: str, ttl: int, age: int) -> Operation:
+    current = yield from load_all(engine, session_id, age)
+    if current is None or not (yield from create(engine, new_id, SessionMap(current.as_dict()), ttl)):
+        return False
+    yield from engine.need("remove_all", session_id)
+    return True
+
+
+def remove(engine: Engine, session_id: str) -> Operation:
+    """Remove a session."""
+    yield from _alone(engine, session_id, engine.need("remove_all", session_id))
+
+
+def _pairs(engine: Engine, data: dict[str, Any]) -> dict[str, Any]:
+    """Return the pairs to store of a session: never none where a medium without pairs would forget the session."""
+    return data or ({RESERVED_KEY: True} if "get" in engine.able or "set_session" not in engine.able else {})
+
+
+def _write(
+    engine: Engine,
+    session_id: str,
+    changed: dict[str, Any],
+    removed: AbstractSet[str],
+    whole: dict[str, Any],
+    ttl: int,
+) -> Operation:
+    """Store a session with the methods of gsession: the pairs that changed, and then what is known of the whole."""
+    if removed and not engine.able & {"remove", "set_session"}:
+        yield from engine.need("remove_all", session_id)
+        changed = _pairs(engine, whole)
+    stored = False
+    if changed:
+        stored = (yield from engine.attempt("set_map", session_id, changed, ttl)) is not UNABLE
+        if not stored:
+            for key, value in changed.items():
+                stored = (yield from engine.attempt("set", session_id, key, value, ttl)) is not UNABLE
+    for key in removed:
+        yield from engine.attempt("remove", session_id, key)
+    if (yield from engine.attempt("set_session", session_id, whole, ttl)) is UNABLE and not stored:
+        yield from engine.need("set_map", session_id, _pairs(engine, whole), ttl)
+
+
+def _alone(engine: Engine, session_id: str, operation: Operation) -> Operation:
+    """Carry out an operation with the id to itself, in this process."""
+    if (turn := engine.locks.acquire(session_id)) is not None:
+        yield turn
+    try:
+        return (yield from operation)
+    finally:
+        engine.locks.release(session_id)
