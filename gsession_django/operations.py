@@ -14,6 +14,9 @@ from gsession_django.engine import UNABLE, Engine, Operation
 from gsession_django.session_map import EXPIRY_KEY, MISSING, SessionMap
 from gsession_django.storage import Disabled
 
+# What a session of this site lives, in seconds; asked for only where a session is read.
+Age = Callable[[], int]
+
 RESERVED_KEY: Final = "_gsession"
 """What a per-key storage is given to keep where a session has no pairs. No user ever sees it."""
 
@@ -21,10 +24,10 @@ RESERVED_KEY: Final = "_gsession"
 # Reading.
 
 
-def load(engine: Engine, session_id: str, age: int) -> Operation:
-    """Return what is stored, as a SessionMap, or ``None``; `age` is what a session of this site lives, in seconds."""
+def load(engine: Engine, session_id: str, age: Age) -> Operation:
+    """Return what is stored, as a SessionMap, or ``None``."""
     try:
-        found = yield "get_session", session_id, age, None
+        found = yield "get_session", session_id, age(), None
     except Disabled as error:
         raise ImproperlyConfigured(f"{engine.name} cannot hold a session: its get_session() is disabled.") from error
     if found is None:
@@ -35,7 +38,7 @@ def load(engine: Engine, session_id: str, age: int) -> Operation:
     return session
 
 
-def load_all(engine: Engine, session_id: str, age: int) -> Operation:
+def load_all(engine: Engine, session_id: str, age: Age) -> Operation:
     """The same, with all its pairs."""
     session = yield from load(engine, session_id, age)
     if session is not None and session.partial:
@@ -67,7 +70,7 @@ def _all_pairs(engine: Engine, session_id: str) -> Operation:
     return {key: value for key, value in data.items() if key != RESERVED_KEY}
 
 
-def exists(engine: Engine, session_id: str, age: int) -> Operation:
+def exists(engine: Engine, session_id: str, age: Age) -> Operation:
     """Return whether there is such a session."""
     found = yield from engine.attempt("exists", session_id)
     return (yield from load(engine, session_id, age)) is not None if found is UNABLE else found
@@ -90,7 +93,7 @@ def create(engine: Engine, session_id: str, session: SessionMap, ttl: int) -> Op
 
 
 def apply(
-    engine: Engine, session_id: str, session: SessionMap, ttl: int, age: int, ttl_of: Callable[[Any], int]
+    engine: Engine, session_id: str, session: SessionMap, ttl: int, age: Age, ttl_of: Callable[[Any], int]
 ) -> Operation:
     """Store what the request did to a session; ``False`` when it is gone.
 
@@ -107,7 +110,7 @@ def apply(
 
 
 def _compose_apply(
-    engine: Engine, session_id: str, session: SessionMap, ttl: int, age: int, ttl_of: Callable[[Any], int]
+    engine: Engine, session_id: str, session: SessionMap, ttl: int, age: Age, ttl_of: Callable[[Any], int]
 ) -> Operation:
     changed, removed = session.changed, session.removed
     # What there is must be known as a whole to be cleared, or to be written anew where nothing removes one pair.
@@ -134,7 +137,7 @@ def _compose_apply(
     return True
 
 
-def touch(engine: Engine, session_id: str, session: SessionMap, ttl: int, age: int) -> Operation:
+def touch(engine: Engine, session_id: str, session: SessionMap, ttl: int, age: Age) -> Operation:
     """Renew the TTL of a session that did not change; ``False`` when it is gone."""
     there = yield from engine.attempt("update_ttl", session_id, ttl)
     if there is UNABLE:
@@ -145,7 +148,7 @@ def touch(engine: Engine, session_id: str, session: SessionMap, ttl: int, age: i
     return there is not False
 
 
-def _compose_touch(engine: Engine, session_id: str, ttl: int, age: int) -> Operation:
+def _compose_touch(engine: Engine, session_id: str, ttl: int, age: Age) -> Operation:
     by_pairs = "set_session" not in engine.able
     current = yield from (load_all if by_pairs else load)(engine, session_id, age)
     if current is None:
@@ -155,7 +158,7 @@ def _compose_touch(engine: Engine, session_id: str, ttl: int, age: int) -> Opera
     return True
 
 
-def move(engine: Engine, session_id: str, new_id: str, ttl: int, age: int) -> Operation:
+def move(engine: Engine, session_id: str, new_id: str, ttl: int, age: Age) -> Operation:
     """Give the stored session a new id; ``False`` when it is gone."""
     moved = yield from engine.attempt("move", session_id, new_id, ttl)
     if moved is UNABLE:
@@ -163,7 +166,7 @@ def move(engine: Engine, session_id: str, new_id: str, ttl: int, age: int) -> Op
     return moved
 
 
-def _compose_move(engine: Engine, session_id: str, new_id: str, ttl: int, age: int) -> Operation:
+def _compose_move(engine: Engine, session_id: str, new_id: str, ttl: int, age: Age) -> Operation:
     current = yield from load_all(engine, session_id, age)
     if current is None or not (yield from create(engine, new_id, SessionMap(current.as_dict()), ttl)):
         return False

@@ -295,8 +295,7 @@ class SessionMap(MutableMapping[str, Any]):
         """The pairs that have another value now than the one that was read. For a cleared session, all pairs."""
         if self.cleared:
             return self.as_dict()
-        held = {**self._originals, **self._snapshots}
-        return {key: self._values[key] for key in held if key in self._values and self._differs(key)}
+        return {key: self._values[key] for key in self._held() if key in self._values and self._differs(key)}
 
     @property
     def removed(self) -> set[str]:
@@ -305,10 +304,21 @@ class SessionMap(MutableMapping[str, Any]):
 
     def has_changes(self) -> bool:
         """Whether there is anything to save."""
-        return self.cleared or (bool(self._originals or self._snapshots) and bool(self.removed or self.changed))
+        if self.cleared:
+            return True
+        if not self._originals and not self._snapshots:
+            return False
+        return bool(self.removed) or any(self._differs(key) for key in self._held() if key in self._values)
+
+    def _held(self) -> dict[str, Any]:
+        """Return, as keys in the order of their use, what was assigned or deleted or may have been changed in place."""
+        return self._originals if not self._snapshots else {**self._originals, **self._snapshots}
 
     def as_dict(self) -> dict[str, Any]:
         """Return what the request knows of the session, for a storage to encode: the values are not copies."""
+        data = dict(self._values)
+        if all(type(value) is not Encoded and value is not UNFETCHED for value in data.values()):
+            return data
         self._decode_all()
         return {key: value for key, value in self._values.items() if value is not UNFETCHED}
 
@@ -367,8 +377,7 @@ class SessionMap(MutableMapping[str, Any]):
                 del self._values[key]
             for key in self._whole.keys() - self._merged.keys():
                 self._values[key] = _adopt(self._values.get(key, MISSING), self._whole[key])
-        held = self._originals.keys() | self._snapshots.keys()
-        values = self._values
+        held, values = self._held(), self._values
         self._saved_as_is()
         self._snapshots = {key: encode(values[key]) for key in held if type(values.get(key)) not in _SCALARS}
         self.cleared = False
@@ -382,11 +391,10 @@ class SessionMap(MutableMapping[str, Any]):
 
     def take_baseline(self) -> None:
         """Let :meth:`altered` count from now."""
-        held = self._originals.keys() | self._snapshots.keys()
-        if held:
+        if self._originals or self._snapshots:
             values = self._values
             self._watched = {
-                key: _print_of(values[key]) for key in held if key in values and type(values[key]) not in _SCALARS
+                key: _print_of(values[key]) for key in self._held() if type(values.get(key)) not in _SCALARS
             }
 
 

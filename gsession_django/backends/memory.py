@@ -3,6 +3,7 @@
 They are gone when the process ends, and no other process sees them.
 """
 
+import itertools
 import threading
 import time
 from collections import OrderedDict
@@ -13,19 +14,23 @@ from typing import Any
 from django.conf import settings
 from django.core.checks import CheckMessage, Warning
 
-from gsession_django.session_map import SessionMap
+from gsession_django.session_map import Encoded, SessionMap
 from gsession_django.storage import Storage
 from gsession_django.store import SessionStore as BaseSessionStore
+
+# Every serializer gives these back as they were, and nothing can change them.
+_IMMUTABLE = frozenset({str, int, float, bool, type(None)})
 
 
 @dataclass(slots=True)
 class _Entry:
-    body: bytes
+    values: dict[str, Any]
     expires: float  # on the monotonic clock, so that setting the system's clock ends no session
+    revision: int
 
 
 class MemoryStorage(Storage):
-    """Keeps sessions in a dict, as bytes, so that no two requests ever share an object.
+    """Keeps sessions in a dict. What could be changed in place is kept as bytes, so that no two requests share it.
 
     Args:
         max_sessions: how many sessions are kept at most; beyond that the least recently used go first.
@@ -34,6 +39,7 @@ class MemoryStorage(Storage):
     def __init__(self, max_sessions: int = 100_000) -> None:
         self._max_sessions = max_sessions
         self._entries: OrderedDict[str, _Entry] = OrderedDict()
+        self._revisions = itertools.count()
         # Everything below takes microseconds, so the async twins take the lock too, without entering a thread.
         self._lock = threading.Lock()
 
@@ -45,6 +51,13 @@ class MemoryStorage(Storage):
             del self._entries[session_id]
             return None
         return entry
+
+    def _kept(self, data: dict[str, Any]) -> dict[str, Any]:
+        if not all(type(key) is str for key in data):  # the serializer knows what becomes of other keys
+            data = self.decode(self.encode(data))
+        return {
+            key: value if type(value) in _IMMUTABLE else Encoded(self.encode(value)) for key, value in data.items()
+        }
 
     def _put(self, session_id: str, entry: _Entry) -> None:
         self._entries[session_id] = entry
@@ -60,8 +73,7 @@ class MemoryStorage(Storage):
             if entry is None:
                 return None
             self._entries.move_to_end(session_id)
-            body, expires = entry.body, entry.expires
-        return SessionMap(self.decode(body), version=body, ttl_left=expires - time.monotonic())
+            return SessionMap(dict(entry.values), entry.revision, entry.expires - time.monotonic())
 
     def remove_all(self, session_id: str) -> None:
         with self._lock:
@@ -81,13 +93,13 @@ class MemoryStorage(Storage):
             return self._live(session_id) is not None
 
     def create(self, session_id: str, session: SessionMap, ttl: int) -> bool:
-        body = self.encode(session.as_dict())
+        values = self._kept(session.as_dict())
         with self._lock:
             if self._live(session_id) is not None:
                 return False
-            self._put(session_id, _Entry(body, time.monotonic() + ttl))
-        session.version = body
-        return True
+            session.version = next(self._revisions)
+            self._put(session_id, _Entry(values, time.monotonic() + ttl, session.version))
+            return True
 
     def apply(self, session_id: str, session: SessionMap, ttl: int) -> bool:
         with self._lock:
@@ -95,17 +107,22 @@ class MemoryStorage(Storage):
             if entry is None:
                 return False
             expires = time.monotonic() + ttl
-            # The body is its own version: when it is what was read, nobody has written, or nothing else.
-            if entry.body == session.version:
-                body = self.encode(session.as_dict())
+            if session.cleared:
+                entry.values = self._kept(session.as_dict())
+            elif entry.revision == session.version:
+                changed = self._kept(session.changed)
+                for key in session.removed:
+                    entry.values.pop(key, None)
+                entry.values.update(changed)
             else:
-                current = self.decode(entry.body)
-                body = self.encode(session.merged_onto(current))
+                current = SessionMap(dict(entry.values)).as_dict()
+                entry.values = self._kept(session.merged_onto(current))
                 if not session.renews_ttl(current):
                     expires = entry.expires
-            self._put(session_id, _Entry(body, expires))
-        session.version = body
-        return True
+            entry.expires = expires
+            entry.revision = session.version = next(self._revisions)
+            self._entries.move_to_end(session_id)
+            return True
 
     def move(self, session_id: str, new_id: str, ttl: int) -> bool:
         with self._lock:
@@ -114,7 +131,8 @@ class MemoryStorage(Storage):
             if entry is None or taken:
                 return entry is None and taken
             del self._entries[session_id]
-            self._put(new_id, _Entry(entry.body, time.monotonic() + ttl))
+            entry.expires = time.monotonic() + ttl
+            self._put(new_id, entry)
             return True
 
     def purge(self, batch_size: int, dry_run: bool = False) -> Iterator[int]:
