@@ -120,8 +120,8 @@ def _check_storage(name: str, store: type[SessionStore]) -> Iterator[CheckMessag
 
 def _check_options(name: str, store: type[SessionStore], options: dict[str, Any]) -> Iterator[CheckMessage]:
     parameters = inspect.signature(store.storage_class).parameters
-    if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values()):
-        return
+    if any(parameter.kind in (parameter.VAR_KEYWORD, parameter.VAR_POSITIONAL) for parameter in parameters.values()):
+        return  # it says itself, at run time, what it takes
     taken = [*parameters, *OPTIONS_OF_EVERY_ENGINE]
     for option in options:
         if option not in taken:
@@ -130,6 +130,14 @@ def _check_options(name: str, store: type[SessionStore], options: dict[str, Any]
                 f"{store.storage_class.__qualname__} does not take.",
                 hint=f"The options of this engine are {_quoted(taken)}.",
                 id="gsession_django.E009",
+            )
+    for option, parameter in parameters.items():
+        if parameter.default is parameter.empty and option not in options:
+            yield Error(
+                f'GSESSION["ENGINES"][{name!r}] lacks the option {option!r}, without which '
+                f"{store.storage_class.__qualname__} cannot be made.",
+                hint="Give the option there, or give it a default in the storage's __init__.",
+                id="gsession_django.E011",
             )
 
 

@@ -11,7 +11,8 @@ from typing import Any, Final
 from django.core.exceptions import ImproperlyConfigured
 
 from gsession_django.engine import UNABLE, Engine, Operation
-from gsession_django.session_map import EXPIRY_KEY, MISSING, SessionMap
+from gsession_django.serializers import DecodeError
+from gsession_django.session_map import EXPIRY_KEY, MISSING, SessionMap, logger
 from gsession_django.storage import Disabled
 
 # What a session of this site lives, in seconds; asked for only where a session is read.
@@ -30,6 +31,9 @@ def load(engine: Engine, session_id: str, age: Age) -> Operation:
         found = yield "get_session", session_id, age(), None
     except Disabled as error:
         raise ImproperlyConfigured(f"{engine.name} cannot hold a session: its get_session() is disabled.") from error
+    except DecodeError as error:
+        _log_dropped(engine, session_id, error)
+        return None
     if found is None:
         return None
     session = found if isinstance(found, SessionMap) else SessionMap(found)
@@ -49,9 +53,12 @@ def load_all(engine: Engine, session_id: str, age: Age) -> Operation:
 def fetch(engine: Engine, session_id: str, session: SessionMap, key: str | None) -> Operation:
     """Bring the value of `key` into a session that is served key by key; with ``None`` all that there is."""
     if key is not None:
-        value = yield from engine.attempt("get", session_id, key)
+        value = yield from _one_value(engine, session_id, key)
         if value is not UNABLE and value is not None:
             session.learn({key: value})
+            return
+        if value is None and key == EXPIRY_KEY:  # Django never keeps None there, so this is settled
+            session.learn_absent(key)
             return
     session.learn((yield from _all_pairs(engine, session_id)), complete=True)
 
@@ -65,9 +72,25 @@ def size(engine: Engine, session_id: str) -> Operation:
     return number if reserved is None else number - 1
 
 
+def _one_value(engine: Engine, session_id: str, key: str) -> Operation:
+    try:
+        return (yield from engine.attempt("get", session_id, key))
+    except DecodeError as error:
+        _log_dropped(engine, session_id, error)
+        return None
+
+
 def _all_pairs(engine: Engine, session_id: str) -> Operation:
-    data: Mapping[str, Any] = yield from engine.need("get_map", session_id)
+    try:
+        data: Mapping[str, Any] = yield from engine.need("get_map", session_id)
+    except DecodeError as error:
+        _log_dropped(engine, session_id, error)
+        return {}
     return {key: value for key, value in data.items() if key != RESERVED_KEY}
+
+
+def _log_dropped(engine: Engine, session_id: str, error: DecodeError) -> None:
+    logger.warning("The session %r of %s is dropped: %s", session_id, engine.name, error)
 
 
 def exists(engine: Engine, session_id: str, age: Age) -> Operation:
@@ -121,8 +144,8 @@ def _compose_apply(
     if current.partial:
         # Only a dict is merged with what is stored; of anything else the last one saved wins.
         for key, value in changed.items():
-            stored = (yield from engine.need("get", session_id, key)) if isinstance(value, dict) else None
-            changed[key] = session.merged_value(key, MISSING if stored is None else stored)
+            stored = (yield from _one_value(engine, session_id, key)) if isinstance(value, dict) else None
+            changed[key] = session.merged_value(key, MISSING if stored in (None, UNABLE) else stored)
         whole = session.as_dict() | changed
     else:
         if session.cleared:

@@ -1,7 +1,7 @@
 """SessionMap: one session's data, what the request did to it, and how that merges with what others did."""
 
 import logging
-from collections.abc import ItemsView, Iterator, Mapping, MutableMapping, ValuesView
+from collections.abc import ItemsView, Iterator, KeysView, Mapping, MutableMapping, ValuesView
 from typing import Any, Final, Protocol
 
 from django.utils.asyncio import async_unsafe
@@ -55,6 +55,13 @@ class Source(Protocol):
         """Return the number of pairs that are stored."""
 
 
+class _Keys(KeysView[str]):
+    """Fetches the keys when it is iterated, and not when the first one is taken: list() asks for the length between."""
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._mapping)
+
+
 class SessionMap(MutableMapping[str, Any]):
     """The counterpart of gsession's ``gmap.StrAnyMap``: a mapping that knows what was done to it since it was read.
 
@@ -74,6 +81,7 @@ class SessionMap(MutableMapping[str, Any]):
     """
 
     __slots__ = (
+        "_absent",
         "_merged",
         "_originals",
         "_snapshots",
@@ -94,6 +102,8 @@ class SessionMap(MutableMapping[str, Any]):
         self.cleared = False
         self.partial = False
         self.source: Source | None = None
+        # Keys that are known not to be stored, while others may be.
+        self._absent: frozenset[str] = frozenset()
         self._saved_as_is()
 
     def _saved_as_is(self) -> None:
@@ -113,7 +123,7 @@ class SessionMap(MutableMapping[str, Any]):
         try:
             value = self._values[key]
         except KeyError:
-            if not self.partial:
+            if not self._may_have(key):
                 raise
             self._fetch(key)
             value = self._values[key]
@@ -125,7 +135,7 @@ class SessionMap(MutableMapping[str, Any]):
         value = self._values.get(key, MISSING)
         if type(value) in _SCALARS:
             return value
-        if value is MISSING and not self.partial:
+        if value is MISSING and not self._may_have(key):
             return default
         return super().get(key, default)
 
@@ -156,7 +166,7 @@ class SessionMap(MutableMapping[str, Any]):
         self._values[key] = value
 
     def __delitem__(self, key: str) -> None:
-        if self.partial and key not in self._values:
+        if key not in self._values and self._may_have(key):
             self._fetch(key)
         if key not in self._values:
             raise KeyError(key)
@@ -165,10 +175,10 @@ class SessionMap(MutableMapping[str, Any]):
 
     def _remember(self, key: str) -> None:
         if key not in self._originals:
-            self._originals[key] = self._values.get(key, _UNKNOWN if self.partial else MISSING)
+            self._originals[key] = self._values.get(key, _UNKNOWN if self._may_have(key) else MISSING)
 
     def __contains__(self, key: object) -> bool:
-        if self.partial and key not in self._values and isinstance(key, str):
+        if isinstance(key, str) and key not in self._values and self._may_have(key):
             self._fetch(key)
         value = self._values.get(key, MISSING)  # type: ignore[call-overload]
         if type(value) is Encoded and isinstance(key, str):
@@ -199,6 +209,9 @@ class SessionMap(MutableMapping[str, Any]):
 
     def __bool__(self) -> bool:
         return bool(self._values) or len(self) > 0
+
+    def keys(self) -> KeysView[str]:
+        return _Keys(self)
 
     def items(self) -> ItemsView[str, Any]:
         self._fetch_rest()
@@ -236,6 +249,14 @@ class SessionMap(MutableMapping[str, Any]):
                 if value is _UNKNOWN:
                     self._originals[key] = MISSING
 
+    def learn_absent(self, key: str) -> None:
+        """Take in that the storage does not have `key`."""
+        self._absent |= {key}
+
+    def _may_have(self, key: str) -> bool:
+        """Whether the storage may have a key that is not known here."""
+        return self.partial and key not in self._absent and key not in self._originals
+
     @async_unsafe("This session value is still in the storage. Use the async methods of request.session to get it.")
     def _fetch(self, key: str | None) -> None:
         if self.source is not None:
@@ -243,11 +264,9 @@ class SessionMap(MutableMapping[str, Any]):
 
     def lacks(self, key: str | None) -> bool:
         """Whether `key`, or with ``None`` anything at all, would have to be fetched to be used."""
-        if key in self._originals:
-            return False
-        if key in self._values:
-            return self._values[key] is UNFETCHED
-        return self.partial or (key is None and UNFETCHED in self._values.values())
+        if key is None:
+            return self.partial or UNFETCHED in self._values.values()
+        return self._values[key] is UNFETCHED if key in self._values else self._may_have(key)
 
     def hide(self, key: str) -> None:
         """Drop what a storage keeps for itself, as if it had not been read."""

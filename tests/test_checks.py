@@ -134,6 +134,20 @@ def test_a_storage_may_take_any_option(settings: Settings, module: Callable[...,
     assert check_settings() == []
 
 
+class OneOption(WholeMapStorage):
+    def __init__(self, url: str) -> None:
+        super().__init__()
+
+
+def test_an_option_that_is_missing(settings: Settings, module: Callable[..., str]) -> None:
+    settings.SESSION_ENGINE = name = module(OneOption)
+    message = only(check_settings())
+    assert message.id == "gsession_django.E011"
+    assert f"GSESSION[\"ENGINES\"]['{name}'] lacks the option 'url'" in message.msg
+    settings.GSESSION = {"ENGINES": {name: {"url": "somewhere"}}}
+    assert check_settings() == []
+
+
 class WholeMapsOnly:
     """A serializer that takes no single value."""
 

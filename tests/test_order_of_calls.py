@@ -184,6 +184,20 @@ class TestPerKeyStorage:
         assert request["one"] == 1
         assert site.calls() == [READ, ("get", "other"), ("get_map",)]
 
+    def test_an_expiry_that_was_never_set_is_no_reason_to_fetch_the_rest(self, site: Site) -> None:
+        request = site.request(site.visitor(one=1))
+        assert not request.get_expire_at_browser_close()
+        request["one"] = 2
+        request.save()
+        assert request.get_expiry_age() == AGE
+        data = {"one": 2}
+        assert site.calls() == [READ, ("get", EXPIRY), READ, ("set_map", data, AGE), ("set_session", data, AGE)]
+
+    def test_keys_are_listed_without_being_counted_first(self, site: Site) -> None:
+        request = site.request(site.visitor(one=1, two=2))
+        assert list(request.keys()) == ["one", "two"]
+        assert site.calls() == [READ, ("get_map",)]
+
     def test_items_are_fetched_at_once(self, site: Site) -> None:
         request = site.request(site.visitor(one=1, two=2))
         assert dict(request.items()) == {"one": 1, "two": 2}
@@ -227,10 +241,9 @@ class TestPerKeyStorage:
         request.save()
         assert site.calls() == [
             ("get", EXPIRY),
-            ("get_map",),
             READ,
             ("get", "cart"),
-            ("set_map", {"cart": {"apple": 1, "plum": 1, "pear": 1}, "number": 2}, AGE),
+            ("set_map", {"cart": {"apple": 1, "plum": 1, "pear": 1}, "number": 2, "same": 1}, AGE),
             ("remove", "gone"),
             ("set_session", {"cart": {"apple": 1, "plum": 1, "pear": 1}, "number": 2, "same": 1}, AGE),
         ]

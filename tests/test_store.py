@@ -273,6 +273,25 @@ class TestSaving:
         assert len(store_class(store.session_key).keys()) == 8
 
 
+class TestUndecodable:
+    @pytest.mark.parametrize("storage_class", [WholeMapStorage, CompleteStorage, PerKeyStorage])
+    def test_what_cannot_be_decoded_is_no_session_or_no_value_and_logged(
+        self, storage_class: type[Storage], caplog: pytest.LogCaptureFixture
+    ) -> None:
+        store_class = engine(storage_class)
+        store = store_class()
+        store["number"] = 1
+        store.save()
+        storage: Any = store.get_storage()
+        storage.medium.rows[store.session_id].pairs["number"] = b"{"
+        again = store_class(store.session_key)
+        assert again.get("number") is None
+        assert dict(again.items()) == {}
+        assert {record.name for record in caplog.records} == {"django.security.SuspiciousSession"}
+        assert f"of {storage_class.__name__} of the engine 'tests.storages' is dropped" in caplog.text
+        caplog.clear()
+
+
 class Down(Storage):
     """A storage that cannot be reached."""
 

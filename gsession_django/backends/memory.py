@@ -55,9 +55,7 @@ class MemoryStorage(Storage):
     def _kept(self, data: dict[str, Any]) -> dict[str, Any]:
         if not all(type(key) is str for key in data):  # the serializer knows what becomes of other keys
             data = self.decode(self.encode(data))
-        return {
-            key: value if type(value) in _IMMUTABLE else Encoded(self.encode(value)) for key, value in data.items()
-        }
+        return {key: value if type(value) in _IMMUTABLE else Encoded(self.encode(value)) for key, value in data.items()}
 
     def _put(self, session_id: str, entry: _Entry) -> None:
         self._entries[session_id] = entry
