@@ -5,6 +5,7 @@ wants made and is sent what they return (``operations.py``). It is driven by pla
 awaiting the storage's native twins, or in a thread (:meth:`Engine.arun`).
 """
 
+import os
 import threading
 from collections.abc import Generator
 from typing import TYPE_CHECKING, Any, Final
@@ -133,7 +134,7 @@ class Engine:
 
 
 _engines: "dict[type[SessionStore], Engine]" = {}
-_engines_lock = threading.Lock()
+_engines_lock = threading.RLock()  # a storage may ask for another engine while it is made
 
 
 def engine_of(store: "type[SessionStore]") -> Engine:
@@ -150,4 +151,12 @@ def _forget(*, setting: str, **kwargs: Any) -> None:
         _engines.clear()
 
 
+def _start_anew() -> None:
+    """Let a forked child have storages and locks of its own: a thread that is not there might hold the parent's."""
+    global _engines_lock
+    _engines_lock = threading.RLock()
+    _engines.clear()
+
+
 setting_changed.connect(_forget)
+os.register_at_fork(after_in_child=_start_anew)

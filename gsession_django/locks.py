@@ -51,25 +51,20 @@ class IdLocks:
                     return
             del self._waiting[lock_id]
 
-    # On the thread of an event loop, the coroutine that holds the lock would wait for this thread, and it for that.
-    @async_unsafe("Another request holds this session. Use the async methods of request.session to wait for it.")
-    def wait(self, turn: Turn) -> None:
-        """Block until the turn has come; a wait that is broken off passes the lock on."""
-        try:
-            turn.future.result()
-        except BaseException:
-            self._give_up(turn)
-            raise
-
-    async def await_turn(self, turn: Turn) -> None:
-        """The same for a coroutine."""
-        try:
-            await asyncio.wrap_future(turn.future)
-        except BaseException:
-            self._give_up(turn)
-            raise
-
-    def _give_up(self, turn: Turn) -> None:
+    def give_up(self, turn: Turn) -> None:
+        """End a wait that was broken off; if the turn has come meanwhile, the lock is passed on."""
         # What is cancelled is passed over by release(); what cannot be was handed the lock already.
         if not turn.future.cancel():
             self.release(turn.lock_id)
+
+    # On the thread of an event loop, the coroutine that holds the lock would wait for this thread, and it for that.
+    @staticmethod
+    @async_unsafe("Another request holds this session. Use the async methods of request.session to wait for it.")
+    def wait(turn: Turn) -> None:
+        """Block until the turn has come."""
+        turn.future.result()
+
+    @staticmethod
+    async def await_turn(turn: Turn) -> None:
+        """The same for a coroutine."""
+        await asyncio.wrap_future(turn.future)

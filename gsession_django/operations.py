@@ -11,8 +11,8 @@ from typing import Any, Final
 from django.core.exceptions import ImproperlyConfigured
 
 from gsession_django.engine import UNABLE, Engine, Operation
-from gsession_django.serializers import DecodeError
-from gsession_django.session_map import EXPIRY_KEY, MISSING, SessionMap, logger
+from gsession_django.serializers import DecodeError, logger
+from gsession_django.session_map import EXPIRY_KEY, MISSING, SessionMap
 from gsession_django.storage import Disabled
 
 # What a session of this site lives, in seconds; asked for only where a session is read.
@@ -36,16 +36,20 @@ def load(engine: Engine, session_id: str, age: Age) -> Operation:
         return None
     if found is None:
         return None
-    session = found if isinstance(found, SessionMap) else SessionMap(found)
-    session.partial = not session and "get" in engine.able
-    session.hide(RESERVED_KEY)
+    if isinstance(found, SessionMap):
+        session = found
+    else:
+        session = SessionMap(found)
+        session.partial = not session and "get" in engine.able
+    if _needs_a_pair(engine):
+        session.hide(RESERVED_KEY)
     return session
 
 
 def load_all(engine: Engine, session_id: str, age: Age) -> Operation:
     """The same, with all its pairs."""
     session = yield from load(engine, session_id, age)
-    if session is not None and session.partial:
+    if session is not None and session.lacks(None):
         session.learn((yield from _all_pairs(engine, session_id)), complete=True)
     return session
 
@@ -57,7 +61,8 @@ def fetch(engine: Engine, session_id: str, session: SessionMap, key: str | None)
         if value is not UNABLE and value is not None:
             session.learn({key: value})
             return
-        if value is None and key == EXPIRY_KEY:  # Django never keeps None there, so this is settled
+        if value is None and (key == EXPIRY_KEY or session.promises(key)):
+            # Settled: Django never keeps None there, and no storage promises a value that is none.
             session.learn_absent(key)
             return
     session.learn((yield from _all_pairs(engine, session_id)), complete=True)
@@ -122,7 +127,6 @@ def apply(
 
     `ttl_of` makes a TTL of the value that Django keeps in a session for ``set_expiry()``.
     """
-    session.unsaved()
     there = yield from engine.attempt("apply", session_id, session, ttl)
     if there is UNABLE:
         there = yield from _alone(engine, session_id, _compose_apply(engine, session_id, session, ttl, age, ttl_of))
@@ -135,36 +139,48 @@ def apply(
 def _compose_apply(
     engine: Engine, session_id: str, session: SessionMap, ttl: int, age: Age, ttl_of: Callable[[Any], int]
 ) -> Operation:
-    changed, removed = session.changed, session.removed
-    # What there is must be known as a whole to be cleared, or to be written anew where nothing removes one pair.
-    by_pairs = not session.cleared and not (removed and not engine.able & {"remove", "set_session"})
-    current: SessionMap | None = yield from (load if by_pairs else load_all)(engine, session_id, age)
+    current: SessionMap | None = yield from load(engine, session_id, age)
     if current is None:
         return False
+    changed, removed = session.changed, session.removed
+    by_pairs = current.partial
+    if by_pairs and (session.cleared or (removed and "remove" not in engine.able)):
+        # It must be known as a whole to be cleared, or to be written anew where nothing removes one pair.
+        current.learn((yield from _all_pairs(engine, session_id)), complete=True)
     if current.partial:
         # Only a dict is merged with what is stored; of anything else the last one saved wins.
         for key, value in changed.items():
             stored = (yield from _one_value(engine, session_id, key)) if isinstance(value, dict) else None
-            changed[key] = session.merged_value(key, MISSING if stored in (None, UNABLE) else stored)
+            changed[key] = session.merged_value(key, MISSING if stored is None or stored is UNABLE else stored)
         whole = session.as_dict() | changed
+        expiry = yield from _one_value(engine, session_id, EXPIRY_KEY)
+        known = {} if expiry is None or expiry is UNABLE else {EXPIRY_KEY: expiry}
     else:
         if session.cleared:
             removed = current.keys() - changed.keys()
         whole = session.merged_onto(current)
         changed = {key: whole[key] for key in changed}
-        if not session.renews_ttl(current):
-            ttl = ttl_of(current.get(EXPIRY_KEY))
+        known = current.as_dict()
+    if not session.renews_ttl(known):
+        ttl = ttl_of(known.get(EXPIRY_KEY))
     if removed and not changed and (current.partial or not whole):
         changed = _pairs(engine, {})
+    if removed and "remove" not in engine.able and (by_pairs or "set_session" not in engine.able):
+        yield from engine.need("remove_all", session_id)
+        changed, removed = _pairs(engine, whole), set()
     yield from _write(engine, session_id, changed, removed, whole, ttl)
+    if removed and by_pairs and "remove" not in engine.able:  # as it turned out just now
+        return (yield from _compose_apply(engine, session_id, session, ttl, age, ttl_of))
     return True
 
 
 def touch(engine: Engine, session_id: str, session: SessionMap, ttl: int, age: Age) -> Operation:
     """Renew the TTL of a session that did not change; ``False`` when it is gone."""
     there = yield from engine.attempt("update_ttl", session_id, ttl)
-    if there is UNABLE:
+    if there is UNABLE and "apply" in engine.able:
         there = yield from engine.attempt("apply", session_id, session, ttl)
+        if there is not UNABLE:
+            session.saved()
     if there is UNABLE:
         there = yield from _alone(engine, session_id, _compose_touch(engine, session_id, ttl, age))
     session.ttl_left = ttl
@@ -204,7 +220,11 @@ def remove(engine: Engine, session_id: str) -> Operation:
 
 def _pairs(engine: Engine, data: dict[str, Any]) -> dict[str, Any]:
     """Return the pairs to store of a session: never none where a medium without pairs would forget the session."""
-    return data or ({RESERVED_KEY: True} if "get" in engine.able or "set_session" not in engine.able else {})
+    return data or ({RESERVED_KEY: True} if _needs_a_pair(engine) else {})
+
+
+def _needs_a_pair(engine: Engine) -> bool:
+    return "get" in engine.able or "set_session" not in engine.able
 
 
 def _write(
@@ -216,9 +236,6 @@ def _write(
     ttl: int,
 ) -> Operation:
     """Store a session with the methods of gsession: the pairs that changed, and then what is known of the whole."""
-    if removed and not engine.able & {"remove", "set_session"}:
-        yield from engine.need("remove_all", session_id)
-        changed = _pairs(engine, whole)
     stored = False
     if changed:
         stored = (yield from engine.attempt("set_map", session_id, changed, ttl)) is not UNABLE
@@ -234,7 +251,11 @@ def _write(
 def _alone(engine: Engine, session_id: str, operation: Operation) -> Operation:
     """Carry out an operation with the id to itself, in this process."""
     if (turn := engine.locks.acquire(session_id)) is not None:
-        yield turn
+        try:
+            yield turn
+        except BaseException:
+            engine.locks.give_up(turn)
+            raise
     try:
         return (yield from operation)
     finally:

@@ -6,12 +6,16 @@ goes here and nowhere else.
 """
 
 import json
+import logging
 from typing import Any, Protocol
 
 from django.conf import settings
 from django.contrib.sessions.serializers import JSONSerializer
 from django.core.signals import setting_changed
 from django.utils.module_loading import import_string
+
+logger = logging.getLogger("django.security.SuspiciousSession")
+"""Where Django logs what it drops of sessions that it cannot read."""
 
 
 class Serializer(Protocol):

@@ -14,27 +14,29 @@ import os
 import struct
 import time
 import zlib
-from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 from django.core.files import locks
 
 MAGIC = b"GSF1"
 # magic, expiry (seconds since 1970), revision, offset, length and checksum of the body; then the header's own checksum.
 _FIELDS = struct.Struct("<4sdQIII")
-_CHECKSUM = struct.Struct("<I")
-HEADER_SIZE = _FIELDS.size + _CHECKSUM.size
+_HEADER = struct.Struct("<4sdQIIII")
+HEADER_SIZE = _HEADER.size
 _READ_SIZE = 8192
 # A file that once held a large session is cut when at least this much of it is no longer used.
 _SLACK = 65536
 _FLAGS = getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0)
+# What stands under a session's name and is no file of ours is neither followed nor waited for.
+_SESSION_FLAGS = _FLAGS | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
+_NO_FILE = frozenset({errno.ELOOP, errno.EISDIR, errno.ENXIO, errno.EAGAIN})
 
 
 class Damaged(ValueError):
     """What is in the file is no session of this format, or not all of one."""
 
 
-@dataclass(frozen=True, slots=True)
-class Header:
+class Header(NamedTuple):
     """What stands at the head of a file.
 
     Attributes:
@@ -54,16 +56,16 @@ class Header:
         """Return the header at the start of `data`, or raise :class:`Damaged`."""
         if len(data) < HEADER_SIZE:
             raise Damaged(f"it has {len(data)} bytes, fewer than a header")
-        magic, *fields = _FIELDS.unpack_from(data)
+        magic, expires, revision, offset, length, checksum, own = _HEADER.unpack_from(data)
         if magic != MAGIC:
             raise Damaged("it does not begin like a session file")
-        if _CHECKSUM.unpack_from(data, _FIELDS.size)[0] != zlib.crc32(data[: _FIELDS.size]):
+        if own != zlib.crc32(data[: _FIELDS.size]):
             raise Damaged("its header does not match its checksum")
-        return cls(*fields)
+        return cls(expires, revision, offset, length, checksum)
 
     def pack(self) -> bytes:
-        fields = _FIELDS.pack(MAGIC, self.expires, self.revision, self.offset, self.length, self.checksum)
-        return fields + _CHECKSUM.pack(zlib.crc32(fields))
+        fields = _FIELDS.pack(MAGIC, *self)
+        return fields + zlib.crc32(fields).to_bytes(4, "little")
 
     @property
     def alive(self) -> bool:
@@ -111,9 +113,9 @@ class SessionFile:
 
     def __init__(self, path: str, writable: bool = False, fsync: bool = False) -> None:
         self._fsync = fsync
-        self._fd = os.open(path, (os.O_RDWR if writable else os.O_RDONLY) | _FLAGS)
+        self._fd = _open(path, os.O_RDWR if writable else os.O_RDONLY)
         try:
-            self._start = os.read(self._fd, HEADER_SIZE if writable else _READ_SIZE)
+            self._start = _head(self._fd, HEADER_SIZE if writable else _READ_SIZE)
             self.header = Header.unpack(self._start)
         except BaseException:
             os.close(self._fd)
@@ -152,7 +154,7 @@ class SessionFile:
 
     def renew(self, expires: float) -> None:
         """Store a new expiry."""
-        self._point(replace(self.header, expires=expires))
+        self._point(self.header._replace(expires=expires))
 
     def _point(self, header: Header) -> None:
         os.lseek(self._fd, 0, os.SEEK_SET)
@@ -160,6 +162,18 @@ class SessionFile:
         if self._fsync:
             os.fsync(self._fd)
         self.header = header
+
+
+def read_header(path: str) -> Header:
+    """Return a file's header without looking at the session; ``FileNotFoundError`` or :class:`Damaged` if it has none.
+
+    While somebody may be writing, only the writers' lock makes damage the last word.
+    """
+    fd = _open(path, os.O_RDONLY)
+    try:
+        return Header.unpack(_head(fd, HEADER_SIZE))
+    finally:
+        os.close(fd)
 
 
 def write_new(path: str, scratch: str, body: bytes, expires: float, fsync: bool = False) -> int:
@@ -179,6 +193,24 @@ def write_new(path: str, scratch: str, body: bytes, expires: float, fsync: bool 
         os.close(fd)
     os.replace(scratch, path)
     return revision
+
+
+def _open(path: str, flags: int) -> int:
+    try:
+        return os.open(path, flags | _SESSION_FLAGS)
+    except OSError as error:
+        if error.errno in _NO_FILE:
+            raise Damaged(f"it is no file: {error.strerror}") from error
+        raise
+
+
+def _head(fd: int, size: int) -> bytes:
+    try:
+        return os.read(fd, size)
+    except OSError as error:
+        if error.errno in _NO_FILE:
+            raise Damaged(f"it is no file: {error.strerror}") from error
+        raise
 
 
 def _read(fd: int, size: int) -> bytes:

@@ -1,12 +1,11 @@
 """SessionMap: one session's data, what the request did to it, and how that merges with what others did."""
 
-import logging
 from collections.abc import ItemsView, Iterator, KeysView, Mapping, MutableMapping, ValuesView
 from typing import Any, Final, Protocol
 
 from django.utils.asyncio import async_unsafe
 
-from gsession_django.serializers import DecodeError, decode, encode
+from gsession_django.serializers import DecodeError, decode, encode, logger
 
 EXPIRY_KEY: Final = "_session_expiry"
 """Where Django keeps what ``set_expiry()`` was given."""
@@ -15,8 +14,6 @@ EXPIRY_KEY: Final = "_session_expiry"
 _SCALARS: Final = frozenset({str, int, float, bool, bytes, type(None)})
 # Of these, values that are equal and of one type are encoded alike. (Not so floats: 0.0 == -0.0.)
 _PLAIN: Final = frozenset({str, int, bool, bytes, type(None)})
-
-logger = logging.getLogger("django.security.SuspiciousSession")
 
 
 class _Sentinel:
@@ -59,7 +56,7 @@ class _Keys(KeysView[str]):
     """Fetches the keys when it is iterated, and not when the first one is taken: list() asks for the length between."""
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self._mapping)
+        return iter(self._mapping)  # type: ignore[attr-defined]
 
 
 class SessionMap(MutableMapping[str, Any]):
@@ -87,7 +84,6 @@ class SessionMap(MutableMapping[str, Any]):
         "_snapshots",
         "_values",
         "_watched",
-        "_whole",
         "cleared",
         "partial",
         "source",
@@ -113,9 +109,8 @@ class SessionMap(MutableMapping[str, Any]):
         self._snapshots: dict[str, bytes] = {}
         # The same as it was when `modified` was set to False; None as long as that is the same.
         self._watched: dict[str, object] | None = None
-        # What merging made of the keys that changed, and of the whole, until the storage has stored it.
-        self._merged: dict[str, Any] = {}
-        self._whole: dict[str, Any] | None = None
+        # Whether merging took in what others wrote, which this map does not hold.
+        self._merged = False
 
     # A mapping.
 
@@ -192,7 +187,7 @@ class SessionMap(MutableMapping[str, Any]):
         if self.partial:
             self._fetch(None)
         self._decode_all()
-        return iter(list(self._values))
+        return iter(self._values)
 
     def _decode_all(self) -> None:
         for key, value in list(self._values.items()):
@@ -252,6 +247,12 @@ class SessionMap(MutableMapping[str, Any]):
     def learn_absent(self, key: str) -> None:
         """Take in that the storage does not have `key`."""
         self._absent |= {key}
+        if self.promises(key):
+            del self._values[key]
+
+    def promises(self, key: str) -> bool:
+        """Whether `key` is in the session and its value still in the storage."""
+        return self._values.get(key) is UNFETCHED
 
     def _may_have(self, key: str) -> bool:
         """Whether the storage may have a key that is not known here."""
@@ -347,7 +348,7 @@ class SessionMap(MutableMapping[str, Any]):
         """Return the session that results when this request's changes meet what is stored now.
 
         Keys merge one by one. Dicts merge by sub-key, recursively, what was read being the common base; of anything
-        else the last one saved wins.
+        else the last one saved wins. This map itself stays what the request has.
 
         Args:
             current: the stored session, complete.
@@ -359,14 +360,17 @@ class SessionMap(MutableMapping[str, Any]):
             result.pop(key, None)
         for key in self.changed:
             result[key] = self.merged_value(key, result.get(key, MISSING))
-        self._whole = result
+        self._merged = True
         return result
 
     def merged_value(self, key: str, current: Any = MISSING) -> Any:
         """Return what becomes of one changed key when `current` is stored under it now, or nothing is."""
-        value = _merge(self._base(key), self._values[key], current)
-        self._merged[key] = value
-        return value
+        self._merged = True
+        value = self._values[key]
+        if not isinstance(value, dict):
+            return value
+        # As it will be read back: JSON, for one, makes text of every key.
+        return _merge(self._base(key), decode(encode(value)), current)
 
     def renews_ttl(self, current: Mapping[str, Any]) -> bool:
         """Whether saving this session onto `current` renews the TTL.
@@ -378,24 +382,14 @@ class SessionMap(MutableMapping[str, Any]):
         base = self._base(EXPIRY_KEY)
         return bool(current.get(EXPIRY_KEY) == (None if base is MISSING else base))
 
-    def unsaved(self) -> None:
-        """Forget what merging made in a save that came to nothing. The adapter calls it before it tries to save."""
-        self._merged = {}
-        self._whole = None
-
     def saved(self) -> None:
         """Take what was stored as the new starting point. The adapter calls it when a storage has stored the session.
 
-        What merging brought in from others is in the session now; values that somebody holds stay the same objects.
+        What merging took in from others is not in this map, as the values may be objects that somebody holds. So the
+        version is forgotten then: the next save merges again, and loses nothing of theirs.
         """
-        for key, value in self._merged.items():
-            self._values[key] = _adopt(self._values[key], value)
-        if self._whole is not None:
-            self.partial = False
-            for key in self._values.keys() - self._whole.keys():
-                del self._values[key]
-            for key in self._whole.keys() - self._merged.keys():
-                self._values[key] = _adopt(self._values.get(key, MISSING), self._whole[key])
+        if self._merged:
+            self.version = None
         held, values = self._held(), self._values
         self._saved_as_is()
         self._snapshots = {key: encode(values[key]) for key in held if type(values.get(key)) not in _SCALARS}
@@ -443,18 +437,3 @@ def _merge(base: Any, mine: Any, current: Any) -> Any:
         if before is MISSING or encode(value) != encode(before):
             result[key] = _merge(before, value, current.get(key, MISSING))
     return result
-
-
-def _adopt(mine: Any, stored: Any) -> Any:
-    """Return `mine` with the value of `stored`: the same object wherever somebody may hold it."""
-    if mine is stored or mine is MISSING:
-        return stored
-    if isinstance(mine, dict) and isinstance(stored, dict):
-        for key in mine.keys() - stored.keys():
-            del mine[key]
-        for key, value in stored.items():
-            mine[key] = _adopt(mine.get(key, MISSING), value)
-        return mine
-    if mine is not UNFETCHED and encode(mine) == encode(stored):
-        return mine
-    return stored

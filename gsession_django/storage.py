@@ -123,7 +123,8 @@ class Storage:
         Returns:
             A mapping that is not empty is the complete session. An empty one from a per-key storage means «ask me key
             by key», from any other an empty session. A :class:`SessionMap` can carry more than a ``dict``: the version
-            that :meth:`apply` wants back, and ``ttl_left``, without which touches are not coalesced.
+            that :meth:`apply` wants back, ``ttl_left``, without which touches are not coalesced, and values that are
+            still encoded or not fetched. It says itself, by ``partial``, whether to ask key by key.
         """
         raise Disabled
 
@@ -171,10 +172,13 @@ class Storage:
         raise Disabled
 
     def move(self, session_id: str, new_id: str, ttl: int) -> bool:
-        """Give the session a new id, its data kept and the old id gone, and renew the TTL. Called by ``cycle_key()``.
+        """Give the session a new id, its data kept and the old id gone. Called by ``cycle_key()``.
+
+        The TTL may stay what it is, as the save that follows renews it; `ttl` is for a medium that has to write it.
 
         Returns:
-            ``False``, with nothing stored, when the session is gone; ``True`` too when an earlier try had moved it.
+            ``False``, with nothing stored, when the session is gone, or another has the new id; ``True`` too when an
+            earlier try had moved it.
         """
         raise Disabled
 
@@ -182,7 +186,8 @@ class Storage:
         """Remove the expired sessions (with `dry_run`, only count them), `batch_size` at most in one step.
 
         Yields:
-            The number removed, once a step, 0 too. Between two steps nothing is held: no lock, no transaction.
+            The number removed, or with `dry_run` found, once a step; 0 where there was nothing, so that a long search
+            can be stopped. Between two steps nothing is held: no lock, no transaction.
         """
         raise Disabled
 

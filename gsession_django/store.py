@@ -13,7 +13,7 @@ from django.core.checks import CheckMessage
 
 from gsession_django import operations
 from gsession_django.conf import conf
-from gsession_django.engine import UNABLE, Operation, engine_of
+from gsession_django.engine import UNABLE, Engine, Operation, engine_of
 from gsession_django.session_map import EXPIRY_KEY, SessionMap
 from gsession_django.storage import Storage
 
@@ -46,9 +46,9 @@ class SessionStore(SessionBase):
         """Return what is wrong with the settings that only this engine uses; called by Django's system checks."""
         return []
 
-    def __init__(self, session_key: str | None = None) -> None:
-        super().__init__(session_key)
-        self._engine = engine_of(type(self))
+    @property
+    def _engine(self) -> Engine:
+        return engine_of(type(self))
 
     @classmethod
     def get_storage(cls) -> Storage:
@@ -185,6 +185,8 @@ class SessionStore(SessionBase):
 
     def _create(self) -> Operation:
         session = self._get_session(no_load=True)
+        if session.lacks(None) and self.session_id is not None:
+            yield from operations.fetch(self._engine, self.session_id, session, None)
         ttl = self._ttl_of(session.get(EXPIRY_KEY))
         for _ in range(_KEY_ATTEMPTS):
             key = yield from self._new_key(ttl)
@@ -193,10 +195,7 @@ class SessionStore(SessionBase):
                 self._gone = False
                 self.modified = True
                 return
-        raise CreateError(
-            f"{self._engine.name} said of {_KEY_ATTEMPTS} new session keys in a row that they are taken. Look at its "
-            "new() and create()."
-        )
+        raise self._no_key()
 
     def _new_key(self, ttl: int) -> Operation:
         key = yield from self._engine.attempt("new", ttl)
@@ -247,6 +246,8 @@ class SessionStore(SessionBase):
 
     def _create_at(self, key: str) -> Operation:
         session = self._get_session(no_load=True)
+        if session.lacks(None) and self.session_id is not None:
+            yield from operations.fetch(self._engine, self.session_id, session, None)
         ttl = self._ttl_of(session.get(EXPIRY_KEY))
         # Composed, create knows nothing of other sessions. For a random key of ours it need not; this one is given.
         taken = "create" not in self._engine.able and (yield from self._exists(key))
@@ -287,13 +288,23 @@ class SessionStore(SessionBase):
         old_id, age = self._id_of(self.session_key), self.get_session_cookie_age
         yield from self._fetch_expiry(session)
         ttl = self._ttl_of(session.get(EXPIRY_KEY))
-        new_key = yield from self._new_key(ttl)
-        moved = yield from operations.move(self._engine, old_id, self._id_of(new_key), ttl, age)
-        if moved:
-            session.ttl_left = ttl
-        self._gone = not moved
-        self._session_key = new_key
-        self.modified = True
+        for _ in range(_KEY_ATTEMPTS):
+            new_key = yield from self._new_key(ttl)
+            new_id = self._id_of(new_key)
+            moved = yield from operations.move(self._engine, old_id, new_id, ttl, age)
+            # A random key is never taken, so that the session is gone; one that the storage made may be.
+            if moved or "new" not in self._engine.able or not (yield from operations.exists(self._engine, new_id, age)):
+                self._gone = not moved
+                self._session_key = new_key
+                self.modified = True
+                return
+        raise self._no_key()
+
+    def _no_key(self) -> CreateError:
+        return CreateError(
+            f"{self._engine.name} said of {_KEY_ATTEMPTS} new session keys in a row that they are taken. Look at its "
+            "new(), create() and move()."
+        )
 
     @classmethod
     def clear_expired(cls) -> None:

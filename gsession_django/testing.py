@@ -395,8 +395,8 @@ class StorageContract(unittest.TestCase if TYPE_CHECKING else object):  # type: 
         self.assertIsNone(self.read(session_id))
 
     @needs("move")
-    def test_move_gives_the_session_a_new_id_and_ttl(self) -> None:
-        old, new = self.put({"key": {"nested": 1}}, ttl=1), self.new_id()
+    def test_move_gives_the_session_a_new_id(self) -> None:
+        old, new = self.put({"key": {"nested": 1}}, ttl=60), self.new_id()
         self.assertTrue(self.storage.move(old, new, 60))
         self.assertTrue(self.storage.move(old, new, 60), "a second try of a move that was done")
         self.assertIsNone(self.read(old))
@@ -405,7 +405,7 @@ class StorageContract(unittest.TestCase if TYPE_CHECKING else object):  # type: 
 
     @needs("move")
     def test_move_of_a_session_that_is_gone_stores_nothing(self) -> None:
-        for old in (self.new_id(), self.put({"key": 1}, ttl=0)):
+        for old in (self.new_id(), self.put({"key": 1}, ttl=0), *MALFORMED_IDS):
             new = self.new_id()
             self.assertFalse(self.storage.move(old, new, 60))
             self.assertIsNone(self.read(new))

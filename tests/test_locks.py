@@ -2,7 +2,7 @@
 
 import asyncio
 import threading
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from django.core.exceptions import SynchronousOnlyOperation
@@ -76,51 +76,22 @@ def test_threads_and_coroutines_exclude_each_other() -> None:
     assert locks._waiting == {}
 
 
-def test_a_coroutine_that_is_cancelled_while_it_waits_is_passed_over() -> None:
-    async def visit() -> None:
-        locks = IdLocks()
-        locks.acquire("id")
-        waiting = asyncio.ensure_future(locks.await_turn(turn_of(locks)))
-        await asyncio.sleep(0)
-        waiting.cancel()
-        with pytest.raises(asyncio.CancelledError):
-            await waiting
-        last = turn_of(locks)
-        locks.release("id")
-        assert last.future.done()
-
-    asyncio.run(visit())
-
-
-def test_a_coroutine_that_is_cancelled_when_its_turn_has_come_passes_the_lock_on() -> None:
-    async def visit() -> None:
-        locks = IdLocks()
-        locks.acquire("id")
-        waiting = asyncio.ensure_future(locks.await_turn(turn_of(locks)))
-        await asyncio.sleep(0)
-        last = turn_of(locks)
-        locks.release("id")
-        waiting.cancel()
-        with pytest.raises(asyncio.CancelledError):
-            await waiting
-        assert last.future.done()
-
-    asyncio.run(visit())
-
-
-def test_a_thread_whose_wait_is_broken_off_is_passed_over() -> None:
-    class Interrupted(Future[None]):
-        def result(self, timeout: float | None = None) -> None:
-            raise KeyboardInterrupt
-
+def test_a_turn_that_is_given_up_is_passed_over() -> None:
     locks = IdLocks()
     locks.acquire("id")
-    turn = turn_of(locks)
-    turn.future = Interrupted()
-    with pytest.raises(KeyboardInterrupt):
-        locks.wait(turn)
+    first, last = turn_of(locks), turn_of(locks)
+    locks.give_up(first)
     locks.release("id")
-    assert locks._waiting == {}
+    assert last.future.done()
+
+
+def test_a_turn_that_has_come_is_passed_on_when_it_is_given_up() -> None:
+    locks = IdLocks()
+    locks.acquire("id")
+    first, last = turn_of(locks), turn_of(locks)
+    locks.release("id")
+    locks.give_up(first)
+    assert last.future.done()
 
 
 def test_waiting_on_the_thread_of_a_loop_is_refused() -> None:

@@ -9,7 +9,7 @@ from django.contrib.sessions.backends.base import CreateError, UpdateError
 from django.core.exceptions import ImproperlyConfigured, SynchronousOnlyOperation
 from pytest_django import Settings
 
-from gsession_django import SessionStore, Storage
+from gsession_django import Disabled, SessionStore, Storage
 from gsession_django.operations import RESERVED_KEY
 from tests.storages import (
     AsyncPerKeyStorage,
@@ -191,7 +191,8 @@ class TestPerKeyStorage:
         request.save()
         assert request.get_expiry_age() == AGE
         data = {"one": 2}
-        assert site.calls() == [READ, ("get", EXPIRY), READ, ("set_map", data, AGE), ("set_session", data, AGE)]
+        expiry, stored = ("get", EXPIRY), [("set_map", data, AGE), ("set_session", data, AGE)]
+        assert site.calls() == [READ, expiry, READ, expiry, *stored]
 
     def test_keys_are_listed_without_being_counted_first(self, site: Site) -> None:
         request = site.request(site.visitor(one=1, two=2))
@@ -243,6 +244,7 @@ class TestPerKeyStorage:
             ("get", EXPIRY),
             READ,
             ("get", "cart"),
+            ("get", EXPIRY),
             ("set_map", {"cart": {"apple": 1, "plum": 1, "pear": 1}, "number": 2, "same": 1}, AGE),
             ("remove", "gone"),
             ("set_session", {"cart": {"apple": 1, "plum": 1, "pear": 1}, "number": 2, "same": 1}, AGE),
@@ -284,6 +286,17 @@ class TestPerKeyStorage:
         request.save()
         assert site.request(key)["cart"] == {"pear": 1}
 
+    def test_the_expiry_that_another_request_set_is_kept(self, site: Site) -> None:
+        key = site.visitor(key=1)
+        request, other = site.request(key), site.request(key)
+        request["key"] = 2
+        assert request.get_expiry_age() == AGE
+        other.set_expiry(77)
+        other.save()
+        site.calls()
+        request.save()
+        assert site.calls()[-1] == ("set_session", {"key": 2}, 77)
+
     def test_cycle_key_copies_the_pairs(self, site: Site) -> None:
         request = site.request(site.visitor(key=1, _session_expiry=50))
         request.cycle_key()
@@ -292,6 +305,41 @@ class TestPerKeyStorage:
             *(READ, ("get", EXPIRY), READ, ("get_map",)),
             *(("set_map", data, 50), ("set_session", data, 50), ("remove_all",)),
         ]
+
+
+class NoRemoveStorage(PerKeyStorage):
+    remove = Storage.remove
+
+
+class RemoveDisabledStorage(PerKeyStorage):
+    def remove(self, session_id: str, key: str) -> None:
+        self.record("remove", key)
+        raise Disabled
+
+
+class TestPerKeyStorageThatCannotRemove:
+    def test_a_pair_is_removed_by_storing_the_others_anew(self) -> None:
+        site = Site(NoRemoveStorage)
+        key = site.visitor(user=1, token=2)
+        request = site.request(key)
+        del request["token"]
+        request.save()
+        names = [name for name, *_ in site.calls()]
+        assert names == ["get_session", "get", "get", "get_session", "get_map", "remove_all", "set_map", "set_session"]
+        assert dict(site.request(key).items()) == {"user": 1}
+
+    def test_also_where_it_turns_out_when_it_is_tried(self) -> None:
+        site = Site(RemoveDisabledStorage)
+        key = site.visitor(user=1, token=2, cart={"apple": 1})
+        request = site.request(key)
+        del request["token"]
+        request["cart"]["pear"] = 2
+        request.save()
+        assert dict(site.request(key).items()) == {"user": 1, "cart": {"apple": 1, "pear": 2}}
+
+
+class TouchlessStorage(CompleteStorage):
+    update_ttl = Storage.update_ttl
 
 
 class TestCompleteStorage:
@@ -342,6 +390,32 @@ class TestCompleteStorage:
         request.save()
         assert site.calls() == [READ, ("new", AGE), ("move", AGE), ("apply", {"user": 2}, [], False, AGE)]
 
+    def test_without_update_ttl_a_touch_is_an_apply_that_loses_nothing_of_others(self) -> None:
+        site = Site(TouchlessStorage)
+        key = site.visitor(a=1)
+        request, other = site.request(key), site.request(key)
+        assert request["a"] == 1
+        other["b"] = 2
+        other.save()
+        site.calls()
+        request.save()
+        assert site.calls() == [("apply", {}, [], False, AGE)]
+        request["c"] = 3
+        request.save()
+        assert dict(site.request(key).items()) == {"a": 1, "b": 2, "c": 3}
+
+    def test_a_key_that_is_taken_is_not_taken_for_a_session_that_is_gone(self, site: Site) -> None:
+        other = site.visitor(other=1)
+        key = site.visitor(key=1)
+        CompleteStorage.made -= 2
+        request = site.request(key)
+        request.cycle_key()
+        request.save()
+        assert site.calls()[:6] == [READ, ("new", AGE), ("move", AGE), ("exists",), ("new", AGE), ("move", AGE)]
+        assert request.session_key not in (key, other)
+        assert dict(site.request(request.session_key).items()) == {"key": 1}
+        assert dict(site.request(other).items()) == {"other": 1}
+
     def test_flush_is_one_call(self, site: Site) -> None:
         site.request(site.visitor(key=1)).flush()
         assert site.calls() == [("remove_all",)]
@@ -361,7 +435,7 @@ class TestCompleteStorage:
         assert request.session_key != key
         with pytest.raises(UpdateError):
             request.save()
-        assert site.calls() == [("new", AGE), ("move", AGE)]
+        assert site.calls() == [("new", AGE), ("move", AGE), ("exists",)]
         assert site.medium.rows == {}
         request.flush()
         request["key"] = 2
@@ -462,6 +536,49 @@ class TestSometimesDisabledStorage:
             request.save()
 
 
+class TestTurns:
+    """Operations that are composed of several calls take turns on one session, in this process."""
+
+    def test_one_that_is_refused_to_wait_does_not_hold_the_session_for_ever(self) -> None:
+        site = Site(WholeMapStorage)
+        key = site.visitor(key=1)
+        request, late = site.request(key), site.request(key)
+        request["key"] = late["key"] = 2
+        locks = request._engine.locks
+
+        async def visit() -> None:
+            locks.acquire(str(request.session_id))
+            with pytest.raises(SynchronousOnlyOperation):
+                request.save()
+            locks.release(str(request.session_id))
+
+        asyncio.run(visit())
+        late.save()
+        assert locks._waiting == {}
+
+    def test_a_coroutine_that_is_cancelled_while_it_waits_is_passed_over(self) -> None:
+        site = Site(AsyncPerKeyStorage)
+        key = site.visitor(key=1)
+
+        async def visit() -> None:
+            request, late = site.request(key), site.request(key)
+            await request.aset("key", 2)
+            await late.aset("late", 3)
+            locks = request._engine.locks
+            locks.acquire(str(request.session_id))
+            saving = asyncio.ensure_future(request.asave())
+            while not locks._waiting[str(request.session_id)]:
+                await asyncio.sleep(0)
+            saving.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await saving
+            locks.release(str(request.session_id))
+            await asyncio.wait_for(late.asave(), 30)
+            assert locks._waiting == {}
+
+        asyncio.run(visit())
+
+
 class TestOwnIdsStorage:
     """(e) A storage that makes its own ids."""
 
@@ -512,7 +629,7 @@ class TestIncapableStorage:
         with pytest.raises(
             ImproperlyConfigured, match=r"cannot hold a session. Give it get_session, remove_all, set_session"
         ):
-            engine(IncapableStorage)()
+            engine(IncapableStorage)().save()
 
 
 class TestAsyncStorage:
@@ -565,7 +682,7 @@ class TestAsyncStorage:
             assert site.calls() == [("aget_map",)]
             await request.asave()
             names = [call[0] for call in site.calls()]
-            assert names == ["aget_session", "aset_map", "aremove", "aremove", "aset_session"]
+            assert names == ["aget_session", "aget", "aset_map", "aremove", "aremove", "aset_session"]
             request = site.request(key)
             assert dict(await request.aitems()) == {"one": 1}
             assert list(await request.avalues()) == [1]

@@ -16,7 +16,7 @@ import pytest
 from django.core.management import CommandError, call_command
 from pytest_django import Settings
 
-from gsession_django import StorageUnavailable
+from gsession_django import Disabled, StorageUnavailable
 from gsession_django.backends import file
 from tests import storages
 
@@ -122,6 +122,16 @@ def test_an_outage_says_what_was_done_before(monkeypatch: pytest.MonkeyPatch, fo
 
     monkeypatch.setattr(file.FileStorage, "purge", fail)
     with pytest.raises(CommandError, match=r"Removed 5 expired sessions of .*\. Then: The disk is gone\."):
+        purge()
+
+
+def test_an_engine_that_finds_out_that_it_cannot_is_an_error(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
+    def disabled(self: Any, batch_size: int, dry_run: bool = False) -> Iterator[int]:
+        raise Disabled
+        yield 0
+
+    monkeypatch.setattr(file.FileStorage, "purge", disabled)
+    with pytest.raises(CommandError, match=r"cannot remove expired sessions: FileStorage has no purge\(\)"):
         purge()
 
 

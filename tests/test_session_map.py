@@ -194,6 +194,14 @@ class TestMerging:
         session["cart"] = {"apple": 1}
         assert session.merged_onto({"one": 2, "cart": {"pear": 1}}) == {"cart": {"apple": 1}}
 
+    def test_keys_that_the_serializer_makes_text_of_are_merged_as_text(self) -> None:
+        session = read()
+        session["cart"] = {5: 1}
+        session.saved()
+        session["other"] = 1
+        session["cart"][6] = 1
+        assert session.merged_onto({"cart": {"5": 7}}) == {"cart": {"5": 7, "6": 1}, "other": 1}
+
     def test_the_current_session_is_left_as_it_is(self) -> None:
         current = {"cart": {"pear": {"n": 1}}}
         session = read(cart={})
@@ -226,16 +234,33 @@ class TestSaved:
         assert not session.cleared
         assert not session.has_changes()
 
-    def test_what_others_wrote_is_in_the_session_then(self) -> None:
-        session = read(cart={"apple": 1}, gone=1, list=[1])
-        cart, numbers = session["cart"], session["list"]
+    def test_what_others_wrote_gets_into_no_object_of_the_request(self) -> None:
+        session = SessionMap({"cart": {"apple": 1}}, version=5)
+        cart = session["cart"]
         cart["pear"] = 2
-        session.merged_onto({"cart": {"plum": {"n": 3}}, "theirs": [4], "list": [1, 2]})
+        session.merged_onto({"cart": {"plum": 3}, "theirs": [4]})
         session.saved()
-        assert session == {"cart": {"pear": 2, "plum": {"n": 3}}, "theirs": [4], "list": [1, 2]}
+        assert cart == {"apple": 1, "pear": 2}
+        assert session == {"cart": {"apple": 1, "pear": 2}}
+
+    def test_what_others_wrote_is_kept_by_the_next_save(self) -> None:
+        session = SessionMap({"cart": {"apple": 1}}, version=5)
+        session["cart"]["pear"] = 2
+        stored = session.merged_onto({"cart": {"apple": 1, "plum": 3}, "theirs": 4})
+        session.version = 6
+        session.saved()
+        assert session.version is None
         assert not session.has_changes()
-        assert session["cart"] is cart
-        assert numbers == [1]
+        session["cart"]["fig"] = 5
+        del session["cart"]["pear"]
+        assert session.merged_onto(stored) == {"cart": {"apple": 1, "plum": 3, "fig": 5}, "theirs": 4}
+
+    def test_without_a_merge_the_version_is_that_of_what_was_stored(self) -> None:
+        session = SessionMap({"one": 1}, version=5)
+        session["one"] = 2
+        session.version = 6
+        session.saved()
+        assert session.version == 6
 
     def test_what_somebody_holds_is_watched_on(self) -> None:
         session = read(cart={"apple": 1})
@@ -409,6 +434,13 @@ class TestFetching:
             assert stored.asked == ["one", None]
 
         asyncio.run(visit())
+
+
+def test_changing_it_while_it_is_iterated_is_an_error_as_for_a_dict() -> None:
+    session = read(one=1, two=2)
+    with pytest.raises(RuntimeError, match="changed size during iteration"):
+        for key in session:
+            del session[key]
 
 
 def test_it_compares_and_counts_like_a_dict() -> None:

@@ -1,8 +1,11 @@
 """SessionStore behaves as Django documents request.session, and where it differs, on purpose."""
 
 import asyncio
+import copy
 import hashlib
 import logging
+import os
+import signal
 import subprocess
 import sys
 import threading
@@ -188,16 +191,60 @@ class TestTtl:
 
 
 class TestSaving:
-    def test_what_others_wrote_is_there_after_a_save(self, store_class: type[SessionStore], key: str) -> None:
+    def test_what_others_wrote_stays_when_a_request_saves_twice(
+        self, store_class: type[SessionStore], key: str
+    ) -> None:
         one, other = store_class(key), store_class(key)
         one["cart"]["pear"] = 2
         other["cart"]["plum"] = 3
         other.save()
         one.save()
-        assert one["cart"] == {"apple": 1, "pear": 2, "plum": 3}
+        assert one["cart"] == {"apple": 1, "pear": 2}
         one["cart"]["fig"] = 4
         one.save()
         assert store_class(key)["cart"] == {"apple": 1, "pear": 2, "plum": 3, "fig": 4}
+
+    def test_no_object_of_the_site_is_given_what_others_wrote(self, store_class: type[SessionStore]) -> None:
+        default: dict[str, int] = {}
+        first = store_class()
+        first.save()
+        one, other = store_class(first.session_key), store_class(first.session_key)
+        one.setdefault("cart", default)
+        other.setdefault("cart", {"theirs": 1})
+        other.save()
+        one["more"] = 1
+        one.save()
+        assert default == {}
+        assert store_class(first.session_key)["cart"] == {"theirs": 1}
+
+    def test_one_object_under_two_keys_is_two_values(self, store_class: type[SessionStore]) -> None:
+        first = store_class()
+        first["a"] = {"y": 1}
+        first.save()
+        one, other = store_class(first.session_key), store_class(first.session_key)
+        assert one["a"] == {"y": 1}
+        one["a"] = one["b"] = {"y": 1, "x": 1}
+        other["a"]["other"] = 1
+        other.save()
+        one.save()
+        one["more"] = 1
+        one.save()
+        assert store_class(first.session_key)["a"] == {"y": 1, "x": 1, "other": 1}
+
+    def test_create_of_a_session_in_use_keeps_all_of_it(self, store_class: type[SessionStore], key: str) -> None:
+        store = store_class(key)
+        assert store["number"] == 1
+        store.create()
+        assert dict(store_class(store.session_key).items()) == {"cart": {"apple": 1}, "number": 1}
+
+    def test_the_session_can_be_copied(self, store_class: type[SessionStore], key: str) -> None:
+        store = store_class(key)
+        store["cart"]["pear"] = 2
+        copied = copy.deepcopy(store)
+        copied["cart"]["plum"] = 3
+        assert store["cart"] == {"apple": 1, "pear": 2}
+        copied.save()
+        assert store_class(key)["cart"] == {"apple": 1, "pear": 2, "plum": 3}
 
     def test_a_value_that_cannot_be_stored_is_the_developers_error(
         self, store_class: type[SessionStore], key: str
@@ -388,6 +435,43 @@ class TestTheStorageObject:
 
     def test_an_option_that_is_not_in_the_setting_has_its_default(self) -> None:
         assert engine(WholeMapStorage).get_storage() is not None
+
+
+def test_a_forked_child_has_storages_and_locks_of_its_own() -> None:
+    store_class = engine(WholeMapStorage)
+    store = store_class()
+    store["number"] = 1
+    store.save()
+    assert store.session_id is not None
+    # As if another thread were saving this session just now: it is not there in the child to end that.
+    store._engine.locks.acquire(store.session_id)
+    child = os.fork()
+    if child == 0:
+        fresh = store_class()
+        fresh.save()
+        store.delete()
+        os._exit(0 if fresh.session_key and store_class.get_storage() is not None else 1)
+    waited = threading.Thread(target=os.waitpid, args=(child, 0), daemon=True)
+    waited.start()
+    waited.join(30)
+    if waited.is_alive():
+        os.kill(child, signal.SIGKILL)
+        pytest.fail("the child hangs")
+
+
+def test_a_storage_may_ask_for_another_engine_while_it_is_made() -> None:
+    other = engine(WholeMapStorage)
+
+    class Falling(WholeMapStorage):
+        def __init__(self) -> None:
+            super().__init__()
+            self.fallback = other.get_storage()
+
+    made: list[Storage] = []
+    thread = threading.Thread(target=lambda: made.append(engine(Falling).get_storage()), daemon=True)
+    thread.start()
+    thread.join(30)
+    assert made
 
 
 class TestPurging:

@@ -1,39 +1,27 @@
 """Sessions in files, shared by all processes of one machine: the engine to begin with."""
 
 import functools
-import getpass
 import os
 import re
-import stat
-import tempfile
 import time
-import zlib
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
 from django.conf import settings
 from django.core.checks import CheckMessage, Error
-from django.utils.crypto import salted_hmac
 
-from gsession_django.serializers import DecodeError
-from gsession_django.session_file import Damaged, FileLock, SessionFile, sync_folder, write_new
-from gsession_django.session_map import SessionMap, logger
-from gsession_django.storage import Storage, StorageUnavailable
+from gsession_django.serializers import DecodeError, logger
+from gsession_django.session_file import Damaged, SessionFile, read_header, sync_folder, write_new
+from gsession_django.session_folder import Place, SessionFolder
+from gsession_django.session_map import SessionMap
+from gsession_django.storage import Storage
 from gsession_django.store import SessionStore as BaseSessionStore
 
 P = ParamSpec("P")
 T = TypeVar("T")
 
-# Session ids that are file names, and the same ones where file systems do not know upper from lower case.
-_FILE_NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,127}")
-_SHARDS = [f"{number:02x}" for number in range(256)]
-
-
-def default_path() -> str:
-    """Return the folder that is used where ``SESSION_FILE_PATH`` is not set: private, and of this site alone."""
-    site = salted_hmac("gsession_django.backends.file", "folder", algorithm="sha256").hexdigest()[:12]
-    return os.path.join(tempfile.gettempdir(), f"gsession-{getpass.getuser()}-{site}")
+_HASHED_ID = re.compile(r"[0-9a-f]{64}")
 
 
 def _available(method: Callable[Concatenate["FileStorage", P], T]) -> Callable[Concatenate["FileStorage", P], T]:
@@ -44,13 +32,13 @@ def _available(method: Callable[Concatenate["FileStorage", P], T]) -> Callable[C
         try:
             return method(self, *args, **kwargs)
         except OSError as error:
-            raise self.unavailable(error) from error
+            raise self.folder.unavailable(error) from error
 
     return wrapper
 
 
 class FileStorage(Storage):
-    """Keeps each session in a file of its own, in one of 256 folders of ``SESSION_FILE_PATH``, each with one lock.
+    """Keeps each session in a file of its own, in ``SESSION_FILE_PATH``.
 
     A session that was stored survives the death of the process.
 
@@ -59,86 +47,54 @@ class FileStorage(Storage):
     """
 
     def __init__(self, fsync: bool = False) -> None:
-        self._fsync = fsync
         path = settings.SESSION_FILE_PATH
-        self._own = path is None
-        self._root = default_path() if path is None else os.fspath(path)
-        self._checked = False
-
-    def unavailable(self, error: OSError) -> StorageUnavailable:
-        return StorageUnavailable(
-            f"The file session engine cannot use its folder {self._root!r} (SESSION_FILE_PATH): {error}. See that it "
-            "is there, that it belongs to this process's user, and that its disk is neither full nor read-only."
-        )
-
-    def _check_root(self) -> None:
-        """Raise an OSError if the folder is not there, or is our own one in a public place and is not private."""
-        if self._own:
-            os.makedirs(self._root, 0o700, exist_ok=True)
-            status = os.lstat(self._root)
-            if not stat.S_ISDIR(status.st_mode) or status.st_mode & 0o077 or status.st_uid != os.geteuid():
-                raise PermissionError(f"it is not a folder that only the user {getpass.getuser()!r} can use")
-        elif not os.path.isdir(self._root):
-            raise FileNotFoundError("there is no such folder")
-        self._checked = True
-
-    def _folder(self, session_id: str) -> str:
-        if not self._checked:
-            self._check_root()
-        return f"{self._root}/{_SHARDS[zlib.crc32(session_id.encode()) & 255]}"
-
-    def _lock(self, folder: str) -> FileLock:
-        return FileLock(f"{folder}/.lock")
-
-    def _gone(self) -> bool:
-        """Say that a session is not there; but if the folder is not there either, nobody knows that."""
-        self._check_root()
-        return False
+        self.folder = SessionFolder(None if path is None else os.fspath(path))
+        self._fsync = fsync
 
     def _read(self, session_id: str, read: Callable[[SessionFile], T]) -> T | None:
         """Return what `read` makes of the session's file; ``None`` when there is no such session, or no more."""
-        if not _FILE_NAME.fullmatch(session_id):
+        place = self.folder.place(session_id)
+        if place is None:
             return None
-        folder = self._folder(session_id)
-        path = f"{folder}/{session_id}"
         try:
             try:
-                with SessionFile(path) as file:
+                with SessionFile(place.path) as file:
                     return read(file) if file.header.alive else None
             except Damaged:  # or another process was writing just then
-                with self._lock(folder), SessionFile(path) as file:
+                with place.lock, SessionFile(place.path) as file:
                     return read(file) if file.header.alive else None
         except FileNotFoundError:
-            self._gone()
+            self.folder.check()
         except (Damaged, DecodeError) as error:
-            logger.warning("The session file %r is dropped: %s", path, error)
+            _log_damage(place, error)
         return None
 
     def _change(self, session_id: str, change: Callable[[SessionFile], None]) -> bool:
         """Let `change` write to the session's file, alone; ``False`` when there is no such session."""
-        if not _FILE_NAME.fullmatch(session_id):
+        place = self.folder.place(session_id)
+        if place is None:
             return False
-        folder = self._folder(session_id)
-        path = f"{folder}/{session_id}"
         try:
-            with self._lock(folder), SessionFile(path, writable=True, fsync=self._fsync) as file:
+            with place.lock, SessionFile(place.path, writable=True, fsync=self._fsync) as file:
                 if not file.header.alive:
                     return False
                 change(file)
                 return True
         except FileNotFoundError:
-            return self._gone()
+            self.folder.check()
         except (Damaged, DecodeError) as error:
-            logger.warning("The session file %r is dropped: %s", path, error)
-            return False
+            _log_damage(place, error)
+        return False
 
     @_available
     def get_session(self, session_id: str, ttl: int, data: Any = None) -> SessionMap | None:
-        def read(file: SessionFile) -> SessionMap:
-            values = self.decode(file.body())
-            return SessionMap(values, file.header.revision, file.header.expires - time.time())
+        return self._read(session_id, self._session)
 
-        return self._read(session_id, read)
+    def _session(self, file: SessionFile) -> SessionMap:
+        values = self.decode(file.body())
+        if not isinstance(values, dict):
+            raise DecodeError(f"it holds a {type(values).__name__} and no session")
+        return SessionMap(values, file.header.revision, file.header.expires - time.time())
 
     @_available
     def exists(self, session_id: str) -> bool:
@@ -152,117 +108,131 @@ class FileStorage(Storage):
     def apply(self, session_id: str, session: SessionMap, ttl: int) -> bool:
         def change(file: SessionFile) -> None:
             expires = time.time() + ttl
-            if file.header.revision == session.version:
-                body = self.encode(session.as_dict())
+            if file.header.revision == session.version or session.cleared:
+                data = session.as_dict()
             else:
-                current = self.decode(file.body())
-                body = self.encode(session.merged_onto(current))
+                current = self._session(file)
+                data = session.merged_onto(current)
                 if not session.renews_ttl(current):
                     expires = file.header.expires
-            session.version = file.write(body, expires)
+            session.version = file.write(self.encode(data), expires)
 
         return self._change(session_id, change)
 
     @_available
     def create(self, session_id: str, session: SessionMap, ttl: int) -> bool:
-        if not _FILE_NAME.fullmatch(session_id):
+        place = self._new_place(session_id)
+        body = self.encode(session.as_dict())
+        try:
+            return self._create(place, session, body, ttl)
+        except FileNotFoundError:
+            self.folder.make(place.shard, self._fsync)
+            return self._create(place, session, body, ttl)
+
+    def _create(self, place: Place, session: SessionMap, body: bytes, ttl: int) -> bool:
+        with place.lock:
+            if _is_alive(place.path):
+                return False
+            session.version = write_new(place.path, place.scratch, body, time.time() + ttl, self._fsync)
+            if self._fsync:
+                sync_folder(place.shard)
+        return True
+
+    def _new_place(self, session_id: str) -> Place:
+        place = self.folder.place(session_id)
+        if place is None:
             raise ValueError(
                 f"{session_id!r} cannot be the name of a session file: with hash_ids off, the file engine takes "
                 "session keys of at most 128 lower-case letters, digits, '-' and '_', the first a letter or a digit."
             )
-        folder = self._folder(session_id)
-        body = self.encode(session.as_dict())
-        try:
-            return self._create(folder, session_id, session, body, ttl)
-        except FileNotFoundError:
-            self._check_root()
-            os.makedirs(folder, 0o700, exist_ok=True)
-            return self._create(folder, session_id, session, body, ttl)
-
-    def _create(self, folder: str, session_id: str, session: SessionMap, body: bytes, ttl: int) -> bool:
-        path = f"{folder}/{session_id}"
-        with self._lock(folder):
-            if _is_alive(path):
-                return False
-            session.version = write_new(path, f"{folder}/.new", body, time.time() + ttl, self._fsync)
-            if self._fsync:
-                sync_folder(folder)
-        return True
+        return place
 
     @_available
     def move(self, session_id: str, new_id: str, ttl: int) -> bool:
-        folders = [self._folder(session_id), self._folder(new_id)]
-        old, new = f"{folders[0]}/{session_id}", f"{folders[1]}/{new_id}"
-        os.makedirs(folders[1], 0o700, exist_ok=True)
+        old, new = self.folder.place(session_id), self._new_place(new_id)
+        if old is None:
+            return False
+        self.folder.make(new.shard, self._fsync)
         try:
             with ExitStack() as stack:
-                for folder in sorted(set(folders)):  # in one order, so that no two wait for each other
-                    stack.enter_context(self._lock(folder))
-                alive, taken = _is_alive(old), _is_alive(new)
+                for place in sorted({old.shard: old, new.shard: new}.values()):  # in one order, so that no two block
+                    stack.enter_context(place.lock)
+                alive, taken = _is_alive(old.path), _is_alive(new.path)
                 if not alive or taken:
                     return taken and not alive
-                with SessionFile(old, writable=True, fsync=self._fsync) as file:
-                    file.renew(time.time() + ttl)
-                os.rename(old, new)
+                os.rename(old.path, new.path)
                 if self._fsync:
-                    for folder in set(folders):
-                        sync_folder(folder)
+                    sync_folder(new.shard)
+                    sync_folder(old.shard)
                 return True
         except FileNotFoundError:
-            return self._gone()
+            self.folder.check()
+            return False
 
     @_available
     def remove_all(self, session_id: str) -> None:
-        if not _FILE_NAME.fullmatch(session_id):
+        place = self.folder.place(session_id)
+        if place is None:
             return
-        folder = self._folder(session_id)
         try:
-            with self._lock(folder):
-                os.unlink(f"{folder}/{session_id}")
+            with place.lock:
+                os.unlink(place.path)
                 if self._fsync:
-                    sync_folder(folder)
+                    sync_folder(place.shard)
         except FileNotFoundError:
-            self._gone()
+            self.folder.check()
 
     def purge(self, batch_size: int, dry_run: bool = False) -> Iterator[int]:
-        for folder in self._folders():
-            dead = [name for name in self._names(folder) if not _is_alive(f"{folder}/{name}")]
-            for start in range(0, len(dead), batch_size):
+        for shard in self._shards():
+            dead = self._places(shard, _is_dead)
+            for start in range(0, len(dead) or 1, batch_size):
                 batch = dead[start : start + batch_size]
-                yield len(batch) if dry_run else self._remove_dead(folder, batch)
+                yield len(batch) if dry_run else self._remove_dead(batch)
 
     @_available
-    def _remove_dead(self, folder: str, names: list[str]) -> int:
+    def _remove_dead(self, places: list[Place]) -> int:
         removed = 0
-        with self._lock(folder):
-            for name in names:
-                path = f"{folder}/{name}"
-                if not _is_alive(path):  # it may have been renewed since
-                    os.unlink(path)
-                    removed += 1
+        if places:
+            with places[0].lock:
+                for place in places:
+                    if _is_dead(place.path):  # it may have been renewed since, or removed by another purge
+                        os.unlink(place.path)
+                        removed += 1
         return removed
 
     def ids(self) -> Iterator[str]:
-        for folder in self._folders():
-            yield from (name for name in self._names(folder) if _is_alive(f"{folder}/{name}"))
+        for shard in self._shards():
+            yield from (os.path.basename(place.path) for place in self._places(shard, _is_alive))
 
     @_available
-    def _folders(self) -> list[str]:
-        self._check_root()
-        return [entry.path for entry in os.scandir(self._root) if entry.name in _SHARDS]
+    def _shards(self) -> list[str]:
+        return self.folder.shards()
 
     @_available
-    def _names(self, folder: str) -> list[str]:
-        return [name for name in os.listdir(folder) if _FILE_NAME.fullmatch(name)]
+    def _places(self, shard: str, wanted: Callable[[str], bool]) -> list[Place]:
+        return [place for place in self.folder.places(shard) if wanted(place.path)]
 
 
 def _is_alive(path: str) -> bool:
-    """Whether there is a whole, unexpired header in the file. Only under the lock is ``False`` the last word."""
+    """Whether there is a session that has not expired. Only under the lock is ``False`` the last word."""
     try:
-        with SessionFile(path) as file:
-            return file.header.alive
+        return read_header(path).alive
     except (FileNotFoundError, Damaged):
         return False
+
+
+def _is_dead(path: str) -> bool:
+    """Whether there is a session file that nobody can use any more: expired, or ours by its name, and damaged."""
+    try:
+        return not read_header(path).alive
+    except FileNotFoundError:
+        return False
+    except Damaged:
+        return _HASHED_ID.fullmatch(os.path.basename(path)) is not None
+
+
+def _log_damage(place: Place, error: Exception) -> None:
+    logger.warning("The session file %r is damaged, and no session: %s. It goes when it is purged.", place.path, error)
 
 
 class SessionStore(BaseSessionStore):

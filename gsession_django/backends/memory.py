@@ -40,7 +40,7 @@ class MemoryStorage(Storage):
         self._max_sessions = max_sessions
         self._entries: OrderedDict[str, _Entry] = OrderedDict()
         self._revisions = itertools.count()
-        # Everything below takes microseconds, so the async twins take the lock too, without entering a thread.
+        # Nothing waits for anything under it, so the async twins take it too, without entering a thread.
         self._lock = threading.Lock()
 
     def _live(self, session_id: str) -> _Entry | None:
@@ -100,18 +100,18 @@ class MemoryStorage(Storage):
             return True
 
     def apply(self, session_id: str, session: SessionMap, ttl: int) -> bool:
+        changed, removed = self._kept(session.changed), session.removed  # not under the lock: it may take its time
         with self._lock:
             entry = self._live(session_id)
             if entry is None:
                 return False
             expires = time.monotonic() + ttl
             if session.cleared:
-                entry.values = self._kept(session.as_dict())
+                entry.values = changed
             elif entry.revision == session.version:
-                changed = self._kept(session.changed)
-                for key in session.removed:
+                entry.values |= changed
+                for key in removed:
                     entry.values.pop(key, None)
-                entry.values.update(changed)
             else:
                 current = SessionMap(dict(entry.values)).as_dict()
                 entry.values = self._kept(session.merged_onto(current))
@@ -129,7 +129,6 @@ class MemoryStorage(Storage):
             if entry is None or taken:
                 return entry is None and taken
             del self._entries[session_id]
-            entry.expires = time.monotonic() + ttl
             self._put(new_id, entry)
             return True
 

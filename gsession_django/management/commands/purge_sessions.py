@@ -13,7 +13,7 @@ from django.core.management.base import BaseCommand, CommandError, CommandParser
 from tqdm import tqdm
 
 from gsession_django.engine import abilities
-from gsession_django.storage import StorageUnavailable
+from gsession_django.storage import Disabled, StorageUnavailable
 from gsession_django.store import PURGE_BATCH_SIZE, SessionStore
 
 
@@ -39,10 +39,7 @@ class Command(BaseCommand):
             self.stdout.write(f"Nothing to do: expired sessions of {name} go by themselves.")
             return
         if "purge" not in abilities(store.storage_class):
-            raise CommandError(
-                f"The engine {name!r} cannot remove expired sessions: {store.storage_class.__qualname__} has no "
-                "purge(), and its expires_itself is False."
-            )
+            raise CommandError(_cannot(name, store))
         removed = 0
         with _interrupt() as interrupted, tqdm(unit=" sessions", disable=None, leave=False) as bar:
             try:
@@ -51,11 +48,20 @@ class Command(BaseCommand):
                     bar.update(number)
                     if interrupted.is_set():
                         break
+            except Disabled as error:
+                raise CommandError(_cannot(name, store)) from error
             except StorageUnavailable as error:
                 raise CommandError(f"{_summary(name, removed, options['dry_run'])} Then: {error}") from error
         if interrupted.is_set():
             raise CommandError(f"Interrupted. {_summary(name, removed, options['dry_run'])}", returncode=130)
         self.stdout.write(_summary(name, removed, options["dry_run"]))
+
+
+def _cannot(name: str, store: type[SessionStore]) -> str:
+    return (
+        f"The engine {name!r} cannot remove expired sessions: {store.storage_class.__qualname__} has no purge(), and "
+        "its expires_itself is False."
+    )
 
 
 def _positive(text: str) -> int:
@@ -67,14 +73,14 @@ def _positive(text: str) -> int:
 
 def _session_store(name: str, setting: str) -> type[SessionStore]:
     try:
-        store: type[SessionStore] = import_module(name).SessionStore
+        store: Any = import_module(name).SessionStore
     except (ImportError, AttributeError, ValueError) as error:
         raise CommandError(f"{setting} names {name!r}, which is no session engine: {error}.") from error
-    if not issubclass(store, SessionStore):
-        raise CommandError(
-            f"{setting} names {name!r}, which is no engine of gsession_django. Use clearsessions for Django's own."
-        )
-    return store
+    if isinstance(store, type) and issubclass(store, SessionStore):
+        return store
+    raise CommandError(
+        f"{setting} names {name!r}, which is no engine of gsession_django. Use clearsessions for Django's own."
+    )
 
 
 def _summary(name: str, removed: int, dry_run: bool) -> str:
