@@ -132,6 +132,8 @@ class SessionFile:
         head = self.header
         body = self._start[head.offset : head.offset + head.length]
         if len(body) < head.length:
+            if head.offset + head.length > os.fstat(self._fd).st_size:
+                raise Damaged("its body ends too early")
             os.lseek(self._fd, head.offset, os.SEEK_SET)
             body = _read(self._fd, head.length)
         if len(body) != head.length or zlib.crc32(body) != head.checksum:
@@ -144,7 +146,12 @@ class SessionFile:
         front = HEADER_SIZE + len(body) <= old.offset
         offset = HEADER_SIZE if front else old.offset + old.length
         os.lseek(self._fd, offset, os.SEEK_SET)
-        _write(self._fd, body)
+        try:
+            _write(self._fd, body)
+        except OSError:
+            if not front:  # what was written of it takes the room that others may need
+                os.ftruncate(self._fd, offset)
+            raise
         if self._fsync:
             os.fsync(self._fd)
         self._point(Header(expires, (old.revision + 1) % 2**64, offset, len(body), zlib.crc32(body)))

@@ -1,24 +1,32 @@
 """The folder in which sessions are files: where each is, and who may write there.
 
 It holds 256 others, each with one lock, so that a million sessions are about 4,000 files a folder and writers of
-different sessions rarely meet.
+different sessions rarely meet. Reading takes no lock.
 """
 
+import functools
 import os
 import re
 import stat
 import tempfile
+import time
 import zlib
-from collections.abc import Iterator
-from typing import NamedTuple
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from typing import Concatenate, NamedTuple, ParamSpec, TypeVar
 
 from django.utils.crypto import salted_hmac
 
-from gsession_django.session_file import FileLock, sync_folder
+from gsession_django.serializers import DecodeError, logger
+from gsession_django.session_file import Damaged, FileLock, SessionFile, read_header, sync_folder, write_new
 from gsession_django.storage import StorageUnavailable
+
+P = ParamSpec("P")
+T = TypeVar("T")
 
 # Session ids that are file names, and the same ones where file systems do not know upper from lower case.
 _FILE_NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,127}")
+_HASHED_ID = re.compile(r"[0-9a-f]{64}")
 _SHARDS = [f"{number:02x}" for number in range(256)]
 
 
@@ -44,10 +52,21 @@ class Place(NamedTuple):
         """What writers of the shard hold, one at a time."""
         return FileLock(f"{self.shard}/.lock")
 
-    @property
-    def scratch(self) -> str:
-        """The file by way of which the holder of the lock makes a new one."""
-        return f"{self.shard}/.new"
+
+def _available(method: Callable[Concatenate["SessionFolder", P], T]) -> Callable[Concatenate["SessionFolder", P], T]:
+    """Turn what the file system cannot do into StorageUnavailable."""
+
+    @functools.wraps(method)
+    def wrapper(self: "SessionFolder", /, *args: P.args, **kwargs: P.kwargs) -> T:
+        try:
+            return method(self, *args, **kwargs)
+        except OSError as error:
+            raise StorageUnavailable(
+                f"The file session engine cannot use its folder {self.path!r} (SESSION_FILE_PATH): {error}. See that "
+                "it is there, that it belongs to this process's user, and that its disk is neither full nor read-only."
+            ) from error
+
+    return wrapper
 
 
 class SessionFolder:
@@ -56,59 +75,200 @@ class SessionFolder:
     Args:
         path: ``SESSION_FILE_PATH``, a folder that has to be there; with ``None`` a private one under the system's
             temporary directory, which is made when it is first needed.
+        fsync: whether each write waits until it is on the disk.
     """
 
-    def __init__(self, path: str | None) -> None:
+    def __init__(self, path: str | None, fsync: bool) -> None:
         self._own = path is None
-        self._root = default_path() if path is None else path
+        self.path = default_path() if path is None else path
+        self._fsync = fsync
         self._checked = False
 
-    def check(self) -> None:
+    def _check(self) -> None:
         """Raise an ``OSError`` if the folder is not there, or is our own one and open to others."""
         if self._own:
-            os.makedirs(self._root, 0o700, exist_ok=True)
-            status = os.lstat(self._root)
+            os.makedirs(self.path, 0o700, exist_ok=True)
+            status = os.lstat(self.path)
             if not stat.S_ISDIR(status.st_mode) or status.st_mode & 0o077 or status.st_uid != os.geteuid():
                 raise PermissionError(f"it is not a folder that only the user {os.geteuid()} can use")
-        elif not os.path.isdir(self._root):
+        elif not os.path.isdir(self.path):
             raise FileNotFoundError("there is no such folder")
         self._checked = True
 
-    def place(self, session_id: str) -> Place | None:
+    def _place(self, session_id: str) -> Place | None:
         """Return where the session is, if there is one; ``None`` for an id that no session can have."""
         if not _FILE_NAME.fullmatch(session_id):
             return None
         if not self._checked:
-            self.check()
-        shard = f"{self._root}/{_SHARDS[zlib.crc32(session_id.encode()) & 255]}"
+            self._check()
+        shard = f"{self.path}/{_SHARDS[zlib.crc32(session_id.encode()) & 255]}"
         return Place(shard, f"{shard}/{session_id}")
 
-    def make(self, shard: str, fsync: bool) -> None:
+    def _new_place(self, session_id: str) -> Place:
+        place = self._place(session_id)
+        if place is None:
+            raise ValueError(
+                f"{session_id!r} cannot be the name of a session file: with hash_ids off, the file engine takes "
+                "session keys of at most 128 lower-case letters, digits, '-' and '_', the first a letter or a digit."
+            )
+        return place
+
+    def _make(self, shard: str) -> None:
         """Make a shard, if it is not there yet."""
-        self.check()
+        self._check()
         try:
             os.mkdir(shard, 0o700)
         except FileExistsError:
             return
-        if fsync:
-            sync_folder(self._root)
+        if self._fsync:
+            sync_folder(self.path)
 
+    @_available
+    def read(self, session_id: str, read: Callable[[SessionFile], T]) -> T | None:
+        """Return what `read` makes of the session's file; ``None`` when there is no such session, or no more."""
+        place = self._place(session_id)
+        if place is None:
+            return None
+        try:
+            try:
+                with SessionFile(place.path) as file:
+                    return read(file) if file.header.alive else None
+            except Damaged:  # or another process was writing just then
+                with place.lock, SessionFile(place.path) as file:
+                    return read(file) if file.header.alive else None
+        except FileNotFoundError:
+            self._check()  # if the folder is not there either, nobody knows that the session is not
+        except (Damaged, DecodeError) as error:
+            _log_damage(place, error)
+        return None
+
+    @_available
+    def change(self, session_id: str, change: Callable[[SessionFile], None]) -> bool:
+        """Let `change` write to the session's file, alone; ``False`` when there is no such session."""
+        place = self._place(session_id)
+        if place is None:
+            return False
+        try:
+            with place.lock, SessionFile(place.path, writable=True, fsync=self._fsync) as file:
+                if not file.header.alive:
+                    return False
+                change(file)
+                return True
+        except FileNotFoundError:
+            self._check()
+        except (Damaged, DecodeError) as error:
+            _log_damage(place, error)
+        return False
+
+    @_available
+    def create(self, session_id: str, body: bytes, ttl: int) -> int | None:
+        """Make the file of a new session and return its revision; ``None`` when the id is taken."""
+        place = self._new_place(session_id)
+        try:
+            return self._create(place, body, ttl)
+        except FileNotFoundError:
+            self._make(place.shard)
+            return self._create(place, body, ttl)
+
+    def _create(self, place: Place, body: bytes, ttl: int) -> int | None:
+        with place.lock:
+            if _is_alive(place.path):
+                return None
+            revision = write_new(place.path, f"{place.shard}/.new", body, time.time() + ttl, self._fsync)
+            if self._fsync:
+                sync_folder(place.shard)
+            return revision
+
+    @_available
+    def move(self, session_id: str, new_id: str) -> bool:
+        """Rename a session's file; ``True`` too when that was done before, ``False`` when there is none to rename."""
+        old, new = self._place(session_id), self._new_place(new_id)
+        if old is None:
+            return False
+        self._make(new.shard)
+        try:
+            with ExitStack() as stack:
+                for place in sorted({old.shard: old, new.shard: new}.values()):  # in one order, so that no two block
+                    stack.enter_context(place.lock)
+                alive, taken = _is_alive(old.path), _is_alive(new.path)
+                if not alive or taken:
+                    return taken and not alive
+                os.rename(old.path, new.path)
+                if self._fsync:
+                    sync_folder(new.shard)
+                    sync_folder(old.shard)
+                return True
+        except FileNotFoundError:
+            self._check()
+            return False
+
+    @_available
+    def remove(self, session_id: str) -> None:
+        """Remove a session's file, if there is one."""
+        place = self._place(session_id)
+        if place is None:
+            return
+        try:
+            with place.lock:
+                os.unlink(place.path)
+                if self._fsync:
+                    sync_folder(place.shard)
+        except FileNotFoundError:
+            self._check()
+
+    @_available
     def shards(self) -> list[str]:
         """Return the shards that there are."""
-        self.check()
-        return [f"{self._root}/{name}" for name in sorted(set(os.listdir(self._root)) & set(_SHARDS))]
+        self._check()
+        return [f"{self.path}/{name}" for name in sorted(set(os.listdir(self.path)) & set(_SHARDS))]
 
-    @staticmethod
-    def places(shard: str) -> Iterator[Place]:
-        """Yield where there may be sessions in a shard."""
-        with os.scandir(shard) as entries:
-            for entry in entries:
-                if _FILE_NAME.fullmatch(entry.name) and entry.is_file(follow_symlinks=False):
-                    yield Place(shard, entry.path)
+    @_available
+    def alive(self, shard: str) -> list[str]:
+        """Return the ids of a shard's sessions that have not expired."""
+        return [os.path.basename(place.path) for place in _places(shard) if _is_alive(place.path)]
 
-    def unavailable(self, error: OSError) -> StorageUnavailable:
-        """Return what to raise for something that the file system cannot do."""
-        return StorageUnavailable(
-            f"The file session engine cannot use its folder {self._root!r} (SESSION_FILE_PATH): {error}. See that it "
-            "is there, that it belongs to this process's user, and that its disk is neither full nor read-only."
-        )
+    @_available
+    def dead(self, shard: str) -> list[Place]:
+        """Return where there are files in a shard that nobody can use any more."""
+        return [place for place in _places(shard) if _is_dead(place.path)]
+
+    @_available
+    def remove_dead(self, places: list[Place]) -> int:
+        """Remove files of one shard that nobody can use any more, and return how many there still were."""
+        removed = 0
+        with places[0].lock:
+            for place in places:
+                if _is_dead(place.path):  # it may have been renewed since, or removed by another purge
+                    os.unlink(place.path)
+                    removed += 1
+        return removed
+
+
+def _places(shard: str) -> Iterator[Place]:
+    """Yield where there may be sessions in a shard."""
+    with os.scandir(shard) as entries:
+        for entry in entries:
+            if _FILE_NAME.fullmatch(entry.name) and entry.is_file(follow_symlinks=False):
+                yield Place(shard, entry.path)
+
+
+def _is_alive(path: str) -> bool:
+    """Whether there is a session that has not expired. Only under the lock is ``False`` the last word."""
+    try:
+        return read_header(path).alive
+    except (FileNotFoundError, Damaged):
+        return False
+
+
+def _is_dead(path: str) -> bool:
+    """Whether there is a session file that nobody can use any more: expired, or ours by its name, and damaged."""
+    try:
+        return not read_header(path).alive
+    except FileNotFoundError:
+        return False
+    except Damaged:
+        return _HASHED_ID.fullmatch(os.path.basename(path)) is not None
+
+
+def _log_damage(place: Place, error: Exception) -> None:
+    logger.warning("The session file %r is damaged, and so no session: %s.", place.path, error)

@@ -5,11 +5,13 @@ import math
 import re
 import secrets
 from collections.abc import ItemsView, KeysView, ValuesView
+from datetime import datetime
 from typing import Any, ClassVar, Final
 
 from django.conf import settings
 from django.contrib.sessions.backends.base import CreateError, SessionBase, UpdateError
 from django.core.checks import CheckMessage
+from django.utils import timezone
 
 from gsession_django import operations
 from gsession_django.conf import conf
@@ -158,9 +160,11 @@ class SessionStore(SessionBase):
 
     def _ttl_of(self, expiry: Any) -> int:
         """Return what a session lives from now on, in whole seconds, if `expiry` is what ``set_expiry()`` was given."""
-        if not expiry and type(self).get_expiry_age is SessionBase.get_expiry_age:
-            # What that would answer, but for asking the clock for a time that it does not use.
-            return math.ceil(self.get_session_cookie_age())
+        if type(self).get_expiry_age is SessionBase.get_expiry_age:
+            if not expiry:  # what that would answer, but for asking the clock for a time that it does not use
+                return math.ceil(self.get_session_cookie_age())
+            if isinstance(expiry, str | datetime):  # of which that cuts the fraction of a second off
+                return math.ceil((self.get_expiry_date(expiry=expiry) - timezone.now()).total_seconds())
         return math.ceil(self.get_expiry_age(expiry=expiry))
 
     def exists(self, session_key: str | None) -> bool:

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from unittest import mock
 
-from gsession_django import session_file
+from gsession_django import session_file, session_folder
 from gsession_django.backends import file, memory
 from tests import storages
 
@@ -28,6 +28,6 @@ def moved_clock() -> Iterator[Clock]:
     """Yield the clock that the engines and the storages of the tests go by until the end of the block."""
     clock = Clock()
     with ExitStack() as stack:
-        for module in (memory, file, session_file, storages):
+        for module in (memory, file, session_file, session_folder, storages):
             stack.enter_context(mock.patch.object(module, "time", clock))
         yield clock
