@@ -193,7 +193,11 @@ def write_new(path: str, scratch: str, body: bytes, expires: float, fsync: bool 
     header = Header(expires, revision, HEADER_SIZE, len(body), zlib.crc32(body))
     fd = os.open(scratch, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | _FLAGS, 0o600)
     try:
-        _write(fd, header.pack() + body)
+        try:
+            _write(fd, header.pack() + body)
+        except OSError:
+            os.ftruncate(fd, 0)  # what was written of it takes the room that others may need
+            raise
         if fsync:
             os.fsync(fd)
     finally:
