@@ -339,7 +339,7 @@ class TestPerKeyStorageThatCannotRemove:
 
 
 class TouchlessStorage(CompleteStorage):
-    update_ttl = Storage.update_ttl
+    update_ttl = Storage.update_ttl  # type: ignore[assignment]
 
 
 class TestCompleteStorage:
@@ -567,8 +567,9 @@ class TestTurns:
             locks = request._engine.locks
             locks.acquire(str(request.session_id))
             saving = asyncio.ensure_future(request.asave())
-            while not locks._waiting[str(request.session_id)]:
+            for _ in range(100):  # turns of the loop in which the save comes to where it waits
                 await asyncio.sleep(0)
+            assert locks._waiting[str(request.session_id)]
             saving.cancel()
             with pytest.raises(asyncio.CancelledError):
                 await saving

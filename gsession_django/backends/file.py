@@ -71,7 +71,8 @@ class FileStorage(Storage):
     def purge(self, batch_size: int, dry_run: bool = False) -> Iterator[int]:
         for shard in self.folder.shards():
             dead = self.folder.dead(shard)
-            yield 0  # where a long search can be stopped
+            if not dead:
+                yield 0  # where a long search can be stopped
             for start in range(0, len(dead), batch_size):
                 batch = dead[start : start + batch_size]
                 yield len(batch) if dry_run else self.folder.remove_dead(batch)
