@@ -1,6 +1,7 @@
 """SessionMap: one session's data, what the request did to it, and how that merges with what others did."""
 
 from collections.abc import ItemsView, Iterator, KeysView, Mapping, MutableMapping, ValuesView
+from contextlib import suppress
 from typing import Any, Final, Protocol
 
 from django.utils.asyncio import async_unsafe
@@ -191,11 +192,9 @@ class SessionMap(MutableMapping[str, Any]):
 
     def _decode_all(self) -> None:
         for key, value in list(self._values.items()):
-            if type(value) is Encoded and key in self._values:
-                try:
+            if type(value) is Encoded:
+                with suppress(KeyError):
                     self._decode(key, value)
-                except KeyError:
-                    continue
 
     def __len__(self) -> int:
         if self.partial and not self._originals and self.source is not None:

@@ -1,5 +1,6 @@
 """Storages with some of the methods and not others, each of which records how it is called."""
 
+import threading
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -26,6 +27,7 @@ class Medium:
     def __init__(self) -> None:
         self.rows: dict[str, Row] = {}
         self.calls: list[Call] = []
+        self.lock = threading.Lock()
 
     def live(self, session_id: str) -> Row | None:
         row = self.rows.get(session_id)
@@ -160,15 +162,14 @@ class CompleteStorage(PerKeyStorage):
 
     def apply(self, session_id: str, session: SessionMap, ttl: int) -> bool:
         self.record("apply", session.changed, sorted(session.removed), session.cleared, ttl)
-        row, current = self.medium.live(session_id), self.pairs(session_id)
-        if row is None or current is None:
-            return False
-        expires = row.expires
-        renews = session.renews_ttl(current)
-        self.put(session_id, session.merged_onto(current), ttl)
-        if not renews:
-            self.medium.rows[session_id].expires = expires
-        return True
+        with self.medium.lock:
+            row, current = self.medium.live(session_id), self.pairs(session_id)
+            if row is None or current is None:
+                return False
+            self.put(session_id, session.merged_onto(current), ttl)
+            if not session.renews_ttl(current):
+                self.medium.rows[session_id].expires = row.expires
+            return True
 
     def move(self, session_id: str, new_id: str, ttl: int) -> bool:
         self.record("move", ttl)
