@@ -1,0 +1,139 @@
+"""What is measured beside what, and how fast it has to be.
+
+To add an engine: write the context manager that brings up what it needs (a folder, a server) and name both here.
+"""
+
+import os
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass, field
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from django.contrib.sessions.backends.file import SessionStore as DjangoFileStore
+from django.core.cache.backends.locmem import LocMemCache
+
+
+@dataclass(frozen=True, kw_only=True)
+class Setup:
+    """What an engine finds when it is measured.
+
+    Attributes:
+        settings: Django settings that hold while this engine has its turn; several may name different folders.
+        options: keyword arguments of its Storage, for ``GSESSION["ENGINES"]``.
+        caches: entries of ``CACHES``.
+        count: tells how many sessions are stored, expired ones too.
+        expire: makes the stored session of a key an expired one, where the engine cannot be told to create it so.
+    """
+
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    options: Mapping[str, Any] = field(default_factory=dict)
+    caches: Mapping[str, Any] = field(default_factory=dict)
+    count: Callable[[], int] | None = None
+    expire: Callable[[str], None] | None = None
+
+
+@dataclass(frozen=True)
+class Engine:
+    """A session engine.
+
+    Attributes:
+        name: what the table calls it.
+        module: the module that ``SESSION_ENGINE`` would name.
+        setup: brings up what the engine needs, empty, and removes it afterwards.
+        operations: names of the operations that it is measured in; ``None`` means all.
+    """
+
+    name: str
+    module: str
+    setup: Callable[[], AbstractContextManager[Setup]]
+    operations: frozenset[str] | None = None
+
+
+@dataclass(frozen=True)
+class Peer:
+    """An engine that ours is measured beside, with the ratio to reach in each operation that has a target."""
+
+    engine: Engine
+    targets: Mapping[str, float]
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """One engine of ours and its peers, measured in turns."""
+
+    name: str
+    ours: Engine
+    peers: tuple[Peer, ...]
+
+
+@contextmanager
+def _nothing() -> Iterator[Setup]:
+    yield Setup()
+
+
+@contextmanager
+def _our_files() -> Iterator[Setup]:
+    with TemporaryDirectory(prefix="benchmark-") as folder:
+
+        def count() -> int:
+            return sum(not name.startswith(".") for _, _, files in os.walk(folder) for name in files)
+
+        yield Setup(settings={"SESSION_FILE_PATH": folder}, count=count)
+
+
+@contextmanager
+def _django_files() -> Iterator[Setup]:
+    with TemporaryDirectory(prefix="benchmark-") as folder:
+
+        def count() -> int:
+            return len(os.listdir(folder))
+
+        def expire(session_key: str) -> None:
+            # Django's engine counts from the last modification of the file.
+            os.utime(f"{folder}/sessionid{session_key}", (0, 0))
+
+        # The class keeps the folder that it saw first.
+        DjangoFileStore._storage_path = folder  # type: ignore[attr-defined]
+        try:
+            yield Setup(count=count, expire=expire)
+        finally:
+            del DjangoFileStore._storage_path  # type: ignore[attr-defined]
+
+
+@contextmanager
+def _locmem() -> Iterator[Setup]:
+    cache = {
+        "BACKEND": "django.core.cache.backends.locmem.LocMemCache",
+        "LOCATION": "benchmarks",
+        # As many as the memory engine keeps. Django's default of 300 would drop most of the sessions.
+        "OPTIONS": {"MAX_ENTRIES": 100_000},
+    }
+    try:
+        yield Setup(settings={"SESSION_CACHE_ALIAS": "locmem"}, caches={"locmem": cache})
+    finally:
+        LocMemCache("benchmarks", {}).clear()
+
+
+OUR_FILE = Engine("file", "gsession_django.backends.file", _our_files)
+DJANGO_FILE = Engine("Django file", "django.contrib.sessions.backends.file", _django_files)
+OUR_MEMORY = Engine(
+    "memory",
+    "gsession_django.backends.memory",
+    _nothing,
+    operations=frozenset({"load", "modify", "touch", "touch, due", "save, not due", "save, due", "create", "login"}),
+)
+LOCMEM = Engine("cache on locmem", "django.contrib.sessions.backends.cache", _locmem, operations=OUR_MEMORY.operations)
+
+COMPARISONS = (
+    Comparison(
+        "file",
+        OUR_FILE,
+        (Peer(DJANGO_FILE, {"load": 0.4, "modify": 0.55, "touch": 0.1, "create": 0.4, "login": 0.4, "purge": 0.1}),),
+    ),
+    Comparison(
+        "memory",
+        OUR_MEMORY,
+        (Peer(LOCMEM, {"load": 1.0, "modify": 0.8, "touch": 0.8, "create": 0.8, "login": 0.8}),),
+    ),
+)

@@ -1,0 +1,226 @@
+"""What is measured: each operation, what goes before it outside the measured time, and how it is seen to be right."""
+
+import os
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import count
+from typing import Any
+
+from django.contrib.sessions.backends.base import SessionBase
+
+from benchmarks.measure import Operation, Plan, Subject, WrongResult
+
+USER = {
+    "_auth_user_id": "4711",
+    "_auth_user_backend": "django.contrib.auth.backends.ModelBackend",
+    "_auth_user_hash": "5b1c0c9f4a1c2f9d7f35f0f4f1d0a1a7f0e7a3d9c4b8e6f2a1b3c5d7e9f1a3b5",
+}
+VISITOR = {"cart": {"apple": 3, "pear": 1, "plum": 12}, "language": "en"}
+SESSION = {**USER, **VISITOR}
+
+
+def expect(subject: Subject, stored: Any, expected: Any, what: str) -> None:
+    if stored != expected:
+        raise WrongResult(f"{subject.name}: {what} is {stored!r} in place of {expected!r}")
+
+
+def new_session(subject: Subject, data: dict[str, Any]) -> str:
+    store = subject.store()
+    store.update(data)
+    store.save()
+    assert store.session_key is not None
+    return store.session_key
+
+
+def read_back(subject: Subject, key: str) -> dict[str, Any]:
+    return dict(subject.store(key).items())
+
+
+@dataclass(frozen=True)
+class OnSessions(Operation):
+    """An operation on sessions of a signed-in user, of which many are there already."""
+
+    def fill(self, subject: Subject, sessions: int) -> list[str]:
+        return [new_session(subject, SESSION) for _ in range(sessions)]
+
+    def prepare(self, subject: Subject, keys: Sequence[str]) -> Sequence[Any]:
+        return keys
+
+
+@dataclass(frozen=True)
+class Load(OnSessions):
+    def act(self, subject: Subject, given: str) -> Any:
+        return subject.store(given).get("_auth_user_id")
+
+    def check(self, subject: Subject, given: str, result: Any) -> None:
+        expect(subject, result, USER["_auth_user_id"], "the value read")
+        expect(subject, read_back(subject, given), SESSION, "the session")
+
+
+class Modify(OnSessions):
+    _values = count()
+
+    def prepare(self, subject: Subject, keys: Sequence[str]) -> Sequence[tuple[str, str]]:
+        return [(key, f"en-{next(self._values)}") for key in keys]
+
+    def act(self, subject: Subject, given: tuple[str, str]) -> None:
+        key, value = given
+        store = subject.store(key)
+        store["language"] = value
+        store.save()
+
+    def check(self, subject: Subject, given: tuple[str, str], result: None) -> None:
+        key, value = given
+        expect(subject, read_back(subject, key), {**SESSION, "language": value}, "the session")
+
+
+@dataclass(frozen=True)
+class Touch(OnSessions):
+    """A request that changes nothing under SESSION_SAVE_EVERY_REQUEST: one visitor's, each soon after the last."""
+
+    save_every_request: bool = True
+
+    def prepare(self, subject: Subject, keys: Sequence[str]) -> Sequence[Any]:
+        visitor = subject.store(keys[0])
+        visitor["language"] = "en"
+        visitor.modified = True
+        visitor.save()
+        return [keys[0]] * len(keys)
+
+    def act(self, subject: Subject, given: Any) -> None:
+        store = subject.store(given)
+        store.get("_auth_user_id")
+        store.save()
+
+    def check(self, subject: Subject, given: Any, result: None) -> None:
+        expect(subject, read_back(subject, self._key(given)), SESSION, "the session")
+
+    def _key(self, given: Any) -> str:
+        return str(given)
+
+    def rehearse(self, subjects: Sequence[Subject]) -> None:
+        """See that a touch that is due renews the TTL: the session outlives one that was created with it."""
+        if self.touch_interval is None:
+            return
+        # Django's engines round what is left down to whole seconds: with less than one left, a session is over.
+        pairs = []
+        for subject in subjects:
+            with subject.turn(SESSION_COOKIE_AGE=4):
+                pairs.append([new_session(subject, SESSION) for _ in range(2)])
+        time.sleep(2.2)
+        for subject, (touched, _) in zip(subjects, pairs, strict=True):
+            with subject.turn(SESSION_COOKIE_AGE=4):
+                store = subject.store(touched)
+                store.get("_auth_user_id")
+                store.save()
+        time.sleep(2.2)
+        for subject, (touched, other) in zip(subjects, pairs, strict=True):
+            with subject.turn(SESSION_COOKIE_AGE=4):
+                expect(subject, read_back(subject, touched), SESSION, "a session touched, after its first TTL,")
+                expect(subject, read_back(subject, other), {}, "a session not touched, after its TTL,")
+                subject.store().delete(touched)
+
+
+@dataclass(frozen=True)
+class SaveUnchanged(Touch):
+    """The save alone, of a session that was read before."""
+
+    def prepare(self, subject: Subject, keys: Sequence[str]) -> Sequence[SessionBase]:
+        stores = [subject.store(key) for key in super().prepare(subject, keys)]
+        for store in stores:
+            store.get("_auth_user_id")
+        return stores
+
+    def act(self, subject: Subject, given: SessionBase) -> None:
+        given.save()
+
+    def _key(self, given: SessionBase) -> str:
+        return str(given.session_key)
+
+
+class Create(OnSessions):
+    def prepare(self, subject: Subject, keys: Sequence[str]) -> Sequence[None]:
+        return [None] * len(keys)
+
+    def act(self, subject: Subject, given: None) -> str | None:
+        store = subject.store()
+        for key, value in SESSION.items():
+            store[key] = value
+        store.save()
+        return store.session_key
+
+    def check(self, subject: Subject, given: None, result: str) -> None:
+        expect(subject, read_back(subject, result), SESSION, "the session")
+
+
+class Login(OnSessions):
+    """A visitor signs in: the session that holds a cart already gets a new key and the user."""
+
+    def prepare(self, subject: Subject, keys: Sequence[str]) -> Sequence[str]:
+        return [new_session(subject, VISITOR) for _ in keys]
+
+    def act(self, subject: Subject, given: str) -> str | None:
+        store = subject.store(given)
+        store.get("_auth_user_id")
+        store.cycle_key()
+        for key, value in USER.items():
+            store[key] = value
+        store.save()
+        return store.session_key
+
+    def check(self, subject: Subject, given: str, result: str) -> None:
+        expect(subject, read_back(subject, result), SESSION, "the session under its new key")
+        expect(subject, read_back(subject, given), {}, "the session under its old key")
+
+
+@dataclass(frozen=True)
+class Purge(Operation):
+    """The expired half of many sessions is removed. The keys of a subject are of expired and live ones in turn."""
+
+    def fill(self, subject: Subject, sessions: int) -> list[str]:
+        return list(self._sessions(subject, sessions))
+
+    def _sessions(self, subject: Subject, sessions: int) -> Iterator[str]:
+        # In runs, since switching the setting takes longer than creating a session.
+        run = 100
+        for _ in range(0, sessions, 2 * run):
+            with subject.turn(SESSION_COOKIE_AGE=-1):
+                expired = [new_session(subject, SESSION) for _ in range(run)]
+            for key in expired:
+                if subject.setup.expire is not None:
+                    subject.setup.expire(key)
+                yield key
+                yield new_session(subject, SESSION)
+
+    def prepare(self, subject: Subject, keys: Sequence[str]) -> Sequence[None]:
+        os.sync()
+        return [None]
+
+    def act(self, subject: Subject, given: None) -> None:
+        subject.store.clear_expired()
+
+    def check(self, subject: Subject, given: None, result: None) -> None:
+        live = subject.keys[1::2]
+        if subject.setup.count is not None:
+            expect(subject, subject.setup.count(), len(live), "the number of sessions left")
+        expect(subject, sum(subject.store().exists(key) for key in live), len(live), "the number of live sessions left")
+        expect(subject, read_back(subject, live[0]), SESSION, "a live session")
+
+
+NORMAL = Plan(stages=1, rounds=300, calls=20, sessions=2000)
+QUICK = Plan(stages=1, rounds=40, calls=10, sessions=2000)
+PURGE = Plan(stages=3, rounds=1, calls=1, sessions=100_000, warm_up=False)
+QUICK_PURGE = Plan(stages=3, rounds=1, calls=1, sessions=5000, warm_up=False)
+
+OPERATIONS: tuple[Operation, ...] = (
+    Load("load", NORMAL, QUICK),
+    Modify("modify", NORMAL, QUICK),
+    Touch("touch", NORMAL, QUICK),
+    Touch("touch, due", NORMAL, QUICK, touch_interval=0),
+    SaveUnchanged("save, not due", NORMAL, QUICK),
+    SaveUnchanged("save, due", NORMAL, QUICK, touch_interval=0),
+    Create("create", NORMAL, QUICK),
+    Login("login", NORMAL, QUICK),
+    Purge("purge", PURGE, QUICK_PURGE),
+)
