@@ -5,6 +5,7 @@ wants made and is sent what they return (``operations.py``). It is driven by pla
 awaiting the storage's native twins, or in a thread (:meth:`Engine.arun`).
 """
 
+import hashlib
 import os
 import threading
 from collections.abc import Generator
@@ -77,6 +78,10 @@ class Engine:
         self.storage = store.storage_class(**options)
         self.is_async = not missing_twins(store.storage_class)
         self.locks = IdLocks()
+
+    def id_of(self, session_key: str) -> str:
+        """Return what the storage is given for a session key."""
+        return hashlib.sha256(session_key.encode()).hexdigest() if self.hash_ids else session_key
 
     def run(self, operation: Operation) -> Any:
         """Carry out an operation with plain calls, and return what it returns."""

@@ -11,7 +11,7 @@ import stat
 import tempfile
 import time
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import ExitStack
 from typing import Concatenate, NamedTuple, ParamSpec, TypeVar
 
@@ -172,7 +172,7 @@ class SessionFolder:
 
     def _create(self, place: Place, body: bytes, ttl: int) -> int | None:
         with place.lock:
-            if _is_alive(place.path):
+            if os.path.exists(place.path) and _is_alive(place.path):
                 return None
             revision = write_new(place.path, f"{place.shard}/.new", body, time.time() + ttl, self._fsync)
             if self._fsync:
@@ -185,22 +185,27 @@ class SessionFolder:
         old, new = self._place(session_id), self._new_place(new_id)
         if old is None:
             return False
-        self._make(new.shard)
         try:
-            with ExitStack() as stack:
-                for place in sorted({old.shard: old, new.shard: new}.values()):  # in one order, so that no two block
-                    stack.enter_context(place.lock)
-                alive, taken = _is_alive(old.path), _is_alive(new.path)
-                if not alive or taken:
-                    return taken and not alive
-                os.rename(old.path, new.path)
-                if self._fsync:
-                    sync_folder(new.shard)
-                    sync_folder(old.shard)
-                return True
+            return self._move(old, new)
         except FileNotFoundError:
-            self._check()
+            self._make(new.shard)
+        try:
+            return self._move(old, new)
+        except FileNotFoundError:  # the shard of the old id, so that there is no such session
             return False
+
+    def _move(self, old: Place, new: Place) -> bool:
+        with ExitStack() as stack:
+            for place in sorted({old.shard: old, new.shard: new}.values()):  # in one order, so that no two block
+                stack.enter_context(place.lock)
+            alive, taken = _is_alive(old.path), _is_alive(new.path)
+            if not alive or taken:
+                return taken and not alive
+            os.rename(old.path, new.path)
+            if self._fsync:
+                sync_folder(new.shard)
+                sync_folder(old.shard)
+            return True
 
     @_available
     def remove(self, session_id: str) -> None:
@@ -223,33 +228,32 @@ class SessionFolder:
         return [f"{self.path}/{name}" for name in sorted(set(os.listdir(self.path)) & set(_SHARDS))]
 
     @_available
-    def alive(self, shard: str) -> list[str]:
-        """Return the ids of a shard's sessions that have not expired."""
-        return [os.path.basename(place.path) for place in _places(shard) if _is_alive(place.path)]
+    def places(self, shard: str) -> list[Place]:
+        """Return where there may be sessions in a shard."""
+        with os.scandir(shard) as entries:
+            return [
+                Place(shard, entry.path)
+                for entry in entries
+                if _FILE_NAME.fullmatch(entry.name) and entry.is_file(follow_symlinks=False)
+            ]
 
     @_available
-    def dead(self, shard: str) -> list[Place]:
-        """Return where there are files in a shard that nobody can use any more."""
-        return [place for place in _places(shard) if _is_dead(place.path)]
+    def alive(self, places: list[Place]) -> list[str]:
+        """Return the ids of the sessions among `places` that have not expired."""
+        return [os.path.basename(place.path) for place in places if _is_alive(place.path)]
 
     @_available
-    def remove_dead(self, places: list[Place]) -> int:
-        """Remove files of one shard that nobody can use any more, and return how many there still were."""
+    def purge(self, places: list[Place], dry_run: bool) -> int:
+        """Remove those of a shard's files that nobody can use any more, and return how many; or only count them."""
+        if dry_run:
+            return sum(_is_dead(place.path) for place in places)
         removed = 0
-        with places[0].lock:
+        with places[0].lock:  # under which nobody renews a session that was seen to have expired
             for place in places:
-                if _is_dead(place.path):  # it may have been renewed since, or removed by another purge
+                if _is_dead(place.path):
                     os.unlink(place.path)
                     removed += 1
         return removed
-
-
-def _places(shard: str) -> Iterator[Place]:
-    """Yield where there may be sessions in a shard."""
-    with os.scandir(shard) as entries:
-        for entry in entries:
-            if _FILE_NAME.fullmatch(entry.name) and entry.is_file(follow_symlinks=False):
-                yield Place(shard, entry.path)
 
 
 def _is_alive(path: str) -> bool:

@@ -1,6 +1,5 @@
 """SessionStore, the adapter: Django's SessionBase onto a Storage."""
 
-import hashlib
 import math
 import re
 import secrets
@@ -63,7 +62,7 @@ class SessionStore(SessionBase):
     def session_id(self) -> str | None:
         """What the storage is given for this session; ``None`` as long as there is no session key."""
         key = self.session_key
-        return None if key is None else self._id_of(key)
+        return None if key is None else self._engine.id_of(key)
 
     @property
     def ttl_left(self) -> float | None:
@@ -90,9 +89,6 @@ class SessionStore(SessionBase):
 
     # Keys and ids.
 
-    def _id_of(self, session_key: str) -> str:
-        return hashlib.sha256(session_key.encode()).hexdigest() if self._engine.hash_ids else session_key
-
     def _validate_session_key(self, key: str | None) -> bool:
         # What no cookie of ours can hold is no session key, so that it never gets near a storage.
         return key is not None and _COOKIE_SAFE.fullmatch(key) is not None
@@ -116,14 +112,13 @@ class SessionStore(SessionBase):
         return session
 
     def _load(self) -> Operation:
-        session = None
-        if self.session_key is not None:
-            session_id = self._id_of(self.session_key)
-            session = yield from operations.load(self._engine, session_id, self.get_session_cookie_age)
+        key, engine, session = self.session_key, self._engine, None
+        if key is not None:
+            session = yield from operations.load(engine, engine.id_of(key), self.get_session_cookie_age)
         if session is None:
             self._session_key = None
             return SessionMap({})
-        if "get" in self._engine.able:
+        if "get" in engine.able:
             session.source = self
         return session
 
@@ -176,7 +171,7 @@ class SessionStore(SessionBase):
     def _exists(self, session_key: str | None) -> Operation:
         if session_key is None or not self._validate_session_key(session_key):
             return False
-        session_id = self._id_of(session_key)
+        session_id = self._engine.id_of(session_key)
         return (yield from operations.exists(self._engine, session_id, self.get_session_cookie_age))
 
     # Creating.
@@ -194,7 +189,7 @@ class SessionStore(SessionBase):
         ttl = self._ttl_of(session.get(EXPIRY_KEY))
         for _ in range(_KEY_ATTEMPTS):
             key = yield from self._new_key(ttl)
-            if (yield from operations.create(self._engine, self._id_of(key), session, ttl)):
+            if (yield from operations.create(self._engine, self._engine.id_of(key), session, ttl)):
                 self._session_key = key
                 self._gone = False
                 self.modified = True
@@ -227,18 +222,18 @@ class SessionStore(SessionBase):
             yield from self._create_at(self.session_key)
             return
         session = None if self.session_key is None else (yield from self._loaded())
-        if session is None or self.session_key is None:
+        key, engine = self.session_key, self._engine
+        if session is None or key is None:
             yield from self._create()
             return
-        session_id, age = self._id_of(self.session_key), self.get_session_cookie_age
-        yield from self._fetch_expiry(session)
+        session_id, age = engine.id_of(key), self.get_session_cookie_age
+        if session.partial:
+            yield from self._fetch_expiry(session)
         ttl = self._ttl_of(session.get(EXPIRY_KEY))
         if session.has_changes():
-            there = yield from operations.apply(self._engine, session_id, session, ttl, age, self._ttl_of)
+            there = yield from operations.apply(engine, session_id, session, ttl, age, self._ttl_of)
         else:
-            there = self._may_wait(session, ttl) or (
-                yield from operations.touch(self._engine, session_id, session, ttl, age)
-            )
+            there = self._may_wait(session, ttl) or (yield from operations.touch(engine, session_id, session, ttl, age))
         if not there:
             raise UpdateError
 
@@ -255,7 +250,7 @@ class SessionStore(SessionBase):
         ttl = self._ttl_of(session.get(EXPIRY_KEY))
         # Composed, create knows nothing of other sessions. For a random key of ours it need not; this one is given.
         taken = "create" not in self._engine.able and (yield from self._exists(key))
-        if taken or not (yield from operations.create(self._engine, self._id_of(key), session, ttl)):
+        if taken or not (yield from operations.create(self._engine, self._engine.id_of(key), session, ttl)):
             raise CreateError
 
     # Ending, and changing the key.
@@ -276,7 +271,7 @@ class SessionStore(SessionBase):
     def _delete(self, session_key: str | None) -> Operation:
         key = self.session_key if session_key is None else session_key
         if key is not None and self._validate_session_key(key):
-            yield from operations.remove(self._engine, self._id_of(key))
+            yield from operations.remove(self._engine, self._engine.id_of(key))
 
     def cycle_key(self) -> None:
         self._engine.run(self._cycle_key())
@@ -289,12 +284,12 @@ class SessionStore(SessionBase):
         if self.session_key is None:
             yield from self._create()
             return
-        old_id, age = self._id_of(self.session_key), self.get_session_cookie_age
+        old_id, age = self._engine.id_of(self.session_key), self.get_session_cookie_age
         yield from self._fetch_expiry(session)
         ttl = self._ttl_of(session.get(EXPIRY_KEY))
         for _ in range(_KEY_ATTEMPTS):
             new_key = yield from self._new_key(ttl)
-            new_id = self._id_of(new_key)
+            new_id = self._engine.id_of(new_key)
             moved = yield from operations.move(self._engine, old_id, new_id, ttl, age)
             # A random key is never taken, so that the session is gone; one that the storage made may be.
             if moved or "new" not in self._engine.able or not (yield from operations.exists(self._engine, new_id, age)):

@@ -70,16 +70,13 @@ class FileStorage(Storage):
 
     def purge(self, batch_size: int, dry_run: bool = False) -> Iterator[int]:
         for shard in self.folder.shards():
-            dead = self.folder.dead(shard)
-            if not dead:
-                yield 0  # where a long search can be stopped
-            for start in range(0, len(dead), batch_size):
-                batch = dead[start : start + batch_size]
-                yield len(batch) if dry_run else self.folder.remove_dead(batch)
+            places = self.folder.places(shard)
+            for start in range(0, len(places), batch_size):
+                yield self.folder.purge(places[start : start + batch_size], dry_run)
 
     def ids(self) -> Iterator[str]:
         for shard in self.folder.shards():
-            yield from self.folder.alive(shard)
+            yield from self.folder.alive(self.folder.places(shard))
 
 
 class SessionStore(BaseSessionStore):
