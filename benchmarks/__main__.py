@@ -1,6 +1,7 @@
 """``python -m benchmarks``: measures, and prints one table."""
 
 import argparse
+import itertools
 import json
 import os
 import sys
@@ -10,7 +11,7 @@ from pathlib import Path
 import django
 
 from benchmarks import report
-from benchmarks.engines import COMPARISONS, Comparison
+from benchmarks.engines import COMPARISONS, FOLDERS, Comparison
 from benchmarks.measure import Operation, Plan, WrongResult, measure
 from benchmarks.operations import OPERATIONS
 
@@ -21,15 +22,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     django.setup()
     results: list[report.Result] = []
     wrong: list[str] = []
-    for comparison in COMPARISONS:
-        for operation in OPERATIONS:
+    with FOLDERS:
+        for comparison, operation in itertools.product(COMPARISONS, OPERATIONS):
             if options.only and not {comparison.name, operation.name} & set(options.only):
                 continue
             try:
                 results += _compare(comparison, operation, operation.quick if options.quick else operation.plan)
             except WrongResult as error:
                 wrong.append(f"{comparison.name}, {operation.name}: {error}")
-    machine = report.environment()
+        machine = report.environment()
     print((report.as_markdown if options.markdown else report.as_text)(results, machine))
     if options.json:
         options.json.write_text(json.dumps(report.as_json(results, machine), indent=2) + "\n")

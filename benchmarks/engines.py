@@ -5,7 +5,7 @@ To add an engine: write the context manager that brings up what it needs (a fold
 
 import os
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, field
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -72,33 +72,43 @@ def _nothing() -> Iterator[Setup]:
     yield Setup()
 
 
+FOLDERS = ExitStack()
+"""The folders of session files. They stay until the run ends: some file systems are slow to make a file for minutes
+after others were removed, which is nothing of the engine that is measured next.
+"""
+
+
+def _folder() -> str:
+    return FOLDERS.enter_context(TemporaryDirectory(prefix="benchmark-"))
+
+
 @contextmanager
 def _our_files() -> Iterator[Setup]:
-    with TemporaryDirectory(prefix="benchmark-") as folder:
+    folder = _folder()
 
-        def count() -> int:
-            return sum(not name.startswith(".") for _, _, files in os.walk(folder) for name in files)
+    def count() -> int:
+        return sum(not name.startswith(".") for _, _, files in os.walk(folder) for name in files)
 
-        yield Setup(settings={"SESSION_FILE_PATH": folder}, count=count)
+    yield Setup(settings={"SESSION_FILE_PATH": folder}, count=count)
 
 
 @contextmanager
 def _django_files() -> Iterator[Setup]:
-    with TemporaryDirectory(prefix="benchmark-") as folder:
+    folder = _folder()
 
-        def count() -> int:
-            return len(os.listdir(folder))
+    def count() -> int:
+        return len(os.listdir(folder))
 
-        def expire(session_key: str) -> None:
-            # Django's engine counts from the last modification of the file.
-            os.utime(f"{folder}/sessionid{session_key}", (0, 0))
+    def expire(session_key: str) -> None:
+        # Django's engine counts from the last modification of the file.
+        os.utime(f"{folder}/sessionid{session_key}", (0, 0))
 
-        # The class keeps the folder that it saw first.
-        DjangoFileStore._storage_path = folder  # type: ignore[attr-defined]
-        try:
-            yield Setup(count=count, expire=expire)
-        finally:
-            del DjangoFileStore._storage_path  # type: ignore[attr-defined]
+    # The class keeps the folder that it saw first.
+    DjangoFileStore._storage_path = folder  # type: ignore[attr-defined]
+    try:
+        yield Setup(count=count, expire=expire)
+    finally:
+        del DjangoFileStore._storage_path  # type: ignore[attr-defined]
 
 
 @contextmanager

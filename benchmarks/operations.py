@@ -215,12 +215,13 @@ QUICK_PURGE = Plan(stages=3, rounds=1, calls=1, sessions=5000, warm_up=False)
 
 OPERATIONS: tuple[Operation, ...] = (
     Load("load", NORMAL, QUICK),
+    # Before what removes files, Django's renaming of one over another too: see FOLDERS in engines.py.
+    Create("create", NORMAL, QUICK),
     Modify("modify", NORMAL, QUICK),
     Touch("touch", NORMAL, QUICK),
     Touch("touch, due", NORMAL, QUICK, touch_interval=0),
     SaveUnchanged("save, not due", NORMAL, QUICK),
     SaveUnchanged("save, due", NORMAL, QUICK, touch_interval=0),
-    Create("create", NORMAL, QUICK),
     Login("login", NORMAL, QUICK),
     Purge("purge", PURGE, QUICK_PURGE),
 )

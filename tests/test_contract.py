@@ -1,5 +1,9 @@
 """StorageContract: every engine keeps it, and a storage that breaks a rule fails it."""
 
+import os
+import re
+import subprocess
+import sys
 import tempfile
 
 from django.test import SimpleTestCase, override_settings
@@ -63,3 +67,14 @@ class AsyncTests(EngineContract, SimpleTestCase):
 
 class AsyncPerKeyTests(EngineContract, SimpleTestCase):
     store_class = engine(AsyncPerKeyStorage)
+
+
+def test_it_runs_under_djangos_test_runner() -> None:
+    command = [sys.executable, "-m", "django", "test", "--settings=tests.settings", "tests.test_contract.MemoryTests"]
+    # The name of a test is imported from where the command is run.
+    environment = {**os.environ, "PYTHONPATH": os.getcwd()}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    ran = re.search(r"Ran (\d+) tests", done.stderr)
+    assert ran is not None
+    assert int(ran[1]) > 25
