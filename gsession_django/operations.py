@@ -154,13 +154,13 @@ def _compose_apply(
             changed[key] = session.merged_value(key, MISSING if stored is None or stored is UNABLE else stored)
         whole = session.as_dict() | changed
         expiry = yield from _one_value(engine, session_id, EXPIRY_KEY)
-        known = {} if expiry is None or expiry is UNABLE else {EXPIRY_KEY: expiry}
+        known: Mapping[str, Any] = {} if expiry is None or expiry is UNABLE else {EXPIRY_KEY: expiry}
     else:
         if session.cleared:
             removed = current.keys() - changed.keys()
         whole = session.merged_onto(current)
         changed = {key: whole[key] for key in changed}
-        known = current.as_dict()
+        known = current
     if not session.renews_ttl(known):
         ttl = ttl_of(known.get(EXPIRY_KEY))
     if removed and not changed and (current.partial or not whole):

@@ -77,7 +77,8 @@ class Storage:
     def get_map(self, session_id: str) -> dict[str, Any]:
         """Return all pairs; an empty ``dict`` when there is no such session.
 
-        Called at most once a request on a per-key storage: when :meth:`get` answered ``None``, or all keys are wanted.
+        Called on a per-key storage when :meth:`get` answered ``None`` or all keys are wanted, once in a request; and
+        again by what is composed of several calls and has to know the whole session.
         """
         raise Disabled
 

@@ -148,10 +148,10 @@ class SessionStore(SessionBase):
             session = self._session_cache = yield from self._load()
         return session
 
-    def _fetch_expiry(self, session: SessionMap) -> Operation:
-        """Bring in what the session's TTL is made of, if it is served key by key."""
-        if session.lacks(EXPIRY_KEY) and self.session_id is not None:
-            yield from operations.fetch(self._engine, self.session_id, session, EXPIRY_KEY)
+    def _fetch(self, session: SessionMap, key: str | None) -> Operation:
+        """Bring in the value of `key`, or with ``None`` everything, if it is still in the storage."""
+        if session.lacks(key) and self.session_id is not None:
+            yield from operations.fetch(self._engine, self.session_id, session, key)
 
     def _ttl_of(self, expiry: Any) -> int:
         """Return what a session lives from now on, in whole seconds, if `expiry` is what ``set_expiry()`` was given."""
@@ -184,8 +184,7 @@ class SessionStore(SessionBase):
 
     def _create(self) -> Operation:
         session = self._get_session(no_load=True)
-        if session.lacks(None) and self.session_id is not None:
-            yield from operations.fetch(self._engine, self.session_id, session, None)
+        yield from self._fetch(session, None)
         ttl = self._ttl_of(session.get(EXPIRY_KEY))
         for _ in range(_KEY_ATTEMPTS):
             key = yield from self._new_key(ttl)
@@ -228,7 +227,7 @@ class SessionStore(SessionBase):
             return
         session_id, age = engine.id_of(key), self.get_session_cookie_age
         if session.partial:
-            yield from self._fetch_expiry(session)
+            yield from self._fetch(session, EXPIRY_KEY)
         ttl = self._ttl_of(session.get(EXPIRY_KEY))
         if session.has_changes():
             there = yield from operations.apply(engine, session_id, session, ttl, age, self._ttl_of)
@@ -245,8 +244,7 @@ class SessionStore(SessionBase):
 
     def _create_at(self, key: str) -> Operation:
         session = self._get_session(no_load=True)
-        if session.lacks(None) and self.session_id is not None:
-            yield from operations.fetch(self._engine, self.session_id, session, None)
+        yield from self._fetch(session, None)
         ttl = self._ttl_of(session.get(EXPIRY_KEY))
         # Composed, create knows nothing of other sessions. For a random key of ours it need not; this one is given.
         taken = "create" not in self._engine.able and (yield from self._exists(key))
@@ -285,7 +283,7 @@ class SessionStore(SessionBase):
             yield from self._create()
             return
         old_id, age = self._engine.id_of(self.session_key), self.get_session_cookie_age
-        yield from self._fetch_expiry(session)
+        yield from self._fetch(session, EXPIRY_KEY)
         ttl = self._ttl_of(session.get(EXPIRY_KEY))
         for _ in range(_KEY_ATTEMPTS):
             new_key = yield from self._new_key(ttl)

@@ -138,12 +138,8 @@ class MemoryStorage(Storage):
         for start in range(0, len(ids), batch_size):
             with self._lock:
                 now = time.monotonic()
-                batch = [self._entries.get(session_id) for session_id in ids[start : start + batch_size]]
-                expired = [
-                    session_id
-                    for session_id, entry in zip(ids[start : start + batch_size], batch, strict=True)
-                    if entry is not None and entry.expires <= now
-                ]
+                batch = [session_id for session_id in ids[start : start + batch_size] if session_id in self._entries]
+                expired = [session_id for session_id in batch if self._entries[session_id].expires <= now]
                 if not dry_run:
                     for session_id in expired:
                         del self._entries[session_id]
