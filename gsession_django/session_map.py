@@ -295,6 +295,20 @@ class SessionMap(MutableMapping[str, Any]):
                 return MISSING
         return value
 
+    def read_as(self, key: str) -> bytes | None:
+        """Return the encoding of what was read under `key`: for a storage that compares it with what it has.
+
+        ``b""`` when there was nothing, ``None`` when that is not known.
+        """
+        if key in self._snapshots:
+            return self._snapshots[key]
+        value = self._originals[key] if key in self._originals else self._values.get(key, MISSING)
+        if value is MISSING:
+            return b""
+        if type(value) is _Sentinel:
+            return None
+        return value if type(value) is Encoded else encode(value)
+
     def _differs(self, key: str) -> bool:
         """Whether `key`, which is in the session, has another value than the one that was read."""
         value = self._values[key]

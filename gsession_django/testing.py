@@ -128,9 +128,8 @@ class StorageContract(unittest.TestCase if TYPE_CHECKING else object):  # type: 
         found = self.storage.get_session(session_id, 60, None)
         if found is None:
             return None
-        data = dict(found)
-        if not data and "get" in self.able:
-            data = self.storage.get_map(session_id)
+        partial = found.lacks(None) if isinstance(found, SessionMap) else not found and "get" in self.able
+        data = dict(self.storage.get_map(session_id) if partial else found)
         data.pop(RESERVED_KEY, None)
         return data
 
