@@ -2,6 +2,7 @@
 
 import inspect
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from importlib import import_module
 from types import ModuleType
 from typing import Any
@@ -31,6 +32,22 @@ def check_settings(app_configs: Sequence[AppConfig] | None = None, **kwargs: Any
             )
         ]
     return [*_check_keys(given), *_check_touch_interval(given), *_check_engines(given)]
+
+
+@register("gsession_django", deploy=True)
+def check_deployment(app_configs: Sequence[AppConfig] | None = None, **kwargs: Any) -> list[CheckMessage]:
+    """Check what the engines in use stand on; under ``check --deploy``, since it may connect to a server."""
+    return [message for store in _stores_in_use() for message in store.check_deployment()]
+
+
+def _stores_in_use() -> Iterator[type[SessionStore]]:
+    """Yield what can be imported of the engines in use; of the rest :func:`check_settings` says what is wrong."""
+    given = getattr(settings, "GSESSION", {})
+    engines = given.get("ENGINES", {}) if isinstance(given, dict) else {}
+    for name in dict.fromkeys([settings.SESSION_ENGINE, *engines]):
+        with suppress(ImportError):
+            if (store := _session_store(import_module(name))) is not None:
+                yield store
 
 
 def _check_keys(given: dict[str, Any]) -> Iterator[CheckMessage]:

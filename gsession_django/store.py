@@ -47,6 +47,11 @@ class SessionStore(SessionBase):
         """Return what is wrong with the settings that only this engine uses; called by Django's system checks."""
         return []
 
+    @classmethod
+    def check_deployment(cls) -> list[CheckMessage]:
+        """Return what is wrong with what the engine stands on; called under ``check --deploy``, so it may connect."""
+        return []
+
     @property
     def _engine(self) -> Engine:
         return engine_of(type(self))

@@ -1,0 +1,97 @@
+"""System checks of the Redis engines: what is wrong with the entry of ``CACHES``, or with the server."""
+
+from collections.abc import Iterator
+from typing import Any
+from urllib.parse import parse_qs, urlsplit
+
+from django.conf import settings
+from django.core.checks import CheckMessage, Error, Warning
+from django.core.exceptions import ImproperlyConfigured
+from redis.exceptions import RedisError
+
+from gsession_django.redis_settings import CacheEntry
+
+_OLDEST = (6, 2)
+
+
+def check_entry(engine: str) -> Iterator[CheckMessage]:
+    """Check what ``SESSION_CACHE_ALIAS`` names, without connecting."""
+    try:
+        entry = CacheEntry.of_sessions()
+    except ImproperlyConfigured as error:
+        yield Error(
+            f"The session engine {engine!r} has no Redis to keep sessions in. {error}",
+            hint="docs/redis.md shows an entry of CACHES for sessions.",
+            id="gsession_django.E012",
+        )
+        return
+    shared = [
+        alias
+        for alias, other in settings.CACHES.items()
+        if alias != entry.alias and _database(other) == _database(settings.CACHES[entry.alias])
+    ]
+    if entry.alias == "default" or shared:
+        found = f"is shared by {', '.join(map(repr, shared))}" if shared else "is the site's default cache"
+        yield Warning(
+            f"SESSION_CACHE_ALIAS = {entry.alias!r}: the Redis database of {entry} {found}.",
+            hint="cache.clear() flushes the whole database and signs everybody out. Give sessions an entry of their "
+            "own in CACHES, with another database number in its LOCATION, or better a server of their own.",
+            id="gsession_django.W003",
+        )
+
+
+def _database(entry: dict[str, Any]) -> object:
+    """Return what identifies the Redis database of an entry; of one that is not Redis, nothing that equals another."""
+    if "redis" not in entry["BACKEND"].lower():
+        return object()
+    location = entry.get("LOCATION") or ""
+    url = location.split(",")[0] if isinstance(location, str) else location[0]
+    parts = urlsplit(url)
+    options = entry.get("OPTIONS", {})
+    number = parse_qs(parts.query).get("db", [""])[0] or (parts.path.strip("/") if parts.scheme != "unix" else "")
+    number = number or str(options.get("db", options.get("CONNECTION_POOL_KWARGS", {}).get("db", 0)))
+    socket = parts.path if parts.scheme == "unix" else ""
+    return parts.hostname or "localhost", parts.port or 6379, socket, number
+
+
+def check_server(engine: str) -> Iterator[CheckMessage]:
+    """Ask the server, under ``check --deploy``, whether sessions are safe there."""
+    try:
+        entry = CacheEntry.of_sessions()
+    except ImproperlyConfigured:
+        return  # check_entry() says so
+    try:
+        yield from _check_answers(entry)
+    except (RedisError, OSError) as error:
+        yield Warning(
+            f"The session engine {engine!r} could not ask {entry} about its configuration: "
+            f"{type(error).__name__}: {error}",
+            hint="Run the check where the server can be reached, by a user who may call INFO and CONFIG GET; or see "
+            "docs/redis.md and look yourself.",
+            id="gsession_django.W004",
+        )
+
+
+def _check_answers(entry: CacheEntry) -> Iterator[CheckMessage]:
+    client = entry.make_client(entry.make_pool())
+    info, config = client.info(), {**client.config_get("maxmemory-policy"), **client.config_get("save")}
+    version = info["redis_version"]
+    if tuple(int(part) for part in version.split(".")[:2]) < _OLDEST:
+        yield Error(
+            f"{entry} is a Redis {version}.",
+            hint="The Redis engines need Redis 6.2 or later, or Valkey.",
+            id="gsession_django.E013",
+        )
+    if config["maxmemory-policy"] != "noeviction":
+        yield Warning(
+            f"{entry} has the maxmemory-policy {config['maxmemory-policy']!r}.",
+            hint="When its memory is full it drops sessions, and signs visitors out without a word. Set the policy to "
+            "'noeviction', and give sessions a server of their own: then a full server refuses to write, and says so.",
+            id="gsession_django.W005",
+        )
+    if not info["aof_enabled"] and not config["save"]:
+        yield Warning(
+            f"{entry} keeps nothing on disk: appendonly is off and there are no save points.",
+            hint="A restart ends every session. Set appendonly to 'yes'.",
+            id="gsession_django.W006",
+        )

@@ -1,0 +1,255 @@
+"""The ways to the server: connections that are kept between operations, or redis-py's ordinary client."""
+
+import threading
+from typing import Any, Final, Protocol
+
+import redis.asyncio.connection as aio_connection
+import redis.asyncio.sentinel as aio_sentinel
+import redis.connection as sync_connection
+import redis.sentinel as sync_sentinel
+from redis.exceptions import ConnectionError, RedisError, ResponseError, TimeoutError
+
+from gsession_django.redis_commands import Batch
+
+# What connections are kept of: not what a site has written itself, or what needs its pool between two operations.
+_KEPT_POOLS: Final = (
+    sync_connection.ConnectionPool,
+    sync_sentinel.SentinelConnectionPool,
+    aio_connection.ConnectionPool,
+    aio_sentinel.SentinelConnectionPool,
+)
+_SENTINEL_POOLS: Final = (sync_sentinel.SentinelConnectionPool, aio_sentinel.SentinelConnectionPool)
+_KEPT_CONNECTIONS: Final = (
+    sync_connection.Connection,
+    sync_connection.SSLConnection,
+    sync_connection.UnixDomainSocketConnection,
+    sync_sentinel.SentinelManagedConnection,
+    sync_sentinel.SentinelManagedSSLConnection,
+    aio_connection.Connection,
+    aio_connection.SSLConnection,
+    aio_connection.UnixDomainSocketConnection,
+    aio_sentinel.SentinelManagedConnection,
+    aio_sentinel.SentinelManagedSSLConnection,
+)
+_NEED_THEIR_POOL: Final = frozenset({"cache", "cache_config", "credential_provider"})
+
+
+class Exchange(Protocol):
+    """A way to send a batch and get its replies. What the server answers as an error is a ``ResponseError`` in them."""
+
+    def __call__(self, batch: Batch) -> list[Any]: ...
+
+
+class AsyncExchange(Protocol):
+    """The same, awaited. It belongs to one event loop."""
+
+    async def __call__(self, batch: Batch) -> list[Any]: ...
+
+    async def aclose(self) -> None: ...
+
+
+class _Kept:
+    """Connections that are kept between operations: leasing one from redis-py's pool costs as much as using it.
+
+    One is used by one thread or task at a time, and never again once a reply on it was not read to the end.
+
+    Args:
+        pool: makes the connections, and says how many there may be (``max_connections``).
+    """
+
+    def __init__(self, pool: Any) -> None:
+        self._pool = pool
+        self._follows_master = isinstance(pool, _SENTINEL_POOLS)
+        self._idle: list[Any] = []
+        self._closed: list[Any] = []
+        self._making = threading.Lock()
+        self._made = 0
+
+    def _another(self) -> Any:
+        """Return a connection that is not open."""
+        try:
+            return self._closed.pop()
+        except IndexError:
+            with self._making:
+                if self._made >= self._pool.max_connections:
+                    raise ConnectionError(
+                        f"All {self._made} connections are in use. Raise max_connections in CONNECTION_POOL_KWARGS."
+                    ) from None
+                self._made += 1
+            return self._pool.make_connection()
+
+    def _has_to_go(self, connection: Any) -> bool:
+        """Whether the server asked to connect anew, or Sentinel has named another one since."""
+        if self._follows_master and self._pool.master_address != (connection.host, connection.port):
+            return True
+        asked: bool = connection.should_reconnect()
+        return asked
+
+
+class Kept(_Kept):
+    """Kept connections for threads."""
+
+    def __call__(self, batch: Batch) -> list[Any]:
+        try:
+            connection = self._idle.pop()
+            kept = self._is_clean(connection)
+        except IndexError:
+            connection, kept = self._another(), False
+        try:
+            if not kept:
+                connection.disconnect()
+                connection.connect()
+            try:
+                replies = _talk(connection, batch)
+            except (ConnectionError, TimeoutError) as error:
+                if not _may_repeat(batch, connection, error):
+                    raise
+                connection.disconnect()
+                replies = connection.retry.call_with_retry(
+                    lambda: _connect_and_talk(connection, batch), lambda error: connection.disconnect()
+                )
+        except BaseException:
+            connection.disconnect()
+            self._closed.append(connection)
+            raise
+        self._idle.append(connection)
+        return replies
+
+    def _is_clean(self, connection: Any) -> bool:
+        """Whether a kept connection is still open, with nothing on it that nobody has read."""
+        try:
+            return not (connection.can_read() or self._has_to_go(connection))
+        except (RedisError, OSError):
+            return False
+
+
+def _talk(connection: Any, batch: Batch) -> list[Any]:
+    connection.send_packed_command(batch.packed())
+    replies: list[Any] = []
+    for _ in batch.commands:
+        try:
+            replies.append(connection.read_response(disable_decoding=True))
+        except ResponseError as error:
+            replies.append(_looked_at(error))
+    return replies
+
+
+def _connect_and_talk(connection: Any, batch: Batch) -> list[Any]:
+    connection.connect()
+    return _talk(connection, batch)
+
+
+class AsyncKept(_Kept):
+    """Kept connections of one event loop."""
+
+    async def __call__(self, batch: Batch) -> list[Any]:
+        try:
+            connection = self._idle.pop()
+        except IndexError:
+            connection, kept = self._another(), False
+        else:
+            kept = await self._is_clean(connection)
+        try:
+            if not kept:
+                await connection.disconnect(nowait=True)
+                await connection.connect()
+            try:
+                replies = await _atalk(connection, batch)
+            except (ConnectionError, TimeoutError) as error:
+                if not _may_repeat(batch, connection, error):
+                    raise
+                await connection.disconnect(nowait=True)
+                replies = await connection.retry.call_with_retry(
+                    lambda: _aconnect_and_talk(connection, batch), lambda error: connection.disconnect(nowait=True)
+                )
+        except BaseException:
+            self._closed.append(connection)
+            await connection.disconnect(nowait=True)
+            raise
+        self._idle.append(connection)
+        return replies
+
+    async def _is_clean(self, connection: Any) -> bool:
+        try:
+            return not (await connection.can_read() or self._has_to_go(connection))
+        except (RedisError, OSError):
+            return False
+
+    async def aclose(self) -> None:
+        for connection in self._idle:
+            await connection.disconnect()
+        if self._follows_master:
+            for sentinel in self._pool.sentinel_manager.sentinels:
+                await sentinel.aclose()
+
+
+async def _atalk(connection: Any, batch: Batch) -> list[Any]:
+    await connection.send_packed_command(batch.packed())
+    replies: list[Any] = []
+    for _ in batch.commands:
+        try:
+            replies.append(await connection.read_response(disable_decoding=True))
+        except ResponseError as error:
+            replies.append(_looked_at(error))
+    return replies
+
+
+async def _aconnect_and_talk(connection: Any, batch: Batch) -> list[Any]:
+    await connection.connect()
+    return await _atalk(connection, batch)
+
+
+def _looked_at(error: ResponseError) -> ResponseError:
+    """Return the error, unless it comes from a server that is a replica by now: Sentinel knows another."""
+    if "READONLY" in str(error):  # in the middle, where an older server ran a script
+        raise ConnectionError(str(error)) from error
+    return error
+
+
+def _may_repeat(batch: Batch, connection: Any, error: RedisError) -> bool:
+    """Whether to try once more, where that does no harm: after a connection was dropped, or as the settings say.
+
+    A server that is slow to answer is not asked twice, or a visitor would wait twice as long.
+    """
+    return batch.repeat and (isinstance(error, ConnectionError) or connection.retry.get_retries() != 0)
+
+
+class Ordinary:
+    """redis-py's own client, for what no connections are kept of."""
+
+    def __init__(self, client: Any) -> None:
+        self._client = client
+
+    def __call__(self, batch: Batch) -> list[Any]:
+        with self._client.pipeline(transaction=False) as pipeline:
+            for command in batch.commands:
+                pipeline.execute_command(*command)
+            replies: list[Any] = pipeline.execute(raise_on_error=False)
+        return replies
+
+
+class AsyncOrdinary:
+    """The same for one event loop."""
+
+    def __init__(self, client: Any) -> None:
+        self._client = client
+
+    async def __call__(self, batch: Batch) -> list[Any]:
+        async with self._client.pipeline(transaction=False) as pipeline:
+            for command in batch.commands:
+                pipeline.execute_command(*command)
+            replies: list[Any] = await pipeline.execute(raise_on_error=False)
+        return replies
+
+    async def aclose(self) -> None:
+        await self._client.aclose(close_connection_pool=True)
+
+
+def can_keep(pool: Any) -> bool:
+    """Return whether connections may be kept that this pool makes."""
+    return (
+        type(pool) in _KEPT_POOLS
+        and pool.connection_class in _KEPT_CONNECTIONS
+        and _NEED_THEIR_POOL.isdisjoint(name for name, value in pool.connection_kwargs.items() if value is not None)
+        and getattr(pool, "cache", None) is None
+    )

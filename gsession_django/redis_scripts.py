@@ -1,0 +1,126 @@
+"""The Lua scripts of the Redis engines: what a server has to do at once.
+
+They are plain Redis 6.2: keys are named by the caller, and no list is unpacked that could be longer than Lua's stack.
+"""
+
+from typing import Final
+
+from gsession_django.redis_commands import Script
+
+# A session in one string.
+
+# Stores the new session if the old one is what was read, and otherwise answers what there is.
+REPLACE_STRING = Script("""
+local stored = redis.call('GET', KEYS[1])
+if not stored then return 0 end
+if ARGV[1] ~= '*' and ARGV[1] ~= redis.sha1hex(stored) then return stored end
+if ARGV[3] == '' then
+    redis.call('SET', KEYS[1], ARGV[2], 'KEEPTTL')
+elseif tonumber(ARGV[3]) > 0 then
+    redis.call('SET', KEYS[1], ARGV[2], 'EX', ARGV[3])
+else
+    redis.call('UNLINK', KEYS[1])
+end
+return 1
+""")
+MOVE_STRING = Script("""
+if redis.call('EXISTS', KEYS[1]) == 0 then return redis.call('EXISTS', KEYS[2]) end
+return redis.call('RENAMENX', KEYS[1], KEYS[2])
+""")
+# A session in two hashes.
+
+# Bytes of an encoded value from which on it is kept apart: about where sending it costs as much as a round trip.
+_LARGE: Final = 16 * 1024
+
+_PRELUDE = f"""
+local small, large = KEYS[1], KEYS[2]
+local has_large = redis.call('EXISTS', large) == 1
+local function put(field, value)
+    if #value > {_LARGE} then
+        redis.call('HSET', large, field, value)
+        redis.call('HSET', small, '\\255' .. field, '')
+        redis.call('HDEL', small, field)
+        has_large = true
+    else
+        redis.call('HSET', small, field, value)
+        if has_large and redis.call('HDEL', large, field) == 1 then
+            redis.call('HDEL', small, '\\255' .. field)
+        end
+    end
+end
+"""
+CREATE_HASH = Script(
+    _PRELUDE
+    + """
+if redis.call('EXISTS', small) == 1 then return 0 end
+if has_large then redis.call('UNLINK', large) end
+redis.call('HSET', small, '\\255', '')
+for at = 2, #ARGV, 2 do put(ARGV[at], ARGV[at + 1]) end
+redis.call('EXPIRE', small, ARGV[1])
+if has_large then redis.call('EXPIRE', large, ARGV[1]) end
+return 1
+"""
+)
+# ARGV: the TTL; the digest of the expiry as it was read, or '*' to renew the TTL in any case; whether the session was
+# cleared; the number of values to merge, and for each its field, the digest of what it was read as, and the value; the
+# number of other values, and for each its field and the value; the fields to remove.
+APPLY_HASH = Script(
+    _PRELUDE
+    + """
+local known = redis.call('HMGET', small, '\\255', '_session_expiry')
+if not known[1] then return 0 end
+local function digest(stored)
+    return stored and redis.sha1hex(stored) or ''
+end
+local merged, conflicts = 4 + 3 * ARGV[4], {}
+for at = 5, merged, 3 do
+    local stored = redis.call('HGET', small, ARGV[at]) or redis.call('HGET', large, ARGV[at])
+    if digest(stored) ~= ARGV[at + 1] then
+        table.insert(conflicts, ARGV[at])
+        table.insert(conflicts, stored)
+    end
+end
+if #conflicts > 0 then return conflicts end
+if tonumber(ARGV[1]) <= 0 then
+    redis.call('UNLINK', small, large)
+    return 1
+end
+local renew = ARGV[2] == '*' or digest(known[2]) == ARGV[2]
+if ARGV[3] == '1' then
+    redis.call('UNLINK', small, large)
+    redis.call('HSET', small, '\\255', '')
+    has_large = false
+end
+for at = 5, merged, 3 do put(ARGV[at], ARGV[at + 2]) end
+local others = merged + 1 + 2 * ARGV[merged + 1]
+for at = merged + 2, others, 2 do put(ARGV[at], ARGV[at + 1]) end
+for at = others + 1, #ARGV do
+    redis.call('HDEL', small, ARGV[at])
+    if has_large and redis.call('HDEL', large, ARGV[at]) == 1 then
+        redis.call('HDEL', small, '\\255' .. ARGV[at])
+    end
+end
+if renew then redis.call('EXPIRE', small, ARGV[1]) end
+if has_large then
+    local left = redis.call('PTTL', small)
+    if left > 0 then redis.call('PEXPIRE', large, left) else redis.call('PERSIST', large) end
+end
+return 1
+"""
+)
+TOUCH_HASH = Script("""
+if redis.call('EXPIRE', KEYS[1], ARGV[1]) == 0 then return 0 end
+redis.call('EXPIRE', KEYS[2], ARGV[1])
+return 1
+""")
+MOVE_HASH = Script("""
+if redis.call('EXISTS', KEYS[1]) == 0 then return redis.call('EXISTS', KEYS[3]) end
+if redis.call('RENAMENX', KEYS[1], KEYS[3]) == 0 then return 0 end
+if redis.call('EXISTS', KEYS[2]) == 1 then
+    redis.call('RENAME', KEYS[2], KEYS[4])
+else
+    redis.call('UNLINK', KEYS[4])
+end
+return 1
+""")
+READ_HASH = Script("return {redis.call('HGETALL', KEYS[1]), redis.call('HGETALL', KEYS[2])}")

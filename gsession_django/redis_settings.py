@@ -1,0 +1,174 @@
+"""Where the Redis engines connect to: a django-redis entry of ``CACHES``, read as django-redis reads it.
+
+``SESSION_CACHE_ALIAS`` names the entry. What it says about connections holds for sessions too (URL, TLS, user and
+password, timeouts, pool size, client and pool class); what it says about cached values has no meaning here.
+"""
+
+import copy
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any, Final
+from urllib.parse import parse_qs, urlsplit
+
+import redis.asyncio as aio
+import redis.asyncio.connection as aio_connection
+import redis.asyncio.retry as aio_retry
+import redis.asyncio.sentinel as aio_sentinel
+import redis.connection
+import redis.sentinel
+from django.conf import settings
+from django.core.exceptions import ImproperlyConfigured
+from django.utils.module_loading import import_string
+from django_redis.cache import RedisCache
+from django_redis.client.sharded import ShardClient
+from django_redis.pool import get_connection_factory
+from redis.retry import Retry
+
+TIMEOUTS: Final = {"SOCKET_CONNECT_TIMEOUT": 1, "SOCKET_TIMEOUT": 2}
+"""Seconds, where the entry says nothing: django-redis would leave it to the version of redis-py, some of which wait for
+ever.
+"""
+
+# The async counterpart of what an entry may name. The nearest base class counts, so that a subclass works too.
+_ASYNC_POOLS: Final[dict[type, Any]] = {
+    redis.connection.ConnectionPool: aio.ConnectionPool,
+    redis.connection.BlockingConnectionPool: aio.BlockingConnectionPool,
+    redis.sentinel.SentinelConnectionPool: aio_sentinel.SentinelConnectionPool,
+}
+_ASYNC_CONNECTIONS: Final[dict[type, Any]] = {
+    redis.connection.Connection: aio_connection.Connection,
+    redis.connection.SSLConnection: aio_connection.SSLConnection,
+    redis.connection.UnixDomainSocketConnection: aio_connection.UnixDomainSocketConnection,
+    redis.sentinel.SentinelManagedConnection: aio_sentinel.SentinelManagedConnection,
+    redis.sentinel.SentinelManagedSSLConnection: aio_sentinel.SentinelManagedSSLConnection,
+}
+# What only redis-py's sync classes take.
+_SYNC_ONLY: Final = frozenset({"parser_class", "himport_registry", "event_dispatcher"})
+
+
+class NotDjangoRedis(ImproperlyConfigured):
+    """``SESSION_CACHE_ALIAS`` names no django-redis entry of ``CACHES``."""
+
+
+@dataclass(frozen=True)
+class CacheEntry:
+    """An entry of ``CACHES``.
+
+    Attributes:
+        alias: its name there.
+        url: the server, or the first of several, which is the one that is written to.
+        options: its ``OPTIONS``, with timeouts where it has none.
+        key_prefix: its ``KEY_PREFIX``.
+    """
+
+    alias: str
+    url: str
+    options: Mapping[str, Any] = field(repr=False)
+    key_prefix: str
+
+    @classmethod
+    def of_sessions(cls) -> "CacheEntry":
+        """Return the entry that ``SESSION_CACHE_ALIAS`` names.
+
+        Raises :class:`NotDjangoRedis` if there is none, or none of django-redis.
+        """
+        alias = settings.SESSION_CACHE_ALIAS
+        entry = settings.CACHES.get(alias)
+        if entry is None:
+            raise NotDjangoRedis(
+                f"SESSION_CACHE_ALIAS = {alias!r} is not in CACHES, which has {', '.join(map(repr, settings.CACHES))}. "
+                "Add an entry with the BACKEND 'django_redis.cache.RedisCache', and name it there."
+            )
+        if not _is_django_redis(entry["BACKEND"]):
+            raise NotDjangoRedis(
+                f"SESSION_CACHE_ALIAS = {alias!r}: CACHES[{alias!r}] has the BACKEND {entry['BACKEND']!r}. Name an "
+                "entry there whose BACKEND is 'django_redis.cache.RedisCache'."
+            )
+        location = entry.get("LOCATION") or ""
+        urls = location.split(",") if isinstance(location, str) else list(location)
+        if not urls or not urls[0]:
+            raise ImproperlyConfigured(
+                f"CACHES[{alias!r}] has no LOCATION. Give it a URL such as 'redis://host:6379/1'."
+            )
+        options = {**TIMEOUTS, **entry.get("OPTIONS", {})}
+        found = cls(alias, urls[0], options, entry.get("KEY_PREFIX", ""))
+        found._check()
+        return found
+
+    def __str__(self) -> str:
+        """The entry as messages name it: without the password that the URL may hold."""
+        parts = urlsplit(self.url)
+        return f"CACHES[{self.alias!r}] ({parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path})"
+
+    def _check(self) -> None:
+        """Raise ``ImproperlyConfigured`` for what no session can be kept with."""
+        if issubclass(self._client_class, ShardClient):
+            raise ImproperlyConfigured(
+                f"{self}: the CLIENT_CLASS {self._client_class.__qualname__} spreads keys over several servers. Name "
+                "an entry with one server or Sentinel in SESSION_CACHE_ALIAS."
+            )
+        in_url = parse_qs(urlsplit(self.url).query).get("decode_responses", ["false"])[-1]
+        if in_url.lower() not in ("false", "no", "0") or self._factory.pool_cls_kwargs.get("decode_responses"):
+            raise ImproperlyConfigured(
+                f"{self} has decode_responses, but sessions and cached values are bytes. Take it out of the LOCATION "
+                "and of CONNECTION_POOL_KWARGS."
+            )
+
+    @cached_property
+    def _client_class(self) -> type:
+        client_class: type = import_string(self.options.get("CLIENT_CLASS", "django_redis.client.DefaultClient"))
+        return client_class
+
+    @cached_property
+    def _factory(self) -> Any:
+        return get_connection_factory(copy.copy(dict(self.options)))  # Sentinel's adds to them
+
+    @cached_property
+    def _pool_arguments(self) -> dict[str, Any]:
+        return {**self._factory.make_connection_params(self.url), **self._factory.pool_cls_kwargs}
+
+    def make_pool(self) -> Any:
+        """Return a connection pool of our own; django-redis shares its pools by URL, whatever their timeouts are."""
+        return self._factory.get_connection_pool(self._factory.make_connection_params(self.url))
+
+    def make_client(self, pool: Any) -> Any:
+        """Return redis-py's ordinary client on a pool."""
+        return self._factory.redis_client_cls(connection_pool=pool, **self._factory.redis_client_cls_kwargs)
+
+    def make_async_pool(self) -> Any:
+        """Return the same pool for ``redis.asyncio``."""
+        arguments = {name: value for name, value in self._pool_arguments.items() if name not in _SYNC_ONLY}
+        if isinstance(retry := arguments.get("retry"), Retry):
+            arguments["retry"] = aio_retry.Retry(retry._backoff, retry.get_retries(), retry._supported_errors)  # type: ignore[arg-type]
+        if "connection_class" in arguments:
+            arguments["connection_class"] = _counterpart(arguments["connection_class"], _ASYNC_CONNECTIONS)
+        pool_class = _counterpart(self._factory.pool_cls, _ASYNC_POOLS)
+        if pool_class is aio_sentinel.SentinelConnectionPool:
+            url = arguments.pop("url")
+            arguments = {
+                "url": url,
+                "service_name": urlsplit(url).hostname,
+                "sentinel_manager": aio_sentinel.Sentinel(  # type: ignore[no-untyped-call]
+                    self.options["SENTINELS"], sentinel_kwargs=self.options.get("SENTINEL_KWARGS"), **arguments
+                ),
+                **arguments,
+            }
+        return pool_class.from_url(**arguments)
+
+
+def _is_django_redis(backend: str) -> bool:
+    try:
+        return issubclass(import_string(backend), RedisCache)
+    except ImportError:
+        return False
+
+
+def _counterpart(sync_class: type, table: Mapping[type, Any]) -> Any:
+    for base in sync_class.__mro__:
+        if base in table:
+            return table[base]
+    raise ImproperlyConfigured(
+        f"{sync_class.__module__}.{sync_class.__qualname__}, named in CACHES, has no counterpart in redis.asyncio. "
+        f"Name one of {', '.join(known.__qualname__ for known in table)}, or a subclass."
+    )

@@ -1,0 +1,111 @@
+"""What the two Redis engines have in common: options, keys, and waiting for replicas."""
+
+import logging
+from collections.abc import Callable, Coroutine, Iterator
+from typing import Any, ClassVar, Final, TypeVar
+
+from django.core.checks import CheckMessage
+
+from gsession_django import redis_checks
+from gsession_django.redis_client import RedisClient
+from gsession_django.redis_commands import Batch, Command, Operation
+from gsession_django.redis_settings import CacheEntry
+from gsession_django.storage import Storage
+from gsession_django.store import SessionStore
+
+logger = logging.getLogger("gsession_django")
+
+T = TypeVar("T")
+
+# Keys that one SCAN looks at: a few hundred microseconds of the server's time.
+_SCAN_COUNT: Final = 1000
+_GLOB: Final = str.maketrans({character: f"\\{character}" for character in "*?[]^-\\"})
+
+
+def both(
+    operation: Callable[..., Operation[T]],
+) -> tuple[Callable[..., T], Callable[..., Coroutine[Any, Any, T]]]:
+    """Return the method and the async method that carry out an operation."""
+
+    def method(self: "BaseRedisStorage", *args: Any, **kwargs: Any) -> T:
+        return self.client.run(operation(self, *args, **kwargs))
+
+    async def amethod(self: "BaseRedisStorage", *args: Any, **kwargs: Any) -> T:
+        return await self.client.arun(operation(self, *args, **kwargs))
+
+    return method, amethod
+
+
+class BaseRedisStorage(Storage):
+    """Base of the Redis storages.
+
+    Args:
+        prefix: comes before the session id, and after the ``KEY_PREFIX`` of the entry in ``CACHES``.
+        wait_replicas: how many replicas have to acknowledge a change before it counts as stored; with fewer it is
+            kept, and a warning logged. 0 waits for none.
+        wait_timeout: seconds to wait for them at most.
+    """
+
+    expires_itself = True
+    # What stands around prefix and id in a key.
+    around: ClassVar[tuple[str, str]] = ("", "")
+
+    def __init__(self, prefix: str = "gsession:", wait_replicas: int = 0, wait_timeout: float = 0.1) -> None:
+        entry = CacheEntry.of_sessions()
+        self.client = RedisClient(entry)
+        self._wait = ("WAIT", wait_replicas, max(1, round(wait_timeout * 1000))) if wait_replicas else None
+        self._before, self._after = entry.key_prefix + self.around[0] + prefix, self.around[1]
+
+    def _keys(self, session_id: str) -> tuple[str, ...]:
+        """Return the keys that a session has, the one without which there is no session first."""
+        return (f"{self._before}{session_id}{self._after}",)
+
+    def _exists(self, session_id: str) -> Operation[bool]:
+        key = self._keys(session_id)[0]
+        (there,) = yield Batch(key, ("EXISTS", key))
+        return bool(there)
+
+    def _remove_all(self, session_id: str) -> Operation[None]:
+        keys = self._keys(session_id)
+        yield from self._write(keys[0], ("UNLINK", *keys))
+
+    def _write(self, key: str, command: Command, repeat: bool = True) -> Operation[Any]:
+        """Send a command that changes a session, and return its reply."""
+        if self._wait is None:
+            (reply,) = yield Batch(key, command, repeat=repeat)
+            return reply
+        reply, acknowledged = yield Batch(key, command, self._wait, repeat=repeat)
+        if acknowledged < self._wait[1]:
+            logger.warning(
+                "%s: %d of the %d replicas that the option wait_replicas asks for acknowledged a change within %d ms. "
+                "It is kept; a failover may lose it. Look at the replicas.",
+                self.client.entry,
+                acknowledged,
+                *self._wait[1:],
+            )
+        return reply
+
+    def ids(self) -> Iterator[str]:
+        before, after = self._before, self._after
+        pattern = f"{before.translate(_GLOB)}*{after.translate(_GLOB)}"
+        seen = set()  # SCAN may return a key twice
+        for key in self.client.scan(pattern, _SCAN_COUNT):
+            session_id = key.decode()[len(before) : len(key.decode()) - len(after)]
+            if session_id not in seen:
+                seen.add(session_id)
+                yield session_id
+
+    exists, aexists = both(_exists)
+    remove_all, aremove_all = both(_remove_all)
+
+
+class BaseRedisSessionStore(SessionStore):
+    """Base of the Redis engines."""
+
+    @classmethod
+    def check(cls) -> list[CheckMessage]:
+        return list(redis_checks.check_entry(cls.__module__))
+
+    @classmethod
+    def check_deployment(cls) -> list[CheckMessage]:
+        return list(redis_checks.check_server(cls.__module__))
