@@ -13,11 +13,15 @@ from pathlib import Path
 
 import django
 
+from tests.redis_servers import RedisServer
+
 from .selection import LABELS
 
 ENGINES = (
     "gsession_django.backends.file",
     "gsession_django.backends.memory",
+    "gsession_django.backends.redis",
+    "gsession_django.backends.redis_hash",
 )
 
 
@@ -35,20 +39,20 @@ def download_tests(folder: Path) -> Path:
     return tests
 
 
-def passes(engine: str, tests: Path) -> bool:
+def passes(engine: str, tests: Path, redis: str) -> bool:
     print(f"\n=== Django {django.get_version()}, its own tests on {engine}", flush=True)
     command = [sys.executable, "runtests.py", "--settings=tests.django_suite.settings"]
     # One process, or the memory engine would be tested in several halves.
     command += ["--parallel=1", *LABELS]
-    environ = {**os.environ, "DJANGO_SUITE_ENGINE": engine, "PYTHONPATH": str(tests)}
+    environ = {**os.environ, "DJANGO_SUITE_ENGINE": engine, "DJANGO_SUITE_REDIS": redis, "PYTHONPATH": str(tests)}
     return subprocess.run(command, cwd=tests, env=environ, check=False).returncode == 0
 
 
 def main() -> None:
     engines = sys.argv[1:] or ENGINES
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as folder, RedisServer() as redis:
         tests = download_tests(Path(folder))
-        failed = [engine for engine in engines if not passes(engine, tests)]
+        failed = [engine for engine in engines if not passes(engine, tests, redis.url())]
     print(f"\n{len(engines) - len(failed)} engines passed, {len(failed)} failed", *failed)
     sys.exit(bool(failed))
 
