@@ -3,6 +3,7 @@
 import math
 import re
 import secrets
+import weakref
 from collections.abc import ItemsView, KeysView, ValuesView
 from datetime import datetime
 from typing import Any, ClassVar, Final
@@ -16,7 +17,7 @@ from gsession_django import operations
 from gsession_django.conf import conf
 from gsession_django.engine import UNABLE, Engine, Operation, engine_of
 from gsession_django.session_map import EXPIRY_KEY, SessionMap
-from gsession_django.storage import Storage
+from gsession_django.storage import Storage, StorageUnavailable
 
 PURGE_BATCH_SIZE: Final = 1000
 """Sessions that one step of a purge removes at most, where nobody says otherwise."""
@@ -35,10 +36,16 @@ class SessionStore(SessionBase):
 
     Attributes:
         storage_class: the Storage that keeps the sessions.
+        failure: what the storage raised when it could not answer; the middleware asks for it at the end of the request.
+        gives_up: whether the storage is not asked again after it has failed; the middleware sets it, for a request.
+        was_moved: whether the session has got a new key in this request, so that the one in the cookie has ended.
     """
 
     storage_class: ClassVar[type[Storage]]
 
+    failure: StorageUnavailable | None = None
+    gives_up = False
+    was_moved = False
     _modified = False
     _gone = False
 
@@ -51,6 +58,25 @@ class SessionStore(SessionBase):
     def check_deployment(cls) -> list[CheckMessage]:
         """Return what is wrong with what the engine stands on; called under ``check --deploy``, so it may connect."""
         return []
+
+    def _run(self, operation: Operation) -> Any:
+        """Carry out an operation, unless the storage has failed before and nobody is to wait for it twice."""
+        if self.gives_up and self.failure is not None:
+            raise StorageUnavailable(str(self.failure)) from self.failure
+        try:
+            return self._engine.run(operation)
+        except StorageUnavailable as error:
+            self.failure = error
+            raise
+
+    async def _arun(self, operation: Operation) -> Any:
+        if self.gives_up and self.failure is not None:
+            raise StorageUnavailable(str(self.failure)) from self.failure
+        try:
+            return await self._engine.arun(operation)
+        except StorageUnavailable as error:
+            self.failure = error
+            raise
 
     @property
     def _engine(self) -> Engine:
@@ -99,21 +125,21 @@ class SessionStore(SessionBase):
         return key is not None and _COOKIE_SAFE.fullmatch(key) is not None
 
     def _get_new_session_key(self) -> str:
-        key: str = self._engine.run(self._new_key(self.get_session_cookie_age()))
+        key: str = self._run(self._new_key(self.get_session_cookie_age()))
         return key
 
     async def _aget_new_session_key(self) -> str:
-        key: str = await self._engine.arun(self._new_key(self.get_session_cookie_age()))
+        key: str = await self._arun(self._new_key(self.get_session_cookie_age()))
         return key
 
     # Reading.
 
     def load(self) -> SessionMap:  # type: ignore[override]
-        session: SessionMap = self._engine.run(self._load())
+        session: SessionMap = self._run(self._load())
         return session
 
     async def aload(self) -> SessionMap:  # type: ignore[override]
-        session: SessionMap = await self._engine.arun(self._load())
+        session: SessionMap = await self._arun(self._load())
         return session
 
     def _load(self) -> Operation:
@@ -123,8 +149,9 @@ class SessionStore(SessionBase):
         if session is None:
             self._session_key = None
             return SessionMap({})
-        if "get" in engine.able:
-            session.source = self
+        if session.lacks(None):
+            # Not a reference that counts: each would keep the other alive until the garbage collector comes.
+            session.source = weakref.proxy(self)
         return session
 
     def _get_session(self, no_load: bool = False) -> SessionMap:
@@ -168,10 +195,10 @@ class SessionStore(SessionBase):
         return math.ceil(self.get_expiry_age(expiry=expiry))
 
     def exists(self, session_key: str | None) -> bool:
-        return bool(self._engine.run(self._exists(session_key)))
+        return bool(self._run(self._exists(session_key)))
 
     async def aexists(self, session_key: str | None) -> bool:
-        return bool(await self._engine.arun(self._exists(session_key)))
+        return bool(await self._arun(self._exists(session_key)))
 
     def _exists(self, session_key: str | None) -> Operation:
         if session_key is None or not self._validate_session_key(session_key):
@@ -182,10 +209,10 @@ class SessionStore(SessionBase):
     # Creating.
 
     def create(self) -> None:
-        self._engine.run(self._create())
+        self._run(self._create())
 
     async def acreate(self) -> None:
-        await self._engine.arun(self._create())
+        await self._arun(self._create())
 
     def _create(self) -> Operation:
         session = self._get_session(no_load=True)
@@ -214,10 +241,10 @@ class SessionStore(SessionBase):
     # Saving.
 
     def save(self, must_create: bool = False) -> None:
-        self._engine.run(self._save(must_create))
+        self._run(self._save(must_create))
 
     async def asave(self, must_create: bool = False) -> None:
-        await self._engine.arun(self._save(must_create))
+        await self._arun(self._save(must_create))
 
     def _save(self, must_create: bool) -> Operation:
         if self._gone and self.session_key is not None:
@@ -266,10 +293,10 @@ class SessionStore(SessionBase):
         self.modified = True
 
     def delete(self, session_key: str | None = None) -> None:
-        self._engine.run(self._delete(session_key))
+        self._run(self._delete(session_key))
 
     async def adelete(self, session_key: str | None = None) -> None:
-        await self._engine.arun(self._delete(session_key))
+        await self._arun(self._delete(session_key))
 
     def _delete(self, session_key: str | None) -> Operation:
         key = self.session_key if session_key is None else session_key
@@ -277,10 +304,10 @@ class SessionStore(SessionBase):
             yield from operations.remove(self._engine, self._engine.id_of(key))
 
     def cycle_key(self) -> None:
-        self._engine.run(self._cycle_key())
+        self._run(self._cycle_key())
 
     async def acycle_key(self) -> None:
-        await self._engine.arun(self._cycle_key())
+        await self._arun(self._cycle_key())
 
     def _cycle_key(self) -> Operation:
         session = yield from self._loaded()
@@ -296,7 +323,7 @@ class SessionStore(SessionBase):
             moved = yield from operations.move(self._engine, old_id, new_id, ttl, age)
             # A random key is never taken, so that the session is gone; one that the storage made may be.
             if moved or "new" not in self._engine.able or not (yield from operations.exists(self._engine, new_id, age)):
-                self._gone = not moved
+                self._gone, self.was_moved = not moved, moved
                 self._session_key = new_key
                 self.modified = True
                 return
@@ -324,15 +351,15 @@ class SessionStore(SessionBase):
 
     def fetch(self, session: SessionMap, key: str | None) -> None:
         """Part of the adapter: see :class:`gsession_django.session_map.Source`."""
-        self._engine.run(operations.fetch(self._engine, str(self.session_id), session, key))
+        self._run(operations.fetch(self._engine, str(self.session_id), session, key))
 
     async def afetch(self, session: SessionMap, key: str | None) -> None:
         """Part of the adapter: see :class:`gsession_django.session_map.Source`."""
-        await self._engine.arun(operations.fetch(self._engine, str(self.session_id), session, key))
+        await self._arun(operations.fetch(self._engine, str(self.session_id), session, key))
 
     def fetch_size(self) -> int:
         """Part of the adapter: see :class:`gsession_django.session_map.Source`."""
-        size: int = self._engine.run(operations.size(self._engine, str(self.session_id)))
+        size: int = self._run(operations.size(self._engine, str(self.session_id)))
         return size
 
     async def _afetched(self, key: str) -> None:
