@@ -2,6 +2,7 @@ PYTHON ?= python3
 PORT ?= 8000
 VENV := .venv
 READY := $(VENV)/ready
+BENCH_READY := $(VENV)/ready-bench
 RESULT := .tox/result.json
 
 .PHONY: help
@@ -20,7 +21,7 @@ demo: $(READY)  ## Serve the test site on http://127.0.0.1:8000/ (PORT=8000)
 	$(VENV)/bin/python manage.py runserver 127.0.0.1:$(PORT) --noreload
 
 .PHONY: bench
-bench: $(READY)  ## Measure our engines beside Django's
+bench: $(BENCH_READY)  ## Measure our engines beside Django's
 	$(VENV)/bin/python -m benchmarks
 
 .PHONY: clean
@@ -33,4 +34,8 @@ $(READY): setup.cfg pyproject.toml Makefile
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or later is needed: make PYTHON=...")'
 	$(PYTHON) -m venv --clear $(VENV)
 	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check 'tox>=4.60' --editable .
+	@touch $@
+
+$(BENCH_READY): $(READY) benchmarks/requirements.txt
+	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --requirement benchmarks/requirements.txt
 	@touch $@

@@ -10,10 +10,13 @@ from pathlib import Path
 
 import django
 
-from benchmarks import report
-from benchmarks.engines import COMPARISONS, FOLDERS, Comparison
+from benchmarks import engines, http, redis_engines, report, sizes
+from benchmarks.engines import UNTIL_THE_END, Comparison
 from benchmarks.measure import Operation, Plan, WrongResult, measure
 from benchmarks.operations import OPERATIONS
+
+COMPARISONS = (*engines.COMPARISONS, *redis_engines.COMPARISONS)
+HTTP, BYTES = "http", "bytes"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -21,48 +24,61 @@ def main(arguments: Sequence[str] | None = None) -> int:
     os.environ["DJANGO_SETTINGS_MODULE"] = "benchmarks.settings"
     django.setup()
     results: list[report.Result] = []
+    pages: list[report.PageResult] = []
+    bytes_a_session: list[report.SizeResult] = []
     wrong: list[str] = []
-    with FOLDERS:
+
+    def wanted(*names: str) -> bool:
+        return not options.only or not set(options.only).isdisjoint(names)
+
+    with UNTIL_THE_END:
         for comparison, operation in itertools.product(COMPARISONS, OPERATIONS):
-            if options.only and not {comparison.name, operation.name} & set(options.only):
-                continue
+            if wanted(comparison.name, operation.name):
+                try:
+                    results += _compare(comparison, operation, operation.quick if options.quick else operation.plan)
+                except WrongResult as error:
+                    wrong.append(f"{comparison.name}, {operation.name}: {error}")
+        if wanted(HTTP):
             try:
-                results += _compare(comparison, operation, operation.quick if options.quick else operation.plan)
+                pages += http.measure_pages(http.QUICK if options.quick else http.NORMAL)
             except WrongResult as error:
-                wrong.append(f"{comparison.name}, {operation.name}: {error}")
-        machine = report.environment()
-    print((report.as_markdown if options.markdown else report.as_text)(results, machine))
+                wrong.append(f"{HTTP}: {error}")
+        if wanted(BYTES):
+            bytes_a_session += sizes.measure_sizes(sizes.QUICK if options.quick else sizes.SESSIONS)
+        machine = report.environment() | redis_engines.environment()
+    found = report.Report(machine, results, pages, bytes_a_session)
+    print((report.as_markdown if options.markdown else report.as_text)(found))
     if options.json:
-        options.json.write_text(json.dumps(report.as_json(results, machine), indent=2) + "\n")
+        options.json.write_text(json.dumps(report.as_json(found), indent=2) + "\n")
     for line in wrong:
         print(f"Wrong result: {line}", file=sys.stderr)
     return 1 if wrong else 0
 
 
 def _compare(comparison: Comparison, operation: Operation, plan: Plan) -> list[report.Result]:
-    everybody = [comparison.ours, *(peer.engine for peer in comparison.peers)]
-    engines = [engine for engine in everybody if engine.operations is None or operation.name in engine.operations]
-    peers = [peer for peer in comparison.peers if peer.engine in engines]
-    if comparison.ours not in engines or not peers:
+    ours = [engine for engine in comparison.ours if operation.name in engine.operations]
+    peers = [peer for peer in comparison.peers if operation.name in peer.engine.operations]
+    if not ours or not peers:
         return []
     print(f"Measuring {comparison.name}, {operation.name} ...", file=sys.stderr)
-    times = measure(operation, plan, engines)
-    ours = comparison.ours.name
+    times = measure(operation, plan, [*ours, *(peer.engine for peer in peers)])
     return [
         report.compare(
             operation.name,
-            ours,
-            times[ours],
+            engine.name,
+            times[engine.name],
             peer.engine.name,
             times[peer.engine.name],
             peer.targets.get(operation.name),
         )
+        for engine in ours
         for peer in peers
     ]
 
 
 def _parser() -> argparse.ArgumentParser:
-    names = sorted({comparison.name for comparison in COMPARISONS} | {operation.name for operation in OPERATIONS})
+    comparisons = {comparison.name for comparison in COMPARISONS}
+    names = sorted({*comparisons, *(operation.name for operation in OPERATIONS), HTTP, BYTES})
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description="Measures our engines beside Django's.")
     parser.add_argument("--quick", action="store_true", help="measure less, and with more noise")
     parser.add_argument(
@@ -70,7 +86,7 @@ def _parser() -> argparse.ArgumentParser:
         action="append",
         choices=names,
         metavar="NAME",
-        help=f"a comparison or an operation; may be repeated. One of: {', '.join(names)}",
+        help=f"a comparison, an operation, {HTTP} or {BYTES}; may be repeated. One of: {', '.join(names)}",
     )
     parser.add_argument("--markdown", action="store_true", help="print the table as Markdown")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the results to this file too")

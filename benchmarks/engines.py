@@ -1,4 +1,4 @@
-"""What is measured beside what, and how fast it has to be.
+"""What is measured beside what, and how fast it has to be. What needs a Redis server is in ``redis_engines.py``.
 
 To add an engine: write the context manager that brings up what it needs (a folder, a server) and name both here.
 """
@@ -24,6 +24,7 @@ class Setup:
         caches: entries of ``CACHES``.
         count: tells how many sessions are stored, expired ones too.
         expire: makes the stored session of a key an expired one, where the engine cannot be told to create it so.
+        value_of: makes of what a load returned the value that it asked for, where that is not the same.
     """
 
     settings: Mapping[str, Any] = field(default_factory=dict)
@@ -31,6 +32,7 @@ class Setup:
     caches: Mapping[str, Any] = field(default_factory=dict)
     count: Callable[[], int] | None = None
     expire: Callable[[str], None] | None = None
+    value_of: Callable[[Any], Any] | None = None
 
 
 @dataclass(frozen=True)
@@ -41,18 +43,18 @@ class Engine:
         name: what the table calls it.
         module: the module that ``SESSION_ENGINE`` would name.
         setup: brings up what the engine needs, empty, and removes it afterwards.
-        operations: names of the operations that it is measured in; ``None`` means all.
+        operations: names of the operations that it is measured in.
     """
 
     name: str
     module: str
     setup: Callable[[], AbstractContextManager[Setup]]
-    operations: frozenset[str] | None = None
+    operations: frozenset[str]
 
 
 @dataclass(frozen=True)
 class Peer:
-    """An engine that ours is measured beside, with the ratio to reach in each operation that has a target."""
+    """An engine that ours are measured beside, with the ratio to reach in each operation that has a target."""
 
     engine: Engine
     targets: Mapping[str, float]
@@ -60,10 +62,10 @@ class Peer:
 
 @dataclass(frozen=True)
 class Comparison:
-    """One engine of ours and its peers, measured in turns."""
+    """Engines of ours and their peers, measured in turns. Several comparisons may go by one name."""
 
     name: str
-    ours: Engine
+    ours: tuple[Engine, ...]
     peers: tuple[Peer, ...]
 
 
@@ -72,14 +74,14 @@ def _nothing() -> Iterator[Setup]:
     yield Setup()
 
 
-FOLDERS = ExitStack()
-"""The folders of session files. They stay until the run ends: some file systems are slow to make a file for minutes
-after others were removed, which is nothing of the engine that is measured next.
+UNTIL_THE_END = ExitStack()
+"""What stays until the run ends: servers, and the folders of session files, since some file systems are slow to make a
+file for minutes after others were removed, which is nothing of the engine that is measured next.
 """
 
 
 def _folder() -> str:
-    return FOLDERS.enter_context(TemporaryDirectory(prefix="benchmark-"))
+    return UNTIL_THE_END.enter_context(TemporaryDirectory(prefix="benchmark-"))
 
 
 @contextmanager
@@ -125,25 +127,22 @@ def _locmem() -> Iterator[Setup]:
         LocMemCache("benchmarks", {}).clear()
 
 
-OUR_FILE = Engine("file", "gsession_django.backends.file", _our_files)
-DJANGO_FILE = Engine("Django file", "django.contrib.sessions.backends.file", _django_files)
-OUR_MEMORY = Engine(
-    "memory",
-    "gsession_django.backends.memory",
-    _nothing,
-    operations=frozenset({"load", "modify", "touch", "touch, due", "save, not due", "save, due", "create", "login"}),
-)
-LOCMEM = Engine("cache on locmem", "django.contrib.sessions.backends.cache", _locmem, operations=OUR_MEMORY.operations)
+_IN_PROCESS = frozenset({"load", "modify", "touch", "touch, due", "save, not due", "save, due", "create", "login"})
+
+OUR_FILE = Engine("file", "gsession_django.backends.file", _our_files, _IN_PROCESS | {"purge"})
+DJANGO_FILE = Engine("Django file", "django.contrib.sessions.backends.file", _django_files, OUR_FILE.operations)
+OUR_MEMORY = Engine("memory", "gsession_django.backends.memory", _nothing, _IN_PROCESS)
+LOCMEM = Engine("cache on locmem", "django.contrib.sessions.backends.cache", _locmem, _IN_PROCESS)
 
 COMPARISONS = (
     Comparison(
         "file",
-        OUR_FILE,
+        (OUR_FILE,),
         (Peer(DJANGO_FILE, {"load": 0.4, "modify": 0.55, "touch": 0.1, "create": 0.4, "login": 0.4, "purge": 0.1}),),
     ),
     Comparison(
         "memory",
-        OUR_MEMORY,
+        (OUR_MEMORY,),
         (Peer(LOCMEM, {"load": 1.0, "modify": 0.8, "touch": 0.8, "create": 0.8, "login": 0.8}),),
     ),
 )

@@ -1,6 +1,7 @@
 """What is measured: each operation, what goes before it outside the measured time, and how it is seen to be right."""
 
 import os
+import reprlib
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -19,10 +20,13 @@ USER = {
 VISITOR = {"cart": {"apple": 3, "pear": 1, "plum": 12}, "language": "en"}
 SESSION = {**USER, **VISITOR}
 
+_short = reprlib.Repr()
+_short.maxdict = _short.maxstring = 100  # what is read beside a large value is the whole session
+
 
 def expect(subject: Subject, stored: Any, expected: Any, what: str) -> None:
     if stored != expected:
-        raise WrongResult(f"{subject.name}: {what} is {stored!r} in place of {expected!r}")
+        raise WrongResult(f"{subject.name}: {what} is {_short.repr(stored)} in place of {_short.repr(expected)}")
 
 
 def new_session(subject: Subject, data: dict[str, Any]) -> str:
@@ -39,10 +43,20 @@ def read_back(subject: Subject, key: str) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class OnSessions(Operation):
-    """An operation on sessions of a signed-in user, of which many are there already."""
+    """An operation on sessions of a signed-in user, of which many are there already.
+
+    Attributes:
+        large: the size of one more value in each of these sessions, which the operation has nothing to do with.
+    """
+
+    large: int = 0
+
+    @property
+    def session(self) -> dict[str, Any]:
+        return {**SESSION, "photo": "x" * self.large} if self.large else SESSION
 
     def fill(self, subject: Subject, sessions: int) -> list[str]:
-        return [new_session(subject, SESSION) for _ in range(sessions)]
+        return [new_session(subject, self.session) for _ in range(sessions)]
 
     def prepare(self, subject: Subject, keys: Sequence[str]) -> Sequence[Any]:
         return keys
@@ -54,8 +68,14 @@ class Load(OnSessions):
         return subject.store(given).get("_auth_user_id")
 
     def check(self, subject: Subject, given: str, result: Any) -> None:
-        expect(subject, result, USER["_auth_user_id"], "the value read")
-        expect(subject, read_back(subject, given), SESSION, "the session")
+        value = result if subject.setup.value_of is None else subject.setup.value_of(result)
+        expect(subject, value, USER["_auth_user_id"], "the value read")
+        expect(subject, read_back(subject, given), self.session, "the session")
+
+
+class AsyncLoad(Load):
+    async def act(self, subject: Subject, given: str) -> Any:
+        return await subject.store(given).aget("_auth_user_id")
 
 
 class Modify(OnSessions):
@@ -64,7 +84,7 @@ class Modify(OnSessions):
     def prepare(self, subject: Subject, keys: Sequence[str]) -> Sequence[tuple[str, str]]:
         return [(key, f"en-{next(self._values)}") for key in keys]
 
-    def act(self, subject: Subject, given: tuple[str, str]) -> None:
+    def act(self, subject: Subject, given: tuple[str, str]) -> Any:
         key, value = given
         store = subject.store(key)
         store["language"] = value
@@ -72,7 +92,15 @@ class Modify(OnSessions):
 
     def check(self, subject: Subject, given: tuple[str, str], result: None) -> None:
         key, value = given
-        expect(subject, read_back(subject, key), {**SESSION, "language": value}, "the session")
+        expect(subject, read_back(subject, key), {**self.session, "language": value}, "the session")
+
+
+class AsyncModify(Modify):
+    async def act(self, subject: Subject, given: tuple[str, str]) -> None:
+        key, value = given
+        store = subject.store(key)
+        await store.aset("language", value)
+        await store.asave()
 
 
 @dataclass(frozen=True)
@@ -88,7 +116,7 @@ class Touch(OnSessions):
         visitor.save()
         return [keys[0]] * len(keys)
 
-    def act(self, subject: Subject, given: Any) -> None:
+    def act(self, subject: Subject, given: Any) -> Any:
         store = subject.store(given)
         store.get("_auth_user_id")
         store.save()
@@ -122,6 +150,13 @@ class Touch(OnSessions):
                 subject.store().delete(touched)
 
 
+class AsyncTouch(Touch):
+    async def act(self, subject: Subject, given: Any) -> None:
+        store = subject.store(given)
+        await store.aget("_auth_user_id")
+        await store.asave()
+
+
 @dataclass(frozen=True)
 class SaveUnchanged(Touch):
     """The save alone, of a session that was read before."""
@@ -143,7 +178,7 @@ class Create(OnSessions):
     def prepare(self, subject: Subject, keys: Sequence[str]) -> Sequence[None]:
         return [None] * len(keys)
 
-    def act(self, subject: Subject, given: None) -> str | None:
+    def act(self, subject: Subject, given: None) -> Any:
         store = subject.store()
         for key, value in SESSION.items():
             store[key] = value
@@ -154,13 +189,22 @@ class Create(OnSessions):
         expect(subject, read_back(subject, result), SESSION, "the session")
 
 
+class AsyncCreate(Create):
+    async def act(self, subject: Subject, given: None) -> str | None:
+        store = subject.store()
+        for key, value in SESSION.items():
+            await store.aset(key, value)
+        await store.asave()
+        return store.session_key
+
+
 class Login(OnSessions):
     """A visitor signs in: the session that holds a cart already gets a new key and the user."""
 
     def prepare(self, subject: Subject, keys: Sequence[str]) -> Sequence[str]:
         return [new_session(subject, VISITOR) for _ in keys]
 
-    def act(self, subject: Subject, given: str) -> str | None:
+    def act(self, subject: Subject, given: str) -> Any:
         store = subject.store(given)
         store.get("_auth_user_id")
         store.cycle_key()
@@ -172,6 +216,17 @@ class Login(OnSessions):
     def check(self, subject: Subject, given: str, result: str) -> None:
         expect(subject, read_back(subject, result), SESSION, "the session under its new key")
         expect(subject, read_back(subject, given), {}, "the session under its old key")
+
+
+class AsyncLogin(Login):
+    async def act(self, subject: Subject, given: str) -> str | None:
+        store = subject.store(given)
+        await store.aget("_auth_user_id")
+        await store.acycle_key()
+        for key, value in USER.items():
+            await store.aset(key, value)
+        await store.asave()
+        return store.session_key
 
 
 @dataclass(frozen=True)
@@ -210,12 +265,14 @@ class Purge(Operation):
 
 NORMAL = Plan(stages=1, rounds=300, calls=20, sessions=2000)
 QUICK = Plan(stages=1, rounds=40, calls=10, sessions=2000)
+LARGE = Plan(stages=1, rounds=60, calls=20, sessions=20)
+QUICK_LARGE = Plan(stages=1, rounds=10, calls=20, sessions=20)
 PURGE = Plan(stages=3, rounds=1, calls=1, sessions=100_000, warm_up=False)
 QUICK_PURGE = Plan(stages=3, rounds=1, calls=1, sessions=5000, warm_up=False)
 
 OPERATIONS: tuple[Operation, ...] = (
     Load("load", NORMAL, QUICK),
-    # Before what removes files, Django's renaming of one over another too: see FOLDERS in engines.py.
+    # Before what removes files, Django's renaming of one over another too: see UNTIL_THE_END in engines.py.
     Create("create", NORMAL, QUICK),
     Modify("modify", NORMAL, QUICK),
     Touch("touch", NORMAL, QUICK),
@@ -223,5 +280,12 @@ OPERATIONS: tuple[Operation, ...] = (
     SaveUnchanged("save, not due", NORMAL, QUICK),
     SaveUnchanged("save, due", NORMAL, QUICK, touch_interval=0),
     Login("login", NORMAL, QUICK),
+    Load("load, 1 MB", LARGE, QUICK_LARGE, large=1_000_000),
+    Modify("modify, 1 MB", LARGE, QUICK_LARGE, large=1_000_000),
+    AsyncLoad("async load", NORMAL, QUICK),
+    AsyncCreate("async create", NORMAL, QUICK),
+    AsyncModify("async modify", NORMAL, QUICK),
+    AsyncTouch("async touch", NORMAL, QUICK),
+    AsyncLogin("async login", NORMAL, QUICK),
     Purge("purge", PURGE, QUICK_PURGE),
 )

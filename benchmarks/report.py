@@ -6,12 +6,28 @@ import statistics
 import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import django
 
 _HEADINGS = ("operation", "engine", "time", "beside", "time", "ratio", "middle half", "target", "reached", "rounds")
+_PAGE_HEADINGS = ("page", "served by", "engine", "per second", "beside", "per second", "ratio", "middle half", "rounds")
+_SIZE_HEADINGS = ("engine", "sessions", "keys each", "bytes each, MEMORY USAGE", "bytes each, used_memory")
+
+Table = list[tuple[str, ...]]
+"""Rows of cells, the headings first."""
+
+
+@dataclass(frozen=True)
+class Report:
+    """What one run found; a part that was not measured is empty."""
+
+    machine: dict[str, str]
+    results: "Sequence[Result]"
+    pages: "Sequence[PageResult]"
+    sizes: "Sequence[SizeResult]"
 
 
 @dataclass(frozen=True)
@@ -39,23 +55,64 @@ class Result:
         return None if self.target is None else self.ratio <= self.target
 
 
+@dataclass(frozen=True)
+class PageResult:
+    """A page of a site with one of our engines beside the same with a peer. Rates are requests a second.
+
+    Attributes:
+        ratio: the median of the rounds' ratios of rates, ours to the peer's; `low` and `high` are their quartiles.
+    """
+
+    page: str
+    server: str
+    ours: str
+    ours_rate: float
+    peer: str
+    peer_rate: float
+    ratio: float
+    low: float
+    high: float
+    rounds: int
+
+
+@dataclass(frozen=True)
+class SizeResult:
+    """What a session takes up on the Redis server.
+
+    Attributes:
+        sessions: how many were stored.
+        keys: how many keys a session has.
+        memory_usage: bytes a session, by ``MEMORY USAGE`` of its keys.
+        used_memory: bytes a session, by what ``INFO`` says of the server before and after.
+    """
+
+    engine: str
+    sessions: int
+    keys: float
+    memory_usage: float
+    used_memory: float
+
+
 def compare(
     operation: str, ours: str, our_times: Sequence[float], peer: str, peer_times: Sequence[float], target: float | None
 ) -> Result:
-    ratios = [mine / other for mine, other in zip(our_times, peer_times, strict=True)]
-    low, ratio, high = statistics.quantiles(ratios, n=4, method="inclusive")
-    return Result(
-        operation,
-        ours,
-        statistics.median(our_times),
-        peer,
-        statistics.median(peer_times),
-        ratio,
-        low,
-        high,
-        target,
-        len(ratios),
-    )
+    low, ratio, high = _quartiles(our_times, peer_times)
+    medians = statistics.median(our_times), statistics.median(peer_times)
+    return Result(operation, ours, medians[0], peer, medians[1], ratio, low, high, target, len(our_times))
+
+
+def compare_pages(
+    page: str, server: str, ours: str, our_times: Sequence[float], peer: str, peer_times: Sequence[float]
+) -> PageResult:
+    """Compare by nanoseconds a request, one number a round."""
+    low, ratio, high = _quartiles(peer_times, our_times)
+    rates = 1e9 / statistics.median(our_times), 1e9 / statistics.median(peer_times)
+    return PageResult(page, server, ours, rates[0], peer, rates[1], ratio, low, high, len(our_times))
+
+
+def _quartiles(ours: Sequence[float], theirs: Sequence[float]) -> list[float]:
+    ratios = [mine / other for mine, other in zip(ours, theirs, strict=True)]
+    return statistics.quantiles(ratios, n=4, method="inclusive")
 
 
 def environment() -> dict[str, str]:
@@ -65,6 +122,7 @@ def environment() -> dict[str, str]:
         "Django": django.get_version(),
         "system": f"{platform.system()} {platform.machine()}, {os.cpu_count()} CPUs",
         "session files on": _file_system(Path(folder).resolve()),
+        **{name: version(name) for name in ("redis", "hiredis", "django-redis", "gunicorn", "uvicorn")},
     }
 
 
@@ -83,31 +141,44 @@ def _file_system(folder: Path) -> str:
     return f"{kind} ({options})"
 
 
-def as_json(results: Sequence[Result], machine: dict[str, str]) -> dict[str, Any]:
+def as_json(report: Report) -> dict[str, Any]:
     return {
-        "environment": machine,
-        "results": [asdict(result) | {"reached": result.reached} for result in results],
+        "environment": report.machine,
+        "results": [asdict(result) | {"reached": result.reached} for result in report.results],
+        "pages": [asdict(result) for result in report.pages],
+        "sizes": [asdict(result) for result in report.sizes],
     }
 
 
-def as_text(results: Sequence[Result], machine: dict[str, str]) -> str:
-    rows = [_HEADINGS, *(_row(result) for result in results)]
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    table = ("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows)
-    return "\n".join([_machine(machine), "", *table])
+def as_text(report: Report) -> str:
+    return "\n\n".join([_machine(report.machine), *("\n".join(_lines(table)) for table in _tables(report))])
 
 
-def as_markdown(results: Sequence[Result], machine: dict[str, str]) -> str:
-    rows = [_HEADINGS, ("---",) * len(_HEADINGS), *(_row(result) for result in results)]
-    return "\n".join([_machine(machine), "", *("| " + " | ".join(row) + " |" for row in rows)])
+def _lines(table: Table) -> Iterator[str]:
+    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
+    for row in table:
+        yield "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+
+
+def as_markdown(report: Report) -> str:
+    parts = [_machine(report.machine)]
+    for headings, *rows in _tables(report):
+        marked = [headings, ("---",) * len(headings), *rows]
+        parts.append("\n".join("| " + " | ".join(row) + " |" for row in marked))
+    return "\n\n".join(parts)
 
 
 def _machine(machine: dict[str, str]) -> str:
     return "; ".join(f"{name} {value}" for name, value in machine.items())
 
 
-def _row(result: Result) -> tuple[str, ...]:
-    return tuple(_cells(result))
+def _tables(report: Report) -> Iterator[Table]:
+    if report.results:
+        yield [_HEADINGS, *(tuple(_cells(result)) for result in report.results)]
+    if report.pages:
+        yield [_PAGE_HEADINGS, *(tuple(_page_cells(result)) for result in report.pages)]
+    if report.sizes:
+        yield [_SIZE_HEADINGS, *(tuple(_size_cells(result)) for result in report.sizes)]
 
 
 def _cells(result: Result) -> Iterator[str]:
@@ -118,6 +189,18 @@ def _cells(result: Result) -> Iterator[str]:
     yield str(result.rounds)
 
 
+def _page_cells(result: PageResult) -> Iterator[str]:
+    yield from (result.page, result.server, result.ours, f"{result.ours_rate:.0f}", result.peer)
+    yield from (f"{result.peer_rate:.0f}", f"{result.ratio:.2f}", f"{result.low:.2f} to {result.high:.2f}")
+    yield str(result.rounds)
+
+
+def _size_cells(result: SizeResult) -> Iterator[str]:
+    yield from (result.engine, str(result.sessions), f"{result.keys:g}")
+    yield from (f"{result.memory_usage:.0f}", f"{result.used_memory:.0f}")
+
+
 def _duration(nanoseconds: float) -> str:
-    microseconds = nanoseconds / 1000
-    return f"{microseconds:.1f} µs" if microseconds < 10_000 else f"{microseconds / 1_000_000:.2f} s"
+    if nanoseconds < 10e6:
+        return f"{nanoseconds / 1e3:.1f} µs"
+    return f"{nanoseconds / 1e6:.1f} ms" if nanoseconds < 100e6 else f"{nanoseconds / 1e9:.2f} s"

@@ -1,5 +1,20 @@
 """Django's settings for the benchmarks: what every engine shares. What one engine needs, ``engines.py`` declares."""
 
+import atexit
+import shutil
+import tempfile
+
+_FOLDER = tempfile.mkdtemp(prefix="benchmark-database-")
+atexit.register(shutil.rmtree, _FOLDER, ignore_errors=True)
+
 SECRET_KEY = "not a secret"
-INSTALLED_APPS = ["gsession_django"]
+INSTALLED_APPS = ["django.contrib.sessions", "gsession_django"]
+DATABASES = {
+    "default": {
+        "ENGINE": "django.db.backends.sqlite3",
+        "NAME": f"{_FOLDER}/db.sqlite3",
+        # What sites are told to use: without it each save would wait for the disk.
+        "OPTIONS": {"init_command": "PRAGMA journal_mode=WAL; PRAGMA synchronous=NORMAL"},
+    }
+}
 USE_TZ = True

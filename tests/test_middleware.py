@@ -16,7 +16,7 @@ from django.http import HttpRequest, HttpResponse, StreamingHttpResponse
 from django.test import AsyncClient, AsyncRequestFactory, Client, override_settings
 from django.urls import path
 
-from gsession_django import StorageUnavailable
+from gsession_django import SessionStore, StorageUnavailable
 from gsession_django.backends import memory
 from gsession_django.backends import redis as redis_engine
 from gsession_django.middleware import RETRY_AFTER, SessionMiddleware
@@ -261,6 +261,8 @@ def test_no_thread_is_entered(engine: str, monkeypatch: pytest.MonkeyPatch) -> N
 
     with site(engine):
         monkeypatch.setattr(SyncToAsync, "__call__", refuse)
+        for name in ("load", "save"):  # which would block the loop
+            monkeypatch.setattr(SessionStore, name, refuse)
         assert asyncio.run(visit(SessionMiddleware)) == [b"1", b"2"]
         with pytest.raises(AssertionError, match="a thread"):
             asyncio.run(visit(DjangoSessionMiddleware))

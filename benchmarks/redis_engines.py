@@ -1,0 +1,125 @@
+"""The engines on Redis, all of them on one server, which is started when it is first needed."""
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import replace
+from functools import cache, partial
+from typing import Any
+
+from django.contrib.sessions.backends.db import SessionStore as DatabaseStore
+from django.db import connection
+from redis import Redis
+
+from benchmarks import bare
+from benchmarks.engines import UNTIL_THE_END, Comparison, Engine, Peer, Setup
+from tests.redis_servers import RedisServer
+
+DJANGO_REDIS = "django_redis.cache.RedisCache"
+DJANGO = "django.core.cache.backends.redis.RedisCache"
+
+
+@cache
+def server() -> RedisServer:
+    return UNTIL_THE_END.enter_context(RedisServer())
+
+
+def environment() -> dict[str, str]:
+    """Return what the report says of the server, if one was needed."""
+    if not server.cache_info().currsize:
+        return {}
+    with client_of(f"redis://127.0.0.1:{server().port}") as client:
+        info: Any = client.info("server")
+    return {"Redis server": info["redis_version"]}
+
+
+def client_of(url: str) -> "AbstractContextManager[Redis]":
+    client: Redis = Redis.from_url(url)
+    return client
+
+
+@contextmanager
+def _database(number: int) -> Iterator[str]:
+    url = f"redis://127.0.0.1:{server().port}/{number}"
+    with client_of(url) as client:
+        client.flushdb()
+        yield url
+        client.flushdb()
+
+
+@contextmanager
+def _cache(backend: str, number: int) -> Iterator[Setup]:
+    with _database(number) as url:
+        alias = f"redis-{number}"
+        entry = {"BACKEND": backend, "LOCATION": url}
+        yield Setup(settings={"SESSION_CACHE_ALIAS": alias}, caches={alias: entry})
+
+
+@contextmanager
+def _cache_and_database(number: int) -> Iterator[Setup]:
+    model = DatabaseStore.get_model_class()
+    if model._meta.db_table not in connection.introspection.table_names():
+        with connection.schema_editor() as editor:
+            editor.create_model(model)
+    with _cache(DJANGO_REDIS, number) as setup:
+        yield setup
+    model._default_manager.all().delete()
+
+
+@contextmanager
+def _bare(number: int) -> Iterator[Setup]:
+    with _database(number) as url, client_of(url) as client:
+        bare.SessionStore.client = client
+        yield Setup(value_of=lambda stored: bare.value_of(stored)["_auth_user_id"])
+
+
+def _engine(name: str, module: str, setup: Callable[..., AbstractContextManager[Setup]], *args: Any) -> Engine:
+    return Engine(name, module, partial(setup, *args), _OPERATIONS)
+
+
+def _large(engine: Engine) -> Engine:
+    return replace(engine, operations=_LARGE)
+
+
+_ASYNC = frozenset({"async load", "async modify", "async touch", "async create", "async login"})
+_OPERATIONS = _ASYNC | {"load", "modify", "touch", "touch, due", "create", "login"}
+_LARGE = frozenset({"load, 1 MB", "modify, 1 MB"})
+
+OUR_REDIS = _engine("redis", "gsession_django.backends.redis", _cache, DJANGO_REDIS, 1)
+OUR_REDIS_HASH = _engine("redis_hash", "gsession_django.backends.redis_hash", _cache, DJANGO_REDIS, 2)
+DJANGO_REDIS_CACHE = _engine("cache on django-redis", "django.contrib.sessions.backends.cache", _cache, DJANGO_REDIS, 3)
+DJANGO_CACHE = _engine("cache on Django's RedisCache", "django.contrib.sessions.backends.cache", _cache, DJANGO, 4)
+CACHED_DB = _engine("cached_db", "django.contrib.sessions.backends.cached_db", _cache_and_database, 5)
+BARE = replace(_engine("client.get", "benchmarks.bare", _bare, 6), operations=frozenset({"load"}))
+
+_TARGETS: Mapping[str, float] = {
+    "load": 0.7,
+    "modify": 0.5,
+    "touch": 0.3,
+    "create": 0.35,
+    "login": 0.35,
+    "async load": 0.55,
+    "async modify": 0.4,
+}
+
+COMPARISONS = (
+    Comparison(
+        "redis",
+        (OUR_REDIS, OUR_REDIS_HASH),
+        (
+            Peer(DJANGO_REDIS_CACHE, _TARGETS),
+            Peer(DJANGO_CACHE, {}),
+            Peer(CACHED_DB, {}),
+            Peer(BARE, {"load": 1.0}),
+        ),
+    ),
+    Comparison(
+        "redis",
+        (_large(OUR_REDIS_HASH),),
+        (
+            Peer(_large(DJANGO_REDIS_CACHE), {"load, 1 MB": 0.1, "modify, 1 MB": 0.1}),
+            Peer(_large(DJANGO_CACHE), {}),
+            Peer(_large(CACHED_DB), {}),
+            Peer(_large(OUR_REDIS), {}),
+        ),
+    ),
+)
