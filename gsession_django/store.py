@@ -3,7 +3,6 @@
 import math
 import re
 import secrets
-import weakref
 from collections.abc import ItemsView, KeysView, ValuesView
 from datetime import datetime
 from typing import Any, ClassVar, Final
@@ -36,14 +35,14 @@ class SessionStore(SessionBase):
 
     Attributes:
         storage_class: the Storage that keeps the sessions.
-        failure: what the storage raised when it could not answer; the middleware asks for it at the end of the request.
+        failure: why the storage could not answer, if so; the middleware asks for it at the end of the request.
         gives_up: whether the storage is not asked again after it has failed; the middleware sets it, for a request.
         was_moved: whether the session has got a new key in this request, so that the one in the cookie has ended.
     """
 
     storage_class: ClassVar[type[Storage]]
 
-    failure: StorageUnavailable | None = None
+    failure: str | None = None
     gives_up = False
     was_moved = False
     _modified = False
@@ -62,21 +61,25 @@ class SessionStore(SessionBase):
     def _run(self, operation: Operation) -> Any:
         """Carry out an operation, unless the storage has failed before and nobody is to wait for it twice."""
         if self.gives_up and self.failure is not None:
-            raise StorageUnavailable(str(self.failure)) from self.failure
+            raise StorageUnavailable(self.failure)
         try:
             return self._engine.run(operation)
         except StorageUnavailable as error:
-            self.failure = error
+            self._remember(error)
             raise
 
     async def _arun(self, operation: Operation) -> Any:
         if self.gives_up and self.failure is not None:
-            raise StorageUnavailable(str(self.failure)) from self.failure
+            raise StorageUnavailable(self.failure)
         try:
             return await self._engine.arun(operation)
         except StorageUnavailable as error:
-            self.failure = error
+            self._remember(error)
             raise
+
+    def _remember(self, error: StorageUnavailable) -> None:
+        # Not the exception: its traceback holds this object and the request until the garbage collector comes.
+        self.failure = str(error) or type(error).__name__
 
     @property
     def _engine(self) -> Engine:
@@ -150,8 +153,7 @@ class SessionStore(SessionBase):
             self._session_key = None
             return SessionMap({})
         if session.lacks(None):
-            # Not a reference that counts: each would keep the other alive until the garbage collector comes.
-            session.source = weakref.proxy(self)
+            session.source = self
         return session
 
     def _get_session(self, no_load: bool = False) -> SessionMap:
@@ -184,6 +186,8 @@ class SessionStore(SessionBase):
         """Bring in the value of `key`, or with ``None`` everything, if it is still in the storage."""
         if session.lacks(key) and self.session_id is not None:
             yield from operations.fetch(self._engine, self.session_id, session, key)
+            if not session.lacks(None):
+                session.source = None  # the two would keep each other alive until the garbage collector comes
 
     def _ttl_of(self, expiry: Any) -> int:
         """Return what a session lives from now on, in whole seconds, if `expiry` is what ``set_expiry()`` was given."""
@@ -301,6 +305,8 @@ class SessionStore(SessionBase):
     def _delete(self, session_key: str | None) -> Operation:
         key = self.session_key if session_key is None else session_key
         if key is not None and self._validate_session_key(key):
+            if key == self.session_key:
+                self.was_moved = False  # no cookie is to bring it back
             yield from operations.remove(self._engine, self._engine.id_of(key))
 
     def cycle_key(self) -> None:
@@ -351,11 +357,11 @@ class SessionStore(SessionBase):
 
     def fetch(self, session: SessionMap, key: str | None) -> None:
         """Part of the adapter: see :class:`gsession_django.session_map.Source`."""
-        self._run(operations.fetch(self._engine, str(self.session_id), session, key))
+        self._run(self._fetch(session, key))
 
     async def afetch(self, session: SessionMap, key: str | None) -> None:
         """Part of the adapter: see :class:`gsession_django.session_map.Source`."""
-        await self._arun(operations.fetch(self._engine, str(self.session_id), session, key))
+        await self._arun(self._fetch(session, key))
 
     def fetch_size(self) -> int:
         """Part of the adapter: see :class:`gsession_django.session_map.Source`."""

@@ -1,26 +1,35 @@
 """SessionMiddleware: what Django's does, without a thread, and 503 where the sessions' storage does not answer."""
 
 import asyncio
+import gc
 import logging
+import weakref
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from http.cookies import SimpleCookie
 from typing import Any
+from wsgiref.util import setup_testing_defaults
 
 import pytest
 from asgiref.sync import SyncToAsync
 from django.conf import settings
 from django.contrib.sessions.exceptions import SessionInterrupted
 from django.contrib.sessions.middleware import SessionMiddleware as DjangoSessionMiddleware
+from django.core.handlers.asgi import ASGIHandler
+from django.core.handlers.wsgi import WSGIHandler
+from django.core.signals import request_finished
 from django.http import HttpRequest, HttpResponse, StreamingHttpResponse
+from django.http.response import HttpResponseBase
 from django.test import AsyncClient, AsyncRequestFactory, Client, override_settings
-from django.urls import path
+from django.urls import path, re_path
 
-from gsession_django import SessionStore, StorageUnavailable
+from gsession_django import SessionStore as BaseSessionStore
+from gsession_django import StorageUnavailable
 from gsession_django.backends import memory
 from gsession_django.backends import redis as redis_engine
 from gsession_django.middleware import RETRY_AFTER, SessionMiddleware
 from tests.redis_servers import RedisServer, settings_for
+from tests.storages import PerKeyStorage, engine
 
 ENGINES = ["gsession_django.backends.redis", "gsession_django.backends.redis_hash"]
 OURS = "gsession_django.middleware.SessionMiddleware"
@@ -79,9 +88,31 @@ def stream(request: HttpRequest) -> StreamingHttpResponse:
     return StreamingHttpResponse(iter(["never sent"]))
 
 
+class Stream(Iterator[str]):
+    """What a view answers with, which says when it is closed."""
+
+    def __next__(self) -> str:
+        raise AssertionError("never sent")
+
+    def close(self) -> None:
+        closed_streams.append(self)
+
+
+closed_streams: list[Stream] = []
+
+
+def swallow_and_stream(request: HttpRequest) -> StreamingHttpResponse:
+    swallow(request)
+    return StreamingHttpResponse(Stream())
+
+
 urlpatterns = [
-    path(f"{view.__name__}/", view)
-    for view in (read, write, aread, awrite, swallow, fail_in_save, fail_after_cycling, fail_after_flush, stream)
+    re_path(r"^swallow/a\sb/$", swallow),
+    path("swallow_and_stream/", swallow_and_stream),
+    *(
+        path(f"{view.__name__}/", view)
+        for view in (read, write, aread, awrite, swallow, fail_in_save, fail_after_cycling, fail_after_flush, stream)
+    ),
 ]
 
 either_client = pytest.mark.parametrize("client_class", [Client, AsyncClient], ids=["sync", "async"])
@@ -208,7 +239,7 @@ def test_a_hung_server_is_waited_for_once() -> None:
         server.restart()
         with pytest.raises(StorageUnavailable) as second:
             store.save()
-        assert second.value.__cause__ is first.value is store.failure
+        assert str(second.value) == str(first.value) == store.failure
 
 
 TEMPLATES = [
@@ -262,7 +293,7 @@ def test_no_thread_is_entered(engine: str, monkeypatch: pytest.MonkeyPatch) -> N
     with site(engine):
         monkeypatch.setattr(SyncToAsync, "__call__", refuse)
         for name in ("load", "save"):  # which would block the loop
-            monkeypatch.setattr(SessionStore, name, refuse)
+            monkeypatch.setattr(BaseSessionStore, name, refuse)
         assert asyncio.run(visit(SessionMiddleware)) == [b"1", b"2"]
         with pytest.raises(AssertionError, match="a thread"):
             asyncio.run(visit(DjangoSessionMiddleware))
@@ -349,3 +380,361 @@ def test_a_session_that_was_deleted_meanwhile_interrupts(sync: bool) -> None:
         store.save()
         with pytest.raises(SessionInterrupted):
             respond(view, SessionMiddleware, store.session_key, sync)
+
+
+# On a storage in memory that can be told not to answer.
+
+
+class FailingStorage(memory.MemoryStorage):
+    """Answers as long as `answers`."""
+
+    answers = True
+    asked = 0
+
+    def _answer(self) -> None:
+        self.asked += 1
+        if not self.answers:
+            raise StorageUnavailable("it has been told\nnot to answer")
+
+    def get_session(self, *args: Any) -> Any:
+        self._answer()
+        return super().get_session(*args)
+
+    def exists(self, session_id: str) -> bool:
+        self._answer()
+        return super().exists(session_id)
+
+    def update_ttl(self, *args: Any) -> bool:
+        self._answer()
+        return super().update_ttl(*args)
+
+    def create(self, *args: Any) -> bool:
+        self._answer()
+        return super().create(*args)
+
+    def apply(self, *args: Any) -> bool:
+        self._answer()
+        return super().apply(*args)
+
+    def move(self, *args: Any) -> bool:
+        self._answer()
+        return super().move(*args)
+
+    def remove_all(self, session_id: str) -> None:
+        self._answer()
+        super().remove_all(session_id)
+
+
+class SessionStore(BaseSessionStore):
+    """The engine of this module."""
+
+    storage_class = FailingStorage
+
+
+@pytest.fixture
+def storage() -> Iterator[FailingStorage]:
+    with override_settings(SESSION_ENGINE=__name__, ROOT_URLCONF=__name__, MIDDLEWARE=[OURS]):
+        found = SessionStore.get_storage()
+        assert isinstance(found, FailingStorage)
+        yield found
+
+
+@pytest.fixture
+def key(storage: FailingStorage) -> str:
+    """The session key of a visitor."""
+    store = SessionStore()
+    store.update({"cart": {"apple": 1}, "count": 1})
+    store.save()
+    assert store.session_key is not None
+    return store.session_key
+
+
+def visitor(client_class: Any, key: str) -> Any:
+    client = client_class(raise_request_exception=False)
+    client.cookies[settings.SESSION_COOKIE_NAME] = key
+    return client
+
+
+either_mode = pytest.mark.parametrize("sync", [True, False], ids=["sync", "async"])
+
+
+@either_mode
+@pytest.mark.parametrize("failing", ["cycle_key", "flush", "save"])
+def test_which_key_is_sent_where_a_later_call_fails(
+    storage: FailingStorage, key: str, sync: bool, failing: str
+) -> None:
+    """After cycle_key(): the new key if that is the one that works, and nothing once the session was to end."""
+    keys: list[str | None] = []
+
+    def view(request: HttpRequest) -> HttpResponse:
+        request.session.cycle_key()
+        keys.append(request.session.session_key)
+        storage.answers = False
+        with suppress(StorageUnavailable):
+            getattr(request.session, failing)()
+        return HttpResponse()
+
+    response = respond(view, SessionMiddleware, key, sync)
+    assert is_503(response)
+    sent = [cookie.value for cookie in response.cookies.values()]
+    assert sent == ([] if failing == "flush" else keys)
+
+
+@either_mode
+def test_a_session_begun_after_a_flush_is_not_sent_either(storage: FailingStorage, key: str, sync: bool) -> None:
+    def view(request: HttpRequest) -> HttpResponse:
+        request.session.cycle_key()
+        request.session.flush()
+        request.session["count"] = 1
+        request.session.save()
+        storage.answers = False
+        request.session["count"] = 2
+        return HttpResponse()
+
+    response = respond(view, SessionMiddleware, key, sync)
+    assert is_503(response)
+    assert not response.cookies
+
+
+@either_mode
+def test_an_outage_costs_a_request_one_call(storage: FailingStorage, key: str, sync: bool) -> None:
+    storage.asked, storage.answers = 0, False
+
+    def view(request: HttpRequest) -> HttpResponse:
+        for use in (request.session.load, request.session.flush, request.session.cycle_key, request.session.save):
+            with pytest.raises(StorageUnavailable):
+                use()
+        with pytest.raises(StorageUnavailable):
+            request.session.exists("another-key")
+        with pytest.raises(StorageUnavailable):
+            request.session.delete("another-key")
+        return HttpResponse()
+
+    assert is_503(respond(view, SessionMiddleware, key, sync))
+    assert storage.asked == 1
+
+
+@either_mode
+def test_another_store_that_fails_is_not_the_requests_session(storage: FailingStorage, key: str, sync: bool) -> None:
+    def view(request: HttpRequest) -> HttpResponse:
+        storage.answers = False
+        SessionStore("another-key").load()
+        raise AssertionError("never reached")
+
+    with pytest.raises(StorageUnavailable):
+        respond(view, SessionMiddleware, key, sync)
+
+
+@either_client
+def test_what_the_view_answered_is_closed_and_the_request_ends_once(
+    storage: FailingStorage, key: str, client_class: Any
+) -> None:
+    """An async receiver too: a signal that is sent on the running loop cannot await it."""
+    finished: list[object] = []
+
+    def receiver(sender: object, **kwargs: Any) -> None:
+        finished.append(sender)
+
+    async def areceiver(sender: object, **kwargs: Any) -> None:
+        finished.append(sender)
+
+    client = visitor(client_class, key)
+    storage.answers = False
+    closed_streams.clear()
+    request_finished.connect(receiver)
+    request_finished.connect(areceiver)
+    try:
+        response = get(client, "/swallow_and_stream/")
+    finally:
+        request_finished.disconnect(receiver)
+        request_finished.disconnect(areceiver)
+    assert is_503(response)
+    assert len(closed_streams) == 1
+    assert len(finished) == 2
+
+
+@either_client
+def test_it_is_logged_in_one_line_and_not_on_the_loop(
+    storage: FailingStorage, key: str, client_class: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Neither the path nor the reason can begin another line, and no handler keeps other requests waiting."""
+    looping: list[bool] = []
+
+    class Handler(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            looping.append(asyncio._get_running_loop() is not None)
+
+    handler = Handler()
+    logging.getLogger("gsession_django").addHandler(handler)
+    client = visitor(client_class, key)
+    storage.answers = False
+    try:
+        get(client, "/swallow/a%0Ab/")
+    finally:
+        logging.getLogger("gsession_django").removeHandler(handler)
+    assert [record.getMessage() for record in caplog.records] == [
+        r"GET /swallow/a\nb/ is answered with 503: it has been told\nnot to answer"
+    ]
+    assert looping == [False]
+
+
+@either_mode
+def test_a_failed_request_leaves_nothing_to_the_garbage_collector(
+    storage: FailingStorage, key: str, sync: bool
+) -> None:
+    """In an outage that is every request."""
+    stores: list[Any] = []
+
+    def view(request: HttpRequest) -> HttpResponse:
+        request.session["count"] = 2
+        storage.answers = False
+        stores.append(weakref.ref(request.session))
+        return HttpResponse()
+
+    logging.disable()  # a captured record keeps the request
+    gc.disable()
+    try:
+        assert is_503(respond(view, SessionMiddleware, key, sync))
+        assert [store() for store in stores] == [None]
+    finally:
+        gc.enable()
+        logging.disable(logging.NOTSET)
+
+
+@either_client
+def test_a_503_html_whose_parent_is_missing_is_logged(
+    storage: FailingStorage, key: str, client_class: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    loaders = [("django.template.loaders.locmem.Loader", {"503.html": "{% extends 'gone.html' %}"})]
+    templates = [{"BACKEND": "django.template.backends.django.DjangoTemplates", "OPTIONS": {"loaders": loaders}}]
+    client = visitor(client_class, key)
+    storage.answers = False
+    with override_settings(TEMPLATES=templates):
+        assert b"try again" in get(client, "/read/").content
+    assert [record.exc_info is not None for record in caplog.records if "503.html" in record.getMessage()] == [True]
+
+
+def test_the_servers_own_handlers_answer_503(storage: FailingStorage, key: str) -> None:
+    """Not the test client's, which have their own way with exceptions."""
+    storage.answers = False
+    cookie = f"{settings.SESSION_COOKIE_NAME}={key}"
+    heads: list[Any] = []
+    environ: dict[str, Any] = {"PATH_INFO": "/read/", "HTTP_COOKIE": cookie}
+    setup_testing_defaults(environ)
+    wsgi: Any = WSGIHandler()
+    answer = wsgi(environ, lambda *head: heads.append(head))
+    assert b"try again" in b"".join(answer)
+    answer.close()
+
+    async def visit() -> list[Any]:
+        scope: dict[str, Any] = {"type": "http", "method": "GET", "path": "/aread/", "query_string": b""}
+        scope["headers"] = [(b"host", b"127.0.0.1"), (b"cookie", cookie.encode())]
+        events: list[Any] = []
+        bodies = [{"type": "http.request", "body": b""}]
+        ended = asyncio.Event()  # a client that stays until it has its answer
+
+        async def receive() -> Any:
+            if bodies:
+                return bodies.pop()
+            await ended.wait()
+            return {"type": "http.disconnect"}
+
+        async def send(event: Any) -> None:
+            events.append(event)
+
+        asgi: Any = ASGIHandler()
+        await asgi(scope, receive, send)
+        return events
+
+    start, body = asyncio.run(visit())
+    assert (heads[0][0], start["status"]) == ("503 Service Unavailable", 503)
+    for headers in (heads[0][1], [(name.decode(), value.decode()) for name, value in start["headers"]]):
+        assert dict(headers)["Retry-After"] == str(RETRY_AFTER)
+        assert "Set-Cookie" not in dict(headers)
+    assert b"try again" in body["body"]
+
+
+@either_mode
+def test_a_value_changed_in_place_renews_the_cookie(key: str, sync: bool) -> None:
+    def view(request: HttpRequest) -> HttpResponse:
+        request.session["cart"]["pear"] = 1
+        return HttpResponse()
+
+    response = respond(view, SessionMiddleware, key, sync)
+    assert response.cookies[settings.SESSION_COOKIE_NAME].value == key
+    assert SessionStore(key)["cart"] == {"apple": 1, "pear": 1}
+
+
+@either_mode
+def test_a_5xx_saves_nothing(key: str, sync: bool) -> None:
+    assert not respond(_fail, SessionMiddleware, key, sync).cookies
+    assert "key" not in SessionStore(key)
+
+
+@either_mode
+@pytest.mark.usefixtures("storage")
+def test_a_visitor_without_a_session_costs_the_storage_nothing(sync: bool) -> None:
+    with override_settings(SESSION_SAVE_EVERY_REQUEST=True):
+        assert not respond(_touch, SessionMiddleware, None, sync).cookies
+        storage = SessionStore.get_storage()
+        assert isinstance(storage, FailingStorage)
+        assert storage.asked == 0
+
+
+@either_mode
+def test_what_is_no_session_is_left_alone(key: str, sync: bool) -> None:
+    def view(request: HttpRequest) -> HttpResponse:
+        request.session = {}  # type: ignore[assignment]
+        return HttpResponse("done")
+
+    assert respond(view, SessionMiddleware, key, sync).content == b"done"
+
+
+@either_mode
+def test_what_a_subclass_overrides_is_called(storage: FailingStorage, key: str, sync: bool) -> None:
+    class Secured(SessionMiddleware):
+        def process_response(self, request: HttpRequest, response: HttpResponseBase) -> HttpResponseBase:  # type: ignore[override]
+            response = super().process_response(request, response)
+            for cookie in response.cookies.values():
+                cookie["domain"] = "example.com"
+            return response
+
+    def view(request: HttpRequest) -> HttpResponse:
+        request.session["count"] = 2
+        return HttpResponse()
+
+    def fail(request: HttpRequest) -> HttpResponse:
+        storage.answers = False
+        return view(request)
+
+    response = respond(view, Secured, key, sync)
+    assert response.cookies[settings.SESSION_COOKIE_NAME]["domain"] == "example.com"
+    assert is_503(respond(fail, Secured, key, sync))
+
+
+@pytest.mark.parametrize("method", ["load", "keys"])
+def test_a_session_still_in_the_storage_outlives_its_store(method: str) -> None:
+    """What load() and keys() return may be the last that holds the store, which is asked for the values."""
+    store = engine(PerKeyStorage)()
+    store["n"] = 1
+    store.save()
+
+    def found() -> Any:
+        return getattr(type(store)(store.session_key), method)()
+
+    assert list(found()) == ["n"]
+
+
+def test_a_session_that_was_fetched_leaves_nothing_to_the_garbage_collector() -> None:
+    store = engine(PerKeyStorage)()
+    store["n"] = 1
+    store.save()
+    read = type(store)(store.session_key)
+    assert dict(read.items()) == {"n": 1}
+    gone = weakref.ref(read)
+    gc.disable()
+    try:
+        del read
+        assert gone() is None
+    finally:
+        gc.enable()
