@@ -119,8 +119,9 @@ class RedisClient:
         )
 
     async def _of_new_loop(self) -> AsyncExchange:
-        for loop in [loop for loop in self._of_loops if loop.is_closed()]:
-            del self._of_loops[loop]
+        for loop in list(self._of_loops):  # other threads, with loops of their own, may be here too
+            if loop.is_closed():
+                self._of_loops.pop(loop, None)
         exchange = self._make_async_exchange()
         ending = self._until_loop_ends(exchange)
         self._of_loops[asyncio.get_running_loop()] = exchange, ending

@@ -1,5 +1,6 @@
 """The ways to the server: connections that are kept between operations, or redis-py's ordinary client."""
 
+import select
 import threading
 from typing import Any, Final, Protocol
 
@@ -75,8 +76,9 @@ class _Kept:
                     raise ConnectionError(
                         f"All {self._made} connections are in use. Raise max_connections in CONNECTION_POOL_KWARGS."
                     ) from None
+                connection = self._pool.make_connection()
                 self._made += 1
-            return self._pool.make_connection()
+                return connection
 
     def _has_to_go(self, connection: Any) -> bool:
         """Whether the server asked to connect anew, or Sentinel has named another one since."""
@@ -91,12 +93,11 @@ class Kept(_Kept):
 
     def __call__(self, batch: Batch) -> list[Any]:
         try:
-            connection = self._idle.pop()
-            kept = self._is_clean(connection)
+            connection, kept = self._idle.pop(), True
         except IndexError:
             connection, kept = self._another(), False
         try:
-            if not kept:
+            if not (kept and self._is_clean(connection)):
                 connection.disconnect()
                 connection.connect()
             try:
@@ -144,13 +145,11 @@ class AsyncKept(_Kept):
 
     async def __call__(self, batch: Batch) -> list[Any]:
         try:
-            connection = self._idle.pop()
+            connection, kept = self._idle.pop(), True
         except IndexError:
             connection, kept = self._another(), False
-        else:
-            kept = await self._is_clean(connection)
         try:
-            if not kept:
+            if not (kept and await self._is_clean(connection)):
                 await connection.disconnect(nowait=True)
                 await connection.connect()
             try:
@@ -171,7 +170,8 @@ class AsyncKept(_Kept):
 
     async def _is_clean(self, connection: Any) -> bool:
         try:
-            return not (await connection.can_read() or self._has_to_go(connection))
+            # redis-py looks at what the event loop has read; what came while the loop stood still is in the socket.
+            return not (await connection.can_read() or _has_unread(connection) or self._has_to_go(connection))
         except (RedisError, OSError):
             return False
 
@@ -181,6 +181,13 @@ class AsyncKept(_Kept):
         if self._follows_master:
             for sentinel in self._pool.sentinel_manager.sentinels:
                 await sentinel.aclose()
+
+
+def _has_unread(connection: Any) -> bool:
+    """Whether there is something on the socket, its end too, that the event loop has not read."""
+    poll = select.poll()
+    poll.register(connection._writer.get_extra_info("socket"), select.POLLIN)
+    return bool(poll.poll(0))
 
 
 async def _atalk(connection: Any, batch: Batch) -> list[Any]:

@@ -4,6 +4,7 @@ import asyncio
 import json
 import logging
 import random
+import select
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -22,7 +23,7 @@ from gsession_django.backends import redis_hash
 from gsession_django.checks import check_deployment, check_settings
 from gsession_django.redis_client import RedisClient
 from gsession_django.redis_commands import Batch
-from gsession_django.redis_connections import Kept, Ordinary
+from gsession_django.redis_connections import AsyncKept, Kept, Ordinary
 from gsession_django.redis_storage import BaseRedisStorage
 from gsession_django.testing import StorageContract
 from tests.processes import Parent, let_them_meet, workers
@@ -507,6 +508,41 @@ def test_nobody_reads_a_reply_that_was_meant_for_another(module: ModuleType) -> 
     assert failed > 10
     assert cancelled > 10
     assert done > 1000
+
+
+@pytest.mark.parametrize("query", ["?protocol=2", "?protocol=3"])
+@both_engines
+def test_a_surplus_reply_is_nobodys(module: ModuleType, query: str) -> None:
+    """What another session's load would be answered lies unread on the kept connection, before anything looks at it."""
+
+    def another_reply(store_class: type[SessionStore], key: str) -> bytes:
+        name = store_class.get_storage()._keys(store_class(key).session_id)[0]  # type: ignore[attr-defined]
+        return Batch("", ("GET" if module is redis_engine else "HGETALL", name), ("PTTL", name)).packed()[0]
+
+    def wait_for(sock: Any) -> None:
+        assert select.select([sock], [], [], 10)[0], "the server has not answered"
+
+    async def use(ada: str, bob: str) -> None:
+        assert await store_class(bob).aget("name") == "bob"
+        exchange, _ = client_of(store_class)._of_loops[asyncio.get_running_loop()]
+        assert isinstance(exchange, AsyncKept)
+        (connection,) = exchange._idle
+        connection._writer.write(another_reply(store_class, ada))
+        wait_for(connection._writer.get_extra_info("socket"))  # the loop stands still
+        assert await store_class(bob).aget("name") == "bob"
+
+    settings = settings_for(module.__name__, shared().url(query), prefix=f"{random.getrandbits(64):x}:")
+    with override_settings(**settings):
+        store_class = module.SessionStore
+        ada, bob = visitor(store_class, name="ada"), visitor(store_class, name="bob")
+        assert store_class(bob)["name"] == "bob"
+        exchange = client_of(store_class)._exchange
+        assert isinstance(exchange, Kept)
+        (connection,) = exchange._idle
+        connection._sock.sendall(another_reply(store_class, ada))
+        wait_for(connection._sock)
+        assert store_class(bob)["name"] == "bob"
+        asyncio.run(use(ada, bob))
 
 
 # Connections.
