@@ -9,7 +9,7 @@ from django.core.checks import CheckMessage, Error, Warning
 from django.core.exceptions import ImproperlyConfigured
 from redis.exceptions import RedisError
 
-from gsession_django.redis_settings import CacheEntry
+from gsession_django.redis_settings import CacheEntry, first_url
 
 _OLDEST = (6, 2)
 
@@ -44,9 +44,7 @@ def _database(entry: dict[str, Any]) -> object:
     """Return what identifies the Redis database of an entry; of one that is not Redis, nothing that equals another."""
     if "redis" not in entry["BACKEND"].lower():
         return object()
-    location = entry.get("LOCATION") or ""
-    url = location.split(",")[0] if isinstance(location, str) else location[0]
-    parts = urlsplit(url)
+    parts = urlsplit(first_url(entry))
     options = entry.get("OPTIONS", {})
     number = parse_qs(parts.query).get("db", [""])[0] or (parts.path.strip("/") if parts.scheme != "unix" else "")
     number = number or str(options.get("db", options.get("CONNECTION_POOL_KWARGS", {}).get("db", 0)))

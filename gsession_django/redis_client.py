@@ -78,23 +78,19 @@ class RedisClient:
         """Yield the keys that match `pattern`, some of them perhaps twice; `count` are looked at in a step."""
         cursor: Any = 0
         while True:
-            ((cursor, keys),) = self._send(Batch("", ("SCAN", cursor, "MATCH", pattern, "COUNT", count)))
+            ((cursor, keys),) = self._send(Batch(("SCAN", cursor, "MATCH", pattern, "COUNT", count)))
             yield from keys
             if int(cursor) == 0:
                 return
 
     def _send(self, batch: Batch) -> list[Any]:
         try:
-            replies = self._exchange(batch)
-            if (error := _error_in(replies)) is not None:
-                if not isinstance(error, NoScriptError):
-                    raise error
-                replies = self._exchange(batch.in_full())
-                if (error := _error_in(replies)) is not None:
-                    raise error
+            try:
+                return _checked(self._exchange(batch))
+            except NoScriptError:
+                return _checked(self._exchange(batch.in_full()))
         except (RedisError, OSError) as error:
             raise self._unavailable(error) from error
-        return replies
 
     async def _asend(self, batch: Batch) -> list[Any]:
         try:
@@ -102,16 +98,12 @@ class RedisClient:
         except KeyError:
             exchange = await self._of_new_loop()
         try:
-            replies = await exchange(batch)
-            if (error := _error_in(replies)) is not None:
-                if not isinstance(error, NoScriptError):
-                    raise error
-                replies = await exchange(batch.in_full())
-                if (error := _error_in(replies)) is not None:
-                    raise error
+            try:
+                return _checked(await exchange(batch))
+            except NoScriptError:
+                return _checked(await exchange(batch.in_full()))
         except (RedisError, OSError) as error:
             raise self._unavailable(error) from error
-        return replies
 
     def _unavailable(self, error: Exception) -> StorageUnavailable:
         return StorageUnavailable(
@@ -145,11 +137,12 @@ class RedisClient:
         self._of_loops = {}
 
 
-def _error_in(replies: list[Any]) -> ResponseError | None:
+def _checked(replies: list[Any]) -> list[Any]:
+    """Return the replies; raise the first of them that is an error."""
     for reply in replies:
         if isinstance(reply, ResponseError):
-            return reply
-    return None
+            raise reply
+    return replies
 
 
 _clients: "weakref.WeakSet[RedisClient]" = weakref.WeakSet()

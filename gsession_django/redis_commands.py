@@ -8,13 +8,18 @@ Command = tuple[Any, ...]
 T = TypeVar("T")
 
 
+def digest(data: bytes) -> str:
+    """Return what ``redis.sha1hex()`` makes of the same bytes."""
+    return hashlib.sha1(data, usedforsecurity=False).hexdigest()
+
+
 class Script:
     """A Lua script; called with keys and arguments, it returns the command that runs it."""
 
     _texts: Final[dict[str, str]] = {}
 
     def __init__(self, text: str) -> None:
-        self._sha = hashlib.sha1(text.encode(), usedforsecurity=False).hexdigest()
+        self._sha = digest(text.encode())
         self._texts[self._sha] = text
 
     def __call__(self, keys: tuple[str, ...], *arguments: Any) -> Command:
@@ -30,15 +35,13 @@ class Batch:
     """Commands that are sent in one write.
 
     Attributes:
-        key: a key that they all concern: in Redis Cluster they go to the server that has it.
         commands: the commands, each a tuple of its words.
         repeat: whether sending them again does no harm, when it is not known whether they have been carried out.
     """
 
-    __slots__ = ("commands", "key", "repeat")
+    __slots__ = ("commands", "repeat")
 
-    def __init__(self, key: str, *commands: Command, repeat: bool = True) -> None:
-        self.key = key
+    def __init__(self, *commands: Command, repeat: bool = True) -> None:
         self.commands = commands
         self.repeat = repeat
 
@@ -57,7 +60,7 @@ class Batch:
 
     def in_full(self) -> "Batch":
         """Return the batch for a server that does not know its scripts."""
-        return Batch(self.key, *map(Script.in_full, self.commands), repeat=self.repeat)
+        return Batch(*map(Script.in_full, self.commands), repeat=self.repeat)
 
 
 Operation = Generator[Batch, list[Any], T]

@@ -4,7 +4,6 @@
 password, timeouts, pool size, client and pool class); what it says about cached values has no meaning here.
 """
 
-import copy
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -47,10 +46,6 @@ _ASYNC_CONNECTIONS: Final[dict[type, Any]] = {
 _SYNC_ONLY: Final = frozenset({"parser_class", "himport_registry", "event_dispatcher"})
 
 
-class NotDjangoRedis(ImproperlyConfigured):
-    """``SESSION_CACHE_ALIAS`` names no django-redis entry of ``CACHES``."""
-
-
 @dataclass(frozen=True)
 class CacheEntry:
     """An entry of ``CACHES``.
@@ -71,28 +66,27 @@ class CacheEntry:
     def of_sessions(cls) -> "CacheEntry":
         """Return the entry that ``SESSION_CACHE_ALIAS`` names.
 
-        Raises :class:`NotDjangoRedis` if there is none, or none of django-redis.
+        Raises ``ImproperlyConfigured`` if there is none, none of django-redis, or none that sessions can be kept with.
         """
         alias = settings.SESSION_CACHE_ALIAS
         entry = settings.CACHES.get(alias)
         if entry is None:
-            raise NotDjangoRedis(
+            raise ImproperlyConfigured(
                 f"SESSION_CACHE_ALIAS = {alias!r} is not in CACHES, which has {', '.join(map(repr, settings.CACHES))}. "
                 "Add an entry with the BACKEND 'django_redis.cache.RedisCache', and name it there."
             )
         if not _is_django_redis(entry["BACKEND"]):
-            raise NotDjangoRedis(
+            raise ImproperlyConfigured(
                 f"SESSION_CACHE_ALIAS = {alias!r}: CACHES[{alias!r}] has the BACKEND {entry['BACKEND']!r}. Name an "
                 "entry there whose BACKEND is 'django_redis.cache.RedisCache'."
             )
-        location = entry.get("LOCATION") or ""
-        urls = location.split(",") if isinstance(location, str) else list(location)
-        if not urls or not urls[0]:
+        url = first_url(entry)
+        if not url:
             raise ImproperlyConfigured(
                 f"CACHES[{alias!r}] has no LOCATION. Give it a URL such as 'redis://host:6379/1'."
             )
         options = {**TIMEOUTS, **entry.get("OPTIONS", {})}
-        found = cls(alias, urls[0], options, entry.get("KEY_PREFIX", ""))
+        found = cls(alias, url, options, entry.get("KEY_PREFIX", ""))
         found._check()
         return found
 
@@ -122,7 +116,7 @@ class CacheEntry:
 
     @cached_property
     def _factory(self) -> Any:
-        return get_connection_factory(copy.copy(dict(self.options)))  # Sentinel's adds to them
+        return get_connection_factory(dict(self.options))  # Sentinel's adds to them
 
     @cached_property
     def _pool_arguments(self) -> dict[str, Any]:
@@ -155,6 +149,13 @@ class CacheEntry:
                 **arguments,
             }
         return pool_class.from_url(**arguments)
+
+
+def first_url(entry: Mapping[str, Any]) -> str:
+    """Return the URL in ``LOCATION``, the first of several; empty if there is none."""
+    location = entry.get("LOCATION") or ""
+    urls: list[str] = location.split(",") if isinstance(location, str) else list(location)
+    return urls[0] if urls else ""
 
 
 def _is_django_redis(backend: str) -> bool:

@@ -8,7 +8,7 @@ from django.core.checks import CheckMessage
 
 from gsession_django import redis_checks
 from gsession_django.redis_client import RedisClient
-from gsession_django.redis_commands import Batch, Command, Operation
+from gsession_django.redis_commands import Batch, Command, Operation, Script
 from gsession_django.redis_settings import CacheEntry
 from gsession_django.storage import Storage
 from gsession_django.store import SessionStore
@@ -47,6 +47,8 @@ class BaseRedisStorage(Storage):
     """
 
     expires_itself = True
+    # Renames a session; called with the keys of both ids.
+    move_script: ClassVar[Script]
     # What stands around prefix and id in a key.
     around: ClassVar[tuple[str, str]] = ("", "")
 
@@ -62,19 +64,21 @@ class BaseRedisStorage(Storage):
 
     def _exists(self, session_id: str) -> Operation[bool]:
         key = self._keys(session_id)[0]
-        (there,) = yield Batch(key, ("EXISTS", key))
+        (there,) = yield Batch(("EXISTS", key))
         return bool(there)
 
     def _remove_all(self, session_id: str) -> Operation[None]:
-        keys = self._keys(session_id)
-        yield from self._write(keys[0], ("UNLINK", *keys))
+        yield from self._write(("UNLINK", *self._keys(session_id)))
 
-    def _write(self, key: str, command: Command, repeat: bool = True) -> Operation[Any]:
+    def _move(self, session_id: str, new_id: str, ttl: int) -> Operation[bool]:
+        return bool((yield from self._write(self.move_script(self._keys(session_id) + self._keys(new_id)))))
+
+    def _write(self, command: Command, repeat: bool = True) -> Operation[Any]:
         """Send a command that changes a session, and return its reply."""
         if self._wait is None:
-            (reply,) = yield Batch(key, command, repeat=repeat)
+            (reply,) = yield Batch(command, repeat=repeat)
             return reply
-        reply, acknowledged = yield Batch(key, command, self._wait, repeat=repeat)
+        reply, acknowledged = yield Batch(command, self._wait, repeat=repeat)
         if acknowledged < self._wait[1]:
             logger.warning(
                 "%s: %d of the %d replicas that the option wait_replicas asks for acknowledged a change within %d ms. "
@@ -90,13 +94,14 @@ class BaseRedisStorage(Storage):
         pattern = f"{before.translate(_GLOB)}*{after.translate(_GLOB)}"
         seen = set()  # SCAN may return a key twice
         for key in self.client.scan(pattern, _SCAN_COUNT):
-            session_id = key.decode()[len(before) : len(key.decode()) - len(after)]
+            session_id = key.decode().removeprefix(before).removesuffix(after)
             if session_id not in seen:
                 seen.add(session_id)
                 yield session_id
 
     exists, aexists = both(_exists)
     remove_all, aremove_all = both(_remove_all)
+    move, amove = both(_move)
 
 
 class BaseRedisSessionStore(SessionStore):

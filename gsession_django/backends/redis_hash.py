@@ -2,11 +2,10 @@
 they are asked for.
 """
 
-import hashlib
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, Final
 
-from gsession_django.redis_commands import Batch, Operation
+from gsession_django.redis_commands import Batch, Operation, digest
 from gsession_django.redis_scripts import APPLY_HASH, CREATE_HASH, MOVE_HASH, READ_HASH, TOUCH_HASH
 from gsession_django.redis_storage import BaseRedisSessionStore, BaseRedisStorage, both
 from gsession_django.serializers import DecodeError, logger
@@ -24,6 +23,7 @@ class RedisHashStorage(BaseRedisStorage):
     """
 
     around = ("{", "}")
+    move_script = MOVE_HASH
 
     def _keys(self, session_id: str) -> tuple[str, str]:
         (key,) = super()._keys(session_id)
@@ -33,7 +33,7 @@ class RedisHashStorage(BaseRedisStorage):
 
     def _get_session(self, session_id: str, ttl: int, data: Any = None) -> Operation[SessionMap | None]:
         key, _ = self._keys(session_id)
-        fields, left = yield Batch(key, ("HGETALL", key), ("PTTL", key))
+        fields, left = yield Batch(("HGETALL", key), ("PTTL", key))
         if not fields or left == -2:  # it expired between the two
             return None
         values: dict[str, Any] = {}
@@ -47,13 +47,13 @@ class RedisHashStorage(BaseRedisStorage):
     def _get(self, session_id: str, key: str) -> Operation[Any]:
         small, large = self._keys(session_id)
         field = _field_of(key)
-        stored = yield Batch(small, ("HGET", large, field), ("HGET", small, field))
+        stored = yield Batch(("HGET", large, field), ("HGET", small, field))
         found = stored[1] if stored[0] is None else stored[0]
         return None if found is None else self.decode(found)
 
     def _get_map(self, session_id: str) -> Operation[dict[str, Any]]:
         keys = self._keys(session_id)
-        ((small, large),) = yield Batch(keys[0], READ_HASH(keys))
+        ((small, large),) = yield Batch(READ_HASH(keys))
         found = {
             _key_of(field): self._value(field, stored)
             for fields in (small, large)
@@ -69,7 +69,7 @@ class RedisHashStorage(BaseRedisStorage):
             return not (yield from self._exists(session_id))
         keys = self._keys(session_id)
         command = CREATE_HASH(keys, ttl, *_flat(self._fields(session.as_dict())))
-        return bool((yield from self._write(keys[0], command, repeat=False)))
+        return bool((yield from self._write(command, repeat=False)))
 
     def _apply(self, session_id: str, session: SessionMap, ttl: int) -> Operation[bool]:
         keys = self._keys(session_id)
@@ -84,9 +84,9 @@ class RedisHashStorage(BaseRedisStorage):
         expiry = "*" if renews else _digest(session.read_as(EXPIRY_KEY))
         rest = (len(others), *_flat(others), *self._fields(dict.fromkeys(removed)))
         while True:
-            triples = [part for field, (digest, value) in merged.items() for part in (field, digest, value)]
+            triples = [part for field, (known, value) in merged.items() for part in (field, known, value)]
             command = APPLY_HASH(keys, ttl, expiry, int(session.cleared), len(merged), *triples, *rest)
-            reply = yield from self._write(keys[0], command)
+            reply = yield from self._write(command)
             if not isinstance(reply, list):
                 return bool(reply)
             for field, stored in _pairs(reply):
@@ -95,12 +95,8 @@ class RedisHashStorage(BaseRedisStorage):
 
     def _update_ttl(self, session_id: str, ttl: int) -> Operation[bool]:
         keys = self._keys(session_id)
-        (renewed,) = yield Batch(keys[0], TOUCH_HASH(keys, ttl))
+        (renewed,) = yield Batch(TOUCH_HASH(keys, ttl))
         return bool(renewed)
-
-    def _move(self, session_id: str, new_id: str, ttl: int) -> Operation[bool]:
-        keys = self._keys(session_id) + self._keys(new_id)
-        return bool((yield from self._write(keys[0], MOVE_HASH(keys))))
 
     # Fields and values.
 
@@ -122,7 +118,6 @@ class RedisHashStorage(BaseRedisStorage):
     update_ttl, aupdate_ttl = both(_update_ttl)
     create, acreate = both(_create)
     apply, aapply = both(_apply)
-    move, amove = both(_move)
 
 
 def _field_of(key: str) -> bytes:
@@ -143,8 +138,8 @@ def _flat(fields: Mapping[bytes, bytes]) -> Iterator[bytes]:
 
 
 def _digest(stored: bytes | None) -> str:
-    """Return what ``digest()`` in the script makes of the same bytes."""
-    return hashlib.sha1(stored, usedforsecurity=False).hexdigest() if stored else ""
+    """Return what ``digest()`` in the script makes of the same; nothing is stored where it is ``b""`` or ``None``."""
+    return digest(stored) if stored else ""
 
 
 class SessionStore(BaseRedisSessionStore):
