@@ -1,0 +1,100 @@
+"""A proxy on loopback, between a client and a real server: it delays what passes, or cuts it off."""
+
+import socket
+import threading
+from collections.abc import Callable
+from contextlib import suppress
+from types import TracebackType
+from typing import Self
+
+# What becomes of some bytes on their way: the bytes that go on, and whether the connection is cut after them.
+Passed = tuple[bytes, bool]
+
+
+def everything(connection: int, data: bytes) -> Passed:
+    """Let everything pass."""
+    return data, False
+
+
+class Proxy:
+    """Listens on a free port and passes on what comes, each connection in two threads of its own.
+
+    Args:
+        port: where the server listens.
+
+    Attributes:
+        port: where the proxy listens.
+        on_request, on_reply: called with the number of the connection (0, 1, …) and some bytes on their way to the
+            server, or from it; they return what to pass on and whether to cut the connection after that, and may
+            block before they do. They are called in many threads at once, and may be set at any time.
+        connections: how many connections there have been.
+    """
+
+    def __init__(self, port: int) -> None:
+        self._server_port = port
+        self.on_request: Callable[[int, bytes], Passed] = everything
+        self.on_reply: Callable[[int, bytes], Passed] = everything
+        self.connections = 0
+        self._open: set[socket.socket] = set()
+        self._lock = threading.Lock()
+        self._listener = socket.create_server(("127.0.0.1", 0), backlog=1024)
+        self.port: int = self._listener.getsockname()[1]
+        threading.Thread(target=self._accept, daemon=True).start()
+
+    def url(self, query: str = "", db: int = 0) -> str:
+        return f"redis://127.0.0.1:{self.port}/{db}{query}"
+
+    def _accept(self) -> None:
+        while True:
+            try:
+                client, _ = self._listener.accept()
+            except OSError:  # closed
+                return
+            try:
+                server = socket.create_connection(("127.0.0.1", self._server_port))
+            except OSError:  # as if the server had been asked itself
+                client.close()
+                continue
+            number = self.connections
+            self.connections += 1
+            for end in (client, server):
+                end.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            with self._lock:
+                self._open |= {client, server}
+            for source, target, way in ((client, server, "on_request"), (server, client, "on_reply")):
+                threading.Thread(target=self._pass_on, args=(number, source, target, way), daemon=True).start()
+
+    def _pass_on(self, number: int, source: socket.socket, target: socket.socket, way: str) -> None:
+        with suppress(OSError):
+            while data := source.recv(65536):
+                passed, cut = getattr(self, way)(number, data)
+                target.sendall(passed)
+                if cut:
+                    break
+        self._close(source, target)
+
+    def _close(self, *ends: socket.socket) -> None:
+        for end in ends:
+            with suppress(OSError):
+                end.shutdown(socket.SHUT_RDWR)  # which close() alone does not, while another thread reads
+            end.close()
+        with self._lock:
+            self._open.difference_update(ends)
+
+    def cut_all(self) -> None:
+        """Cut every connection that is open."""
+        with self._lock:
+            ends = list(self._open)
+        self._close(*ends)
+
+    def stop(self) -> None:
+        with suppress(OSError):
+            self._listener.shutdown(socket.SHUT_RDWR)
+        self._listener.close()
+        self.cut_all()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
+        self.stop()
