@@ -30,10 +30,11 @@ _METHODS: Final = (
 _COMMANDS: Final = ("purge", "ids")
 
 UNABLE: Final = object()
-"""What :meth:`Engine.attempt` returns when the storage does not have the method."""
+"""What a call returns when the storage does not have the method."""
 
-
-Operation = Generator[tuple[Any, ...] | Turn, Any, Any]
+Call = tuple[Any, ...]
+"""The name of a method of the Storage interface, and its arguments."""
+Operation = Generator[Call | Turn, Any, Any]
 
 
 def abilities(storage_class: type[Storage]) -> set[str]:
@@ -85,19 +86,22 @@ class Engine:
 
     def run(self, operation: Operation) -> Any:
         """Carry out an operation with plain calls, and return what it returns."""
+        able, storage = self.able, self.storage
         try:
             call = next(operation)
             while True:
                 try:
                     if isinstance(call, tuple):
-                        result = getattr(self.storage, call[0])(*call[1:])
+                        result = getattr(storage, call[0])(*call[1:]) if call[0] in able else UNABLE
                     else:
                         self.locks.wait(call)
                         result = None
+                except Disabled:
+                    result = self._unable(call)
                 except BaseException as error:
                     call = operation.throw(error)
-                else:
-                    call = operation.send(result)
+                    continue
+                call = operation.send(result)
         except StopIteration as stop:
             return stop.value
 
@@ -105,37 +109,40 @@ class Engine:
         """The same, awaiting the native twins; for a storage that is not async, all of it in one thread hop."""
         if not self.is_async:
             return await sync_to_async(self.run)(operation)
+        able, storage = self.able, self.storage
         try:
             call = next(operation)
             while True:
                 try:
                     if isinstance(call, tuple):
-                        result = await getattr(self.storage, f"a{call[0]}")(*call[1:])
+                        result = await getattr(storage, f"a{call[0]}")(*call[1:]) if call[0] in able else UNABLE
                     else:
                         await self.locks.await_turn(call)
                         result = None
+                except Disabled:
+                    result = self._unable(call)
                 except BaseException as error:
                     call = operation.throw(error)
-                else:
-                    call = operation.send(result)
+                    continue
+                call = operation.send(result)
         except StopIteration as stop:
             return stop.value
 
-    def attempt(self, name: str, *args: Any) -> Operation:
-        """Call a method if the storage has it; a ``Disabled`` that it raises is remembered."""
-        if name in self.able:
-            try:
-                return (yield (name, *args))
-            except Disabled:
-                self.able.discard(name)
+    def _unable(self, call: Any) -> object:
+        """Remember that the storage does not have what was called."""
+        self.able.discard(call[0])
         return UNABLE
 
     def need(self, name: str, *args: Any) -> Operation:
         """Call a method without which no session can be held."""
-        result = yield from self.attempt(name, *args)
+        result = yield name, *args
         if result is UNABLE:
-            raise ImproperlyConfigured(f"{self.name} cannot hold a session: its {name}() is disabled, or not there.")
+            raise self.cannot_hold_a_session(name)
         return result
+
+    def cannot_hold_a_session(self, name: str) -> ImproperlyConfigured:
+        """Return what to raise where the storage does not have the method `name`, without which there is no session."""
+        return ImproperlyConfigured(f"{self.name} cannot hold a session: its {name}() is disabled, or not there.")
 
 
 _engines: "dict[type[SessionStore], Engine]" = {}

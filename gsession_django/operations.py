@@ -8,12 +8,9 @@ from collections.abc import Callable, Mapping
 from collections.abc import Set as AbstractSet
 from typing import Any, Final
 
-from django.core.exceptions import ImproperlyConfigured
-
 from gsession_django.engine import UNABLE, Engine, Operation
 from gsession_django.serializers import DecodeError, logger
 from gsession_django.session_map import EXPIRY_KEY, MISSING, SessionMap
-from gsession_django.storage import Disabled
 
 # What a session of this site lives, in seconds; asked for only where a session is read.
 Age = Callable[[], int]
@@ -29,13 +26,13 @@ def load(engine: Engine, session_id: str, age: Age) -> Operation:
     """Return what is stored, as a SessionMap, or ``None``."""
     try:
         found = yield "get_session", session_id, age(), None
-    except Disabled as error:
-        raise ImproperlyConfigured(f"{engine.name} cannot hold a session: its get_session() is disabled.") from error
     except DecodeError as error:
         _log_dropped(engine, session_id, error)
         return None
     if found is None:
         return None
+    if found is UNABLE:
+        raise engine.cannot_hold_a_session("get_session")
     if isinstance(found, SessionMap):
         session = found
     else:
@@ -70,16 +67,16 @@ def fetch(engine: Engine, session_id: str, session: SessionMap, key: str | None)
 
 def size(engine: Engine, session_id: str) -> Operation:
     """Return the number of pairs that are stored."""
-    number = yield from engine.attempt("get_size", session_id)
+    number = yield "get_size", session_id
     if number is UNABLE:
         return len((yield from _all_pairs(engine, session_id)))
-    reserved = yield from engine.attempt("get", session_id, RESERVED_KEY)
+    reserved = yield "get", session_id, RESERVED_KEY
     return number if reserved is None else number - 1
 
 
 def _one_value(engine: Engine, session_id: str, key: str) -> Operation:
     try:
-        return (yield from engine.attempt("get", session_id, key))
+        return (yield "get", session_id, key)
     except DecodeError as error:
         _log_dropped(engine, session_id, error)
         return None
@@ -100,7 +97,7 @@ def _log_dropped(engine: Engine, session_id: str, error: DecodeError) -> None:
 
 def exists(engine: Engine, session_id: str, age: Age) -> Operation:
     """Return whether there is such a session."""
-    found = yield from engine.attempt("exists", session_id)
+    found = yield "exists", session_id
     return (yield from load(engine, session_id, age)) is not None if found is UNABLE else found
 
 
@@ -109,7 +106,7 @@ def exists(engine: Engine, session_id: str, age: Age) -> Operation:
 
 def create(engine: Engine, session_id: str, session: SessionMap, ttl: int) -> Operation:
     """Store a new session; ``False`` when the id is taken, which only a storage that has ``create`` knows."""
-    stored = yield from engine.attempt("create", session_id, session, ttl)
+    stored = yield "create", session_id, session, ttl
     if stored is UNABLE:
         data = session.as_dict()
         yield from _write(engine, session_id, _pairs(engine, data), set(), data, ttl)
@@ -127,7 +124,7 @@ def apply(
 
     `ttl_of` makes a TTL of the value that Django keeps in a session for ``set_expiry()``.
     """
-    there = yield from engine.attempt("apply", session_id, session, ttl)
+    there = yield "apply", session_id, session, ttl
     if there is UNABLE:
         there = yield from _alone(engine, session_id, _compose_apply(engine, session_id, session, ttl, age, ttl_of))
     if there:
@@ -176,9 +173,9 @@ def _compose_apply(
 
 def touch(engine: Engine, session_id: str, session: SessionMap, ttl: int, age: Age) -> Operation:
     """Renew the TTL of a session that did not change; ``False`` when it is gone."""
-    there = yield from engine.attempt("update_ttl", session_id, ttl)
+    there = yield "update_ttl", session_id, ttl
     if there is UNABLE and "apply" in engine.able:
-        there = yield from engine.attempt("apply", session_id, session, ttl)
+        there = yield "apply", session_id, session, ttl
         if there is not UNABLE:
             session.saved()
     if there is UNABLE:
@@ -199,7 +196,7 @@ def _compose_touch(engine: Engine, session_id: str, ttl: int, age: Age) -> Opera
 
 def move(engine: Engine, session_id: str, new_id: str, ttl: int, age: Age) -> Operation:
     """Give the stored session a new id; ``False`` when it is gone."""
-    moved = yield from engine.attempt("move", session_id, new_id, ttl)
+    moved = yield "move", session_id, new_id, ttl
     if moved is UNABLE:
         moved = yield from _alone(engine, session_id, _compose_move(engine, session_id, new_id, ttl, age))
     return moved
@@ -238,13 +235,13 @@ def _write(
     """Store a session with the methods of gsession: the pairs that changed, and then what is known of the whole."""
     stored = False
     if changed:
-        stored = (yield from engine.attempt("set_map", session_id, changed, ttl)) is not UNABLE
+        stored = (yield "set_map", session_id, changed, ttl) is not UNABLE
         if not stored:
             for key, value in changed.items():
-                stored = (yield from engine.attempt("set", session_id, key, value, ttl)) is not UNABLE
+                stored = (yield "set", session_id, key, value, ttl) is not UNABLE
     for key in removed:
-        yield from engine.attempt("remove", session_id, key)
-    if (yield from engine.attempt("set_session", session_id, whole, ttl)) is UNABLE and not stored:
+        yield "remove", session_id, key
+    if (yield "set_session", session_id, whole, ttl) is UNABLE and not stored:
         yield from engine.need("set_map", session_id, _pairs(engine, whole), ttl)
 
 

@@ -1,19 +1,15 @@
-"""How the Redis engines talk to the server.
-
-A storage writes what it does once, as a generator that yields the batches of commands it wants sent and is sent their
-replies. :meth:`RedisClient.run` drives it with blocking calls, :meth:`RedisClient.arun` by awaiting.
-"""
+"""How the Redis engines talk to the server: batches of commands, sent and answered."""
 
 import asyncio
 import os
 import weakref
 from collections.abc import AsyncGenerator, Iterator
-from typing import Any, TypeVar
+from typing import Any
 
 from redis.asyncio import Redis as AsyncRedis
 from redis.exceptions import NoScriptError, RedisError, ResponseError
 
-from gsession_django.redis_commands import Batch, Operation
+from gsession_django.redis_commands import Batch
 from gsession_django.redis_connections import (
     AsyncExchange,
     AsyncKept,
@@ -25,8 +21,6 @@ from gsession_django.redis_connections import (
 )
 from gsession_django.redis_settings import CacheEntry
 from gsession_django.storage import StorageUnavailable
-
-T = TypeVar("T")
 
 
 class RedisClient:
@@ -50,40 +44,21 @@ class RedisClient:
         pool = self.entry.make_async_pool()
         return AsyncKept(pool) if can_keep(pool) else AsyncOrdinary(AsyncRedis(connection_pool=pool))
 
-    def run(self, operation: Operation[T]) -> T:
-        """Carry out an operation and return what it returns.
-
-        Raises :class:`StorageUnavailable` when the server cannot be reached, does not answer in time, or says that it
-        cannot do what it was asked for.
-        """
-        try:
-            batch = next(operation)
-            while True:
-                batch = operation.send(self._send(batch))
-        except StopIteration as stop:
-            result: T = stop.value
-            return result
-
-    async def arun(self, operation: Operation[T]) -> T:
-        """The same, awaited, on connections of the running event loop."""
-        try:
-            batch = next(operation)
-            while True:
-                batch = operation.send(await self._asend(batch))
-        except StopIteration as stop:
-            result: T = stop.value
-            return result
-
     def scan(self, pattern: str, count: int) -> Iterator[bytes]:
         """Yield the keys that match `pattern`, some of them perhaps twice; `count` are looked at in a step."""
         cursor: Any = 0
         while True:
-            ((cursor, keys),) = self._send(Batch(("SCAN", cursor, "MATCH", pattern, "COUNT", count)))
+            ((cursor, keys),) = self.send(Batch(("SCAN", cursor, "MATCH", pattern, "COUNT", count)))
             yield from keys
             if int(cursor) == 0:
                 return
 
-    def _send(self, batch: Batch) -> list[Any]:
+    def send(self, batch: Batch) -> list[Any]:
+        """Send a batch, in one write, and return the replies.
+
+        Raises :class:`StorageUnavailable` when the server cannot be reached, does not answer in time, or says that it
+        cannot do what it was asked for.
+        """
         try:
             try:
                 return _checked(self._exchange(batch))
@@ -92,7 +67,8 @@ class RedisClient:
         except (RedisError, OSError) as error:
             raise self._unavailable(error) from error
 
-    async def _asend(self, batch: Batch) -> list[Any]:
+    async def asend(self, batch: Batch) -> list[Any]:
+        """The same, awaited, on connections of the running event loop."""
         try:
             exchange = self._of_loops[asyncio.get_running_loop()][0]
         except KeyError:

@@ -1,7 +1,8 @@
 """What the Redis engines send: commands, in batches, and scripts."""
 
 import hashlib
-from collections.abc import Generator
+from collections.abc import Callable, Generator
+from contextlib import suppress
 from typing import Any, Final, TypeVar
 
 Command = tuple[Any, ...]
@@ -11,6 +12,19 @@ T = TypeVar("T")
 def digest(data: bytes) -> str:
     """Return what ``redis.sha1hex()`` makes of the same bytes."""
     return hashlib.sha1(data, usedforsecurity=False).hexdigest()
+
+
+def _pack_in_python(command: Command) -> bytes:
+    parts = [b"*%d\r\n" % len(command)]
+    for word in command:
+        data = word if isinstance(word, bytes) else str(word).encode()
+        parts.append(b"$%d\r\n%b\r\n" % (len(data), data))
+    return b"".join(parts)
+
+
+_pack: Callable[[Any], bytes] = _pack_in_python
+with suppress(ImportError):
+    from hiredis import pack_command as _pack
 
 
 class Script:
@@ -50,13 +64,7 @@ class Batch:
 
         redis-py's own packing takes twice as long, as it allows for more types and splits what is long.
         """
-        parts = []
-        for command in self.commands:
-            parts.append(b"*%d\r\n" % len(command))
-            for word in command:
-                data = word if isinstance(word, bytes) else str(word).encode()
-                parts.append(b"$%d\r\n%b\r\n" % (len(data), data))
-        return [b"".join(parts)]
+        return [b"".join(map(_pack, self.commands))]
 
     def in_full(self) -> "Batch":
         """Return the batch for a server that does not know its scripts."""

@@ -31,11 +31,13 @@ return redis.call('RENAMENX', KEYS[1], KEYS[2])
 
 # Bytes of an encoded value from which on it is kept apart: about where sending it costs as much as a round trip.
 _LARGE: Final = 16 * 1024
+# Words that a script passes on in one call: Lua's stack takes some thousands.
+_AT_ONCE: Final = 1000
 
 _PRELUDE = f"""
 local small, large = KEYS[1], KEYS[2]
-local has_large = redis.call('EXISTS', large) == 1
-local function put(field, value)
+local has_large = false
+local function put_one(field, value)
     if #value > {_LARGE} then
         redis.call('HSET', large, field, value)
         redis.call('HSET', small, '\\255' .. field, '')
@@ -48,14 +50,29 @@ local function put(field, value)
         end
     end
 end
+local function put(first, last)
+    for start = first, last, {_AT_ONCE} do
+        local stop, one_by_one = math.min(start + {_AT_ONCE - 1}, last), has_large
+        for at = start + 1, stop, 2 do
+            one_by_one = one_by_one or #ARGV[at] > {_LARGE}
+        end
+        if one_by_one then
+            for at = start, stop, 2 do put_one(ARGV[at], ARGV[at + 1]) end
+        else
+            redis.call('HSET', small, unpack(ARGV, start, stop))
+        end
+    end
+end
 """
+# ARGV: the TTL, and for each field its name and the value.
 CREATE_HASH = Script(
     _PRELUDE
     + """
-if redis.call('EXISTS', small) == 1 then return 0 end
-if has_large then redis.call('UNLINK', large) end
-redis.call('HSET', small, '\\255', '')
-for at = 2, #ARGV, 2 do put(ARGV[at], ARGV[at + 1]) end
+if redis.call('EXISTS', small, large) > 0 then
+    if redis.call('EXISTS', small) == 1 then return 0 end
+    redis.call('UNLINK', large)
+end
+put(2, #ARGV)
 redis.call('EXPIRE', small, ARGV[1])
 if has_large then redis.call('EXPIRE', large, ARGV[1]) end
 return 1
@@ -69,6 +86,7 @@ APPLY_HASH = Script(
     + """
 local known = redis.call('HMGET', small, '\\255', '_session_expiry')
 if not known[1] then return 0 end
+has_large = redis.call('EXISTS', large) == 1
 local function digest(stored)
     return stored and redis.sha1hex(stored) or ''
 end
@@ -91,9 +109,9 @@ if ARGV[3] == '1' then
     redis.call('HSET', small, '\\255', '')
     has_large = false
 end
-for at = 5, merged, 3 do put(ARGV[at], ARGV[at + 2]) end
+for at = 5, merged, 3 do put_one(ARGV[at], ARGV[at + 2]) end
 local others = merged + 1 + 2 * ARGV[merged + 1]
-for at = merged + 2, others, 2 do put(ARGV[at], ARGV[at + 1]) end
+put(merged + 2, others)
 for at = others + 1, #ARGV do
     redis.call('HDEL', small, ARGV[at])
     if has_large and redis.call('HDEL', large, ARGV[at]) == 1 then

@@ -25,13 +25,27 @@ _GLOB: Final = str.maketrans({character: f"\\{character}" for character in "*?[]
 def both(
     operation: Callable[..., Operation[T]],
 ) -> tuple[Callable[..., T], Callable[..., Coroutine[Any, Any, T]]]:
-    """Return the method and the async method that carry out an operation."""
+    """Return the method and the async method that carry out an operation: that send its batches."""
 
     def method(self: "BaseRedisStorage", *args: Any, **kwargs: Any) -> T:
-        return self.client.run(operation(self, *args, **kwargs))
+        batches, send = operation(self, *args, **kwargs), self.client.send
+        try:
+            batch = next(batches)
+            while True:
+                batch = batches.send(send(batch))
+        except StopIteration as stop:
+            result: T = stop.value
+            return result
 
     async def amethod(self: "BaseRedisStorage", *args: Any, **kwargs: Any) -> T:
-        return await self.client.arun(operation(self, *args, **kwargs))
+        batches, send = operation(self, *args, **kwargs), self.client.asend
+        try:
+            batch = next(batches)
+            while True:
+                batch = batches.send(await send(batch))
+        except StopIteration as stop:
+            result: T = stop.value
+            return result
 
     return method, amethod
 
@@ -68,26 +82,27 @@ class BaseRedisStorage(Storage):
         return bool(there)
 
     def _remove_all(self, session_id: str) -> Operation[None]:
-        yield from self._write(("UNLINK", *self._keys(session_id)))
+        self._changed((yield self._change(("UNLINK", *self._keys(session_id)))))
 
     def _move(self, session_id: str, new_id: str, ttl: int) -> Operation[bool]:
-        return bool((yield from self._write(self.move_script(self._keys(session_id) + self._keys(new_id)))))
+        keys = self._keys(session_id) + self._keys(new_id)
+        return bool(self._changed((yield self._change(self.move_script(keys)))))
 
-    def _write(self, command: Command, repeat: bool = True) -> Operation[Any]:
-        """Send a command that changes a session, and return its reply."""
-        if self._wait is None:
-            (reply,) = yield Batch(command, repeat=repeat)
-            return reply
-        reply, acknowledged = yield Batch(command, self._wait, repeat=repeat)
-        if acknowledged < self._wait[1]:
+    def _change(self, command: Command, repeat: bool = True) -> Batch:
+        """Return the batch of a command that changes a session; its replies go to :meth:`_changed`."""
+        return Batch(command, repeat=repeat) if self._wait is None else Batch(command, self._wait, repeat=repeat)
+
+    def _changed(self, replies: list[Any]) -> Any:
+        """Return the reply to a command that changes a session."""
+        if self._wait is not None and replies[1] < self._wait[1]:
             logger.warning(
                 "%s: %d of the %d replicas that the option wait_replicas asks for acknowledged a change within %d ms. "
                 "It is kept; a failover may lose it. Look at the replicas.",
                 self.client.entry,
-                acknowledged,
+                replies[1],
                 *self._wait[1:],
             )
-        return reply
+        return replies[0]
 
     def ids(self) -> Iterator[str]:
         before, after = self._before, self._after

@@ -339,9 +339,11 @@ class SessionMap(MutableMapping[str, Any]):
         """Whether there is anything to save."""
         if self.cleared:
             return True
-        if not self._originals and not self._snapshots:
-            return False
-        return bool(self.removed) or any(self._differs(key) for key in self._held() if key in self._values)
+        values = self._values
+        for key, base in self._originals.items():
+            if self._differs(key) if key in values else base is not MISSING:
+                return True
+        return any(key in values and self._differs(key) for key in self._snapshots)
 
     def _held(self) -> dict[str, Any]:
         """Return, as keys in the order of their use, what was assigned or deleted or may have been changed in place."""
@@ -349,9 +351,11 @@ class SessionMap(MutableMapping[str, Any]):
 
     def as_dict(self) -> dict[str, Any]:
         """Return what the request knows of the session, for a storage to encode: the values are not copies."""
-        data = dict(self._values)
-        if all(type(value) is not Encoded and value is not UNFETCHED for value in data.values()):
-            return data
+        for value in self._values.values():
+            if type(value) is Encoded or value is UNFETCHED:
+                break
+        else:
+            return dict(self._values)
         self._decode_all()
         return {key: value for key, value in self._values.items() if value is not UNFETCHED}
 
@@ -405,7 +409,9 @@ class SessionMap(MutableMapping[str, Any]):
             self.version = None
         held, values = self._held(), self._values
         self._saved_as_is()
-        self._snapshots = {key: encode(values[key]) for key in held if type(values.get(key)) not in _SCALARS}
+        for key in held:
+            if type(values.get(key)) not in _SCALARS:
+                self._snapshots[key] = encode(values[key])
         self.cleared = False
 
     # For SessionStore.modified.

@@ -11,6 +11,8 @@ from django.conf import settings
 from django.contrib.sessions.backends.base import CreateError, SessionBase, UpdateError
 from django.core.checks import CheckMessage
 from django.utils import timezone
+from django.utils.functional import cached_property
+from django.utils.module_loading import import_string
 
 from gsession_django import operations
 from gsession_django.conf import conf
@@ -47,6 +49,16 @@ class SessionStore(SessionBase):
     was_moved = False
     _modified = False
     _gone = False
+    _id: tuple[str, str] | None = None
+
+    def __init__(self, session_key: str | None = None) -> None:
+        # What Django's does, but for importing the serializer, which is seldom asked for.
+        self._session_key = session_key
+        self.accessed = False
+
+    @cached_property
+    def serializer(self) -> Any:
+        return import_string(settings.SESSION_SERIALIZER)
 
     @classmethod
     def check(cls) -> list[CheckMessage]:
@@ -85,6 +97,12 @@ class SessionStore(SessionBase):
     def _engine(self) -> Engine:
         return engine_of(type(self))
 
+    def _id_of(self, session_key: str) -> str:
+        """Return what the storage is given for a session key: made once for the session of a request."""
+        if self._id is None or self._id[0] != session_key:
+            self._id = session_key, self._engine.id_of(session_key)
+        return self._id[1]
+
     @classmethod
     def get_storage(cls) -> Storage:
         """Return the engine's Storage object: one a process, made when it is first asked for."""
@@ -96,7 +114,7 @@ class SessionStore(SessionBase):
     def session_id(self) -> str | None:
         """What the storage is given for this session; ``None`` as long as there is no session key."""
         key = self.session_key
-        return None if key is None else self._engine.id_of(key)
+        return None if key is None else self._id_of(key)
 
     @property
     def ttl_left(self) -> float | None:
@@ -146,9 +164,9 @@ class SessionStore(SessionBase):
         return session
 
     def _load(self) -> Operation:
-        key, engine, session = self.session_key, self._engine, None
+        key, session = self.session_key, None
         if key is not None:
-            session = yield from operations.load(engine, engine.id_of(key), self.get_session_cookie_age)
+            session = yield from operations.load(self._engine, self._id_of(key), self.get_session_cookie_age)
         if session is None:
             self._session_key = None
             return SessionMap({})
@@ -157,29 +175,28 @@ class SessionStore(SessionBase):
         return session
 
     def _get_session(self, no_load: bool = False) -> SessionMap:
-        if (session := self._held(no_load)) is None:
-            session = self._session_cache = self.load()
+        self.accessed = True
+        session: SessionMap | None = self.__dict__.get("_session_cache")
+        if session is None:
+            session = self._session_cache = SessionMap({}) if no_load or self.session_key is None else self.load()
         return session
 
     async def _aget_session(self, no_load: bool = False) -> SessionMap:
-        if (session := self._held(no_load)) is None:
-            session = self._session_cache = await self.aload()
+        self.accessed = True
+        session: SessionMap | None = self.__dict__.get("_session_cache")
+        if session is None:
+            new = no_load or self.session_key is None
+            session = self._session_cache = SessionMap({}) if new else await self.aload()
         return session
 
     _session = property(_get_session)
 
-    def _held(self, no_load: bool = False) -> SessionMap | None:
-        """Return this request's session if it is here already, or if there is none to load."""
-        self.accessed = True
-        session: SessionMap | None = self.__dict__.get("_session_cache")
-        if session is None and (no_load or self.session_key is None):
-            session = self._session_cache = SessionMap({})
-        return session
-
     def _loaded(self) -> Operation:
         """Return this request's session, which is read if it was not before."""
-        if (session := self._held()) is None:
-            session = self._session_cache = yield from self._load()
+        self.accessed = True
+        session: SessionMap | None = self.__dict__.get("_session_cache")
+        if session is None:
+            session = self._session_cache = SessionMap({}) if self.session_key is None else (yield from self._load())
         return session
 
     def _fetch(self, session: SessionMap, key: str | None) -> Operation:
@@ -207,7 +224,7 @@ class SessionStore(SessionBase):
     def _exists(self, session_key: str | None) -> Operation:
         if session_key is None or not self._validate_session_key(session_key):
             return False
-        session_id = self._engine.id_of(session_key)
+        session_id = self._id_of(session_key)
         return (yield from operations.exists(self._engine, session_id, self.get_session_cookie_age))
 
     # Creating.
@@ -224,7 +241,7 @@ class SessionStore(SessionBase):
         ttl = self._ttl_of(session.get(EXPIRY_KEY))
         for _ in range(_KEY_ATTEMPTS):
             key = yield from self._new_key(ttl)
-            if (yield from operations.create(self._engine, self._engine.id_of(key), session, ttl)):
+            if (yield from operations.create(self._engine, self._id_of(key), session, ttl)):
                 self._session_key = key
                 self._gone = False
                 self.modified = True
@@ -232,7 +249,7 @@ class SessionStore(SessionBase):
         raise self._no_key()
 
     def _new_key(self, ttl: int) -> Operation:
-        key = yield from self._engine.attempt("new", ttl)
+        key = yield "new", ttl
         if key is UNABLE:
             return secrets.token_hex(16)
         if not isinstance(key, str) or not self._validate_session_key(key):
@@ -256,12 +273,14 @@ class SessionStore(SessionBase):
         if must_create and self.session_key is not None:
             yield from self._create_at(self.session_key)
             return
-        session = None if self.session_key is None else (yield from self._loaded())
-        key, engine = self.session_key, self._engine
-        if session is None or key is None:
+        session: SessionMap | None = self.__dict__.get("_session_cache")
+        if session is None:
+            session = yield from self._loaded()
+        if (key := self.session_key) is None:
             yield from self._create()
             return
-        session_id, age = engine.id_of(key), self.get_session_cookie_age
+        self.accessed = True
+        engine, session_id, age = self._engine, self._id_of(key), self.get_session_cookie_age
         if session.partial:
             yield from self._fetch(session, EXPIRY_KEY)
         ttl = self._ttl_of(session.get(EXPIRY_KEY))
@@ -284,7 +303,7 @@ class SessionStore(SessionBase):
         ttl = self._ttl_of(session.get(EXPIRY_KEY))
         # Composed, create knows nothing of other sessions. For a random key of ours it need not; this one is given.
         taken = "create" not in self._engine.able and (yield from self._exists(key))
-        if taken or not (yield from operations.create(self._engine, self._engine.id_of(key), session, ttl)):
+        if taken or not (yield from operations.create(self._engine, self._id_of(key), session, ttl)):
             raise CreateError
 
     # Ending, and changing the key.
@@ -307,7 +326,7 @@ class SessionStore(SessionBase):
         if key is not None and self._validate_session_key(key):
             if key == self.session_key:
                 self.was_moved = False  # no cookie is to bring it back
-            yield from operations.remove(self._engine, self._engine.id_of(key))
+            yield from operations.remove(self._engine, self._id_of(key))
 
     def cycle_key(self) -> None:
         self._run(self._cycle_key())
@@ -320,12 +339,12 @@ class SessionStore(SessionBase):
         if self.session_key is None:
             yield from self._create()
             return
-        old_id, age = self._engine.id_of(self.session_key), self.get_session_cookie_age
+        old_id, age = self._id_of(self.session_key), self.get_session_cookie_age
         yield from self._fetch(session, EXPIRY_KEY)
         ttl = self._ttl_of(session.get(EXPIRY_KEY))
         for _ in range(_KEY_ATTEMPTS):
             new_key = yield from self._new_key(ttl)
-            new_id = self._engine.id_of(new_key)
+            new_id = self._id_of(new_key)
             moved = yield from operations.move(self._engine, old_id, new_id, ttl, age)
             # A random key is never taken, so that the session is gone; one that the storage made may be.
             if moved or "new" not in self._engine.able or not (yield from operations.exists(self._engine, new_id, age)):

@@ -19,10 +19,25 @@ class PickleSerializer:
         return pickle.loads(data)
 
 
+ODD = {2: None, True: (1, {"\ud800": -0.0}), 1.5: float("inf"), None: "\x00</é"}
+
+
 @pytest.mark.parametrize("value", [{}, {"a": [1, None, "ü"]}, "text", 5, None, [1.5]])
 def test_the_bytes_are_those_of_the_serializer(value: Any) -> None:
     assert encode(value) == JSONSerializer().dumps(value)
     assert decode(encode(value)) == value
+
+
+def test_odd_keys_and_values_become_what_djangos_makes_of_them() -> None:
+    assert encode(ODD) == JSONSerializer().dumps(ODD)
+
+
+def test_a_value_that_holds_itself_is_djangos_error() -> None:
+    circle: list[Any] = []
+    circle.append(circle)
+    for dumps in (JSONSerializer().dumps, encode):
+        with pytest.raises(ValueError, match="Circular reference"):
+            dumps(circle)
 
 
 def test_it_follows_the_setting(settings: Settings) -> None:

@@ -37,7 +37,8 @@ class RedisStorage(BaseRedisStorage):
         if ttl <= 0:
             return not (yield from self._exists(session_id))
         (key,) = self._keys(session_id)
-        return (yield from self._write(("SET", key, stored, "EX", ttl, "NX"), repeat=False)) is not None
+        replies = yield self._change(("SET", key, stored, "EX", ttl, "NX"), repeat=False)
+        return self._changed(replies) is not None
 
     def _apply(self, session_id: str, session: SessionMap, ttl: int) -> Operation[bool]:
         (key,) = self._keys(session_id)
@@ -49,7 +50,7 @@ class RedisStorage(BaseRedisStorage):
             known, stored = digest(session.version), self.encode(session.as_dict())
         expiry: int | str = ttl
         while True:
-            reply = yield from self._write(REPLACE_STRING((key,), known, stored, expiry))
+            reply = self._changed((yield self._change(REPLACE_STRING((key,), known, stored, expiry))))
             if not isinstance(reply, bytes):
                 session.version = stored
                 return bool(reply)

@@ -26,7 +26,7 @@ class RedisHashStorage(BaseRedisStorage):
     move_script = MOVE_HASH
 
     def _keys(self, session_id: str) -> tuple[str, str]:
-        (key,) = super()._keys(session_id)
+        key = f"{self._before}{session_id}}}"
         return key, f"{key}:large"
 
     # Reading.
@@ -36,12 +36,15 @@ class RedisHashStorage(BaseRedisStorage):
         fields, left = yield Batch(("HGETALL", key), ("PTTL", key))
         if not fields or left == -2:  # it expired between the two
             return None
-        values: dict[str, Any] = {}
-        for field, value in _pairs(fields):
-            if field[:1] != _MARK:
-                values[_key_of(field)] = Encoded(value)
-            elif len(field) > 1:
-                values[_key_of(field[1:])] = UNFETCHED
+        stored = fields if isinstance(fields, dict) else dict(_pairs(fields))
+        stored.pop(_MARK, None)
+        try:
+            values: dict[str, Any] = {field.decode(): Encoded(value) for field, value in stored.items()}
+        except UnicodeDecodeError:  # some value is large
+            values = {
+                _key_of(field.removeprefix(_MARK)): UNFETCHED if field[:1] == _MARK else Encoded(value)
+                for field, value in stored.items()
+            }
         return SessionMap(values, None, None if left < 0 else left / 1000)
 
     def _get(self, session_id: str, key: str) -> Operation[Any]:
@@ -68,8 +71,8 @@ class RedisHashStorage(BaseRedisStorage):
         if ttl <= 0:
             return not (yield from self._exists(session_id))
         keys = self._keys(session_id)
-        command = CREATE_HASH(keys, ttl, *_flat(self._fields(session.as_dict())))
-        return bool((yield from self._write(command, repeat=False)))
+        command = CREATE_HASH(keys, ttl, _MARK, b"", *_flat(self._fields(session.as_dict())))
+        return bool(self._changed((yield self._change(command, repeat=False))))
 
     def _apply(self, session_id: str, session: SessionMap, ttl: int) -> Operation[bool]:
         keys = self._keys(session_id)
@@ -82,11 +85,11 @@ class RedisHashStorage(BaseRedisStorage):
                     merged[field] = _digest(was), others.pop(field)
         renews = session.cleared or EXPIRY_KEY in changed or EXPIRY_KEY in removed
         expiry = "*" if renews else _digest(session.read_as(EXPIRY_KEY))
-        rest = (len(others), *_flat(others), *self._fields(dict.fromkeys(removed)))
+        rest = (len(others), *_flat(others), *(self._fields(dict.fromkeys(removed)) if removed else ()))
         while True:
             triples = [part for field, (known, value) in merged.items() for part in (field, known, value)]
             command = APPLY_HASH(keys, ttl, expiry, int(session.cleared), len(merged), *triples, *rest)
-            reply = yield from self._write(command)
+            reply = self._changed((yield self._change(command)))
             if not isinstance(reply, list):
                 return bool(reply)
             for field, stored in _pairs(reply):
@@ -101,9 +104,11 @@ class RedisHashStorage(BaseRedisStorage):
     # Fields and values.
 
     def _fields(self, data: Mapping[str, Any]) -> dict[bytes, bytes]:
-        if not all(type(key) is str for key in data):  # the serializer knows what becomes of other keys
-            data = self.decode(self.encode(dict(data)))
-        return {_field_of(key): self.encode(value) for key, value in data.items()}
+        encode = self.encode
+        try:
+            return {_field_of(key): encode(value) for key, value in data.items()}
+        except AttributeError:  # the serializer knows what becomes of keys that are not strings
+            return {_field_of(key): encode(value) for key, value in self.decode(encode(dict(data))).items()}
 
     def _value(self, field: bytes, stored: bytes) -> Any:
         try:
