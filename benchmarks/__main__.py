@@ -6,13 +6,14 @@ import json
 import os
 import sys
 from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 
 import django
 
 from benchmarks import engines, http, redis_engines, report, sizes
 from benchmarks.engines import UNTIL_THE_END, Comparison
-from benchmarks.measure import Operation, Plan, WrongResult, measure
+from benchmarks.measure import Operation, Plan, WrongResult, measure, one_core
 from benchmarks.operations import OPERATIONS
 
 COMPARISONS = (*engines.COMPARISONS, *redis_engines.COMPARISONS)
@@ -32,12 +33,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return not options.only or not set(options.only).isdisjoint(names)
 
     with UNTIL_THE_END:
-        for comparison, operation in itertools.product(COMPARISONS, OPERATIONS):
-            if wanted(comparison.name, operation.name):
-                try:
-                    results += _compare(comparison, operation, operation.quick if options.quick else operation.plan)
-                except WrongResult as error:
-                    wrong.append(f"{comparison.name}, {operation.name}: {error}")
+        with nullcontext() if options.spread else one_core():
+            for comparison, operation in itertools.product(COMPARISONS, OPERATIONS):
+                if wanted(comparison.name, operation.name):
+                    try:
+                        results += _compare(comparison, operation, operation.quick if options.quick else operation.plan)
+                    except WrongResult as error:
+                        wrong.append(f"{comparison.name}, {operation.name}: {error}")
+        redis_engines.spread()
         if wanted(HTTP):
             try:
                 pages += http.measure_pages(http.QUICK if options.quick else http.NORMAL)
@@ -46,6 +49,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if wanted(BYTES):
             bytes_a_session += sizes.measure_sizes(sizes.QUICK if options.quick else sizes.SESSIONS)
         machine = report.environment() | redis_engines.environment()
+        machine["operations"] = "on all cores" if options.spread else "on one core"
     found = report.Report(machine, results, pages, bytes_a_session)
     print((report.as_markdown if options.markdown else report.as_text)(found))
     if options.json:
@@ -88,6 +92,7 @@ def _parser() -> argparse.ArgumentParser:
         metavar="NAME",
         help=f"a comparison, an operation, {HTTP} or {BYTES}; may be repeated. One of: {', '.join(names)}",
     )
+    parser.add_argument("--spread", action="store_true", help="do not keep client and server on one core")
     parser.add_argument("--markdown", action="store_true", help="print the table as Markdown")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the results to this file too")
     return parser

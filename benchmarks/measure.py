@@ -7,6 +7,7 @@ shorter spoils a few rounds of many, which a median does not see.
 import asyncio
 import gc
 import inspect
+import os
 import random
 import time
 from abc import ABC, abstractmethod
@@ -24,6 +25,22 @@ from benchmarks.engines import Engine, Setup
 
 Times = dict[str, list[float]]
 """Nanoseconds a call, one number a round, by the name of the engine."""
+
+
+@contextmanager
+def one_core() -> Iterator[None]:
+    """Keep this process, and the servers that it starts, on one core.
+
+    A request and its reply are then two switches of one core and cost the same each time. Over two, whoever waits is
+    woken on a core that has gone to sleep, or is not, as the scheduler likes: on a virtual machine that takes longer
+    than all the rest, and it has nothing to do with what is measured.
+    """
+    before = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, {min(before)})
+    try:
+        yield
+    finally:
+        os.sched_setaffinity(0, before)
 
 
 class WrongResult(Exception):

@@ -2,6 +2,7 @@
 
 import select
 import socket
+import struct
 import threading
 from collections.abc import Callable
 from typing import Any, Final, Protocol
@@ -102,17 +103,17 @@ class Kept(_Kept):
             if has_unread is None or not self._is_clean(connection, has_unread):
                 connection.disconnect()
                 connection.connect()
-                has_unread = _look_at(connection)
+                has_unread = _settled(connection)
             try:
                 replies = _talk(connection, batch)
-            except (ConnectionError, TimeoutError) as error:
+            except (ConnectionError, TimeoutError, OSError) as error:
                 if not _may_repeat(batch, connection, error):
                     raise
                 connection.disconnect()
                 replies = connection.retry.call_with_retry(
                     lambda: _connect_and_talk(connection, batch), lambda error: connection.disconnect()
                 )
-                has_unread = _look_at(connection)
+                has_unread = _settled(connection)
         except BaseException:
             connection.disconnect()
             self._closed.append(connection)
@@ -128,28 +129,41 @@ class Kept(_Kept):
             return False
 
 
-def _look_at(connection: Any) -> Callable[[], object]:
-    """Return what tells whether there is anything on an open connection, its end too, that nobody has read.
+def _settled(connection: Any) -> Callable[[], object]:
+    """Make an open connection quick to use, and return what tells whether anything on it, its end too, is unread.
 
-    redis-py's ``can_read()`` makes what it polls with anew each time, which takes longer than to poll.
+    Python asks the kernel whether a socket with a timeout is ready before each call; a kernel that keeps the timeout
+    itself needs no asking. And redis-py's ``can_read()`` makes what it polls with anew each time, which takes longer
+    than to poll. Both are left as they are where the socket is not a plain one of Python's, but TLS's or gevent's.
     """
-    has_data = getattr(getattr(connection._parser, "_reader", None), "has_data", None)
-    if has_data is None or type(connection._sock) is not socket.socket or connection.health_check_interval:
+    sock, has_data = connection._sock, getattr(getattr(connection._parser, "_reader", None), "has_data", None)
+    plain = type(sock) is socket.socket and socket.socket.__module__ == "socket"
+    if not plain or has_data is None or connection.health_check_interval:
         look: Callable[[], object] = connection.can_read
         return look
+    if timeout := connection.socket_timeout:
+        seconds, fraction = divmod(timeout, 1)
+        kernels = struct.pack("@ll", int(seconds), max(1, int(fraction * 1_000_000)))
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, kernels)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, kernels)
+        sock.settimeout(None)
     poll = select.poll()
-    poll.register(connection._sock, select.POLLIN)
+    poll.register(sock, select.POLLIN)
     return lambda: poll.poll(0) or has_data()
 
 
 def _talk(connection: Any, batch: Batch) -> list[Any]:
-    connection.send_packed_command(batch.packed())
-    replies: list[Any] = []
-    for _ in batch.commands:
-        try:
-            replies.append(connection.read_response(disable_decoding=True))
-        except ResponseError as error:
-            replies.append(_looked_at(error))
+    try:
+        connection.send_packed_command(batch.packed())
+        read = connection._parser.read_response  # the connection's own takes three times as long for a short reply
+        replies = [read(disable_decoding=True) for _ in batch.commands]
+    except ConnectionError as error:
+        if isinstance(error.__context__, BlockingIOError):  # which is how the kernel says that the time is over
+            raise TimeoutError(f"no answer within {connection.socket_timeout:g} seconds.") from error
+        raise
+    for reply in replies:
+        if isinstance(reply, ResponseError):
+            _looked_at(reply)
     return replies
 
 
@@ -231,12 +245,12 @@ def _looked_at(error: ResponseError) -> ResponseError:
     return error
 
 
-def _may_repeat(batch: Batch, connection: Any, error: RedisError) -> bool:
+def _may_repeat(batch: Batch, connection: Any, error: Exception) -> bool:
     """Whether to try once more, where that does no harm: after a connection was dropped, or as the settings say.
 
     A server that is slow to answer is not asked twice, or a visitor would wait twice as long.
     """
-    return batch.repeat and (isinstance(error, ConnectionError) or connection.retry.get_retries() != 0)
+    return batch.repeat and (not isinstance(error, TimeoutError) or connection.retry.get_retries() != 0)
 
 
 class Ordinary:

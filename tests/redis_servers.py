@@ -73,6 +73,9 @@ class RedisServer:
     def client(self) -> "redis.Redis":
         return redis.Redis(port=self.port)
 
+    def run_on(self, cores: set[int]) -> None:
+        os.sched_setaffinity(self._process.pid, cores)
+
     def pause(self) -> None:
         os.kill(self._process.pid, signal.SIGSTOP)
 
