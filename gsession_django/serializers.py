@@ -42,7 +42,11 @@ class _KeptJSONSerializer(JSONSerializer):
         )
     )
 
+    _text = staticmethod(json.encoder.encode_basestring_ascii)
+
     def dumps(self, obj: Any) -> bytes:
+        if type(obj) is str:
+            return self._text(obj).encode("latin-1")
         try:
             return "".join(self._pieces(obj, 0)).encode("latin-1")
         except RecursionError:

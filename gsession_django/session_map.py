@@ -171,7 +171,8 @@ class SessionMap(MutableMapping[str, Any]):
 
     def _remember(self, key: str) -> None:
         if key not in self._originals:
-            self._originals[key] = self._values.get(key, _UNKNOWN if self._may_have(key) else MISSING)
+            value = self._values.get(key, MISSING)
+            self._originals[key] = _UNKNOWN if value is MISSING and self._may_have(key) else value
 
     def __contains__(self, key: object) -> bool:
         if isinstance(key, str) and key not in self._values and self._may_have(key):

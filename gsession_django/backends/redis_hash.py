@@ -106,8 +106,8 @@ class RedisHashStorage(BaseRedisStorage):
     def _fields(self, data: Mapping[str, Any]) -> dict[bytes, bytes]:
         encode = self.encode
         try:
-            return {_field_of(key): encode(value) for key, value in data.items()}
-        except AttributeError:  # the serializer knows what becomes of keys that are not strings
+            return {key.encode(): encode(value) for key, value in data.items()}
+        except (AttributeError, UnicodeError):  # the serializer knows what becomes of keys that are not strings
             return {_field_of(key): encode(value) for key, value in self.decode(encode(dict(data))).items()}
 
     def _value(self, field: bytes, stored: bytes) -> Any:
