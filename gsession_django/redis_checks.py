@@ -49,7 +49,8 @@ def _database(entry: dict[str, Any]) -> object:
     number = parse_qs(parts.query).get("db", [""])[0] or (parts.path.strip("/") if parts.scheme != "unix" else "")
     number = number or str(options.get("db", options.get("CONNECTION_POOL_KWARGS", {}).get("db", 0)))
     socket = parts.path if parts.scheme == "unix" else ""
-    return parts.hostname or "localhost", parts.port or 6379, socket, number
+    sentinels = repr(options.get("SENTINELS"))  # behind which the host is no host, but a name that they know
+    return parts.hostname or "localhost", parts.port or 6379, socket, number, sentinels
 
 
 def check_server(engine: str) -> Iterator[CheckMessage]:
