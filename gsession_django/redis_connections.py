@@ -2,6 +2,8 @@
 
 import select
 import threading
+import time
+from contextlib import suppress
 from typing import Any, Final, Protocol
 
 import redis.asyncio.connection as aio_connection
@@ -32,6 +34,8 @@ _KEPT_CONNECTIONS: Final = (
     aio_sentinel.SentinelManagedConnection,
     aio_sentinel.SentinelManagedSSLConnection,
 )
+# Seconds for which the master stays the one that Sentinel has named: no server is taken for dead in less.
+_NAMED_FOR: Final = 1.0
 _NEED_THEIR_POOL: Final = frozenset({"cache", "cache_config", "credential_provider"})
 
 
@@ -61,6 +65,7 @@ class _Kept:
     def __init__(self, pool: Any) -> None:
         self._pool = pool
         self._follows_master = isinstance(pool, _SENTINEL_POOLS)
+        self._ask_at = 0.0
         self._idle: list[Any] = []
         self._closed: list[Any] = []
         self._making = threading.Lock()
@@ -79,6 +84,17 @@ class _Kept:
                 connection = self._pool.make_connection()
                 self._made += 1
                 return connection
+
+    def _has_to_ask(self) -> bool:
+        """Whether it is time to ask Sentinel for the master: one that stood still does not know that it was replaced,
+        and connections to it that were idle meanwhile do not show it.
+        """
+        return self._follows_master and time.monotonic() >= self._ask_at
+
+    def _asked(self, start: float) -> None:
+        """Take note of when to ask again: later if it took long, as with sentinels that are gone."""
+        end = time.monotonic()
+        self._ask_at = end + max(_NAMED_FOR, 10 * (end - start))
 
     def _has_to_go(self, connection: Any) -> bool:
         """Whether the server asked to connect anew, or Sentinel has named another one since."""
@@ -119,6 +135,11 @@ class Kept(_Kept):
     def _is_clean(self, connection: Any) -> bool:
         """Whether a kept connection is still open, with nothing on it that nobody has read."""
         try:
+            if self._has_to_ask():
+                start = time.monotonic()
+                with suppress(RedisError, OSError):  # the master may be there without them
+                    self._pool.get_master_address()
+                self._asked(start)
             return not (connection.can_read() or self._has_to_go(connection))
         except (RedisError, OSError):
             return False
@@ -170,6 +191,11 @@ class AsyncKept(_Kept):
 
     async def _is_clean(self, connection: Any) -> bool:
         try:
+            if self._has_to_ask():
+                start = time.monotonic()
+                with suppress(RedisError, OSError):
+                    await self._pool.get_master_address()
+                self._asked(start)
             # redis-py looks at what the event loop has read; what came while the loop stood still is in the socket.
             return not (await connection.can_read() or _has_unread(connection) or self._has_to_go(connection))
         except (RedisError, OSError):
@@ -218,6 +244,8 @@ def _may_repeat(batch: Batch, connection: Any, error: RedisError) -> bool:
 
     A server that is slow to answer is not asked twice, or a visitor would wait twice as long.
     """
+    if isinstance(error.__context__, ResponseError):  # a replica has refused it
+        return True
     return batch.repeat and (isinstance(error, ConnectionError) or connection.retry.get_retries() != 0)
 
 
