@@ -9,7 +9,8 @@ from django.core.checks import CheckMessage, Error, Warning
 from django.core.exceptions import ImproperlyConfigured
 from redis.exceptions import RedisError
 
-from gsession_django.redis_settings import CacheEntry, first_url
+from gsession_django.conf import conf
+from gsession_django.redis_settings import WAIT_TIMEOUT, CacheEntry, first_url
 
 _OLDEST = (6, 2)
 
@@ -37,6 +38,23 @@ def check_entry(engine: str) -> Iterator[CheckMessage]:
             hint="cache.clear() flushes the whole database and signs everybody out. Give sessions an entry of their "
             "own in CACHES, with another database number in its LOCATION, or better a server of their own.",
             id="gsession_django.W003",
+        )
+    yield from _check_waiting(engine, entry)
+
+
+def _check_waiting(engine: str, entry: CacheEntry) -> Iterator[CheckMessage]:
+    engines = conf().engines
+    options = engines.get(engine) if isinstance(engines, dict) else None
+    if not isinstance(options, dict) or not options.get("wait_replicas"):
+        return
+    timeout, limit = options.get("wait_timeout", WAIT_TIMEOUT), entry.make_pool().connection_kwargs["socket_timeout"]
+    if not isinstance(timeout, int | float) or (limit is not None and timeout >= limit):
+        yield Error(
+            f'GSESSION["ENGINES"][{engine!r}] has the option wait_timeout = {timeout!r}, which is no number of seconds '
+            f"less than the {limit} that {entry} gives the server to answer.",
+            hint="While replicas are waited for the server does not answer, and the change would look like a failure. "
+            "Give wait_timeout less, or SOCKET_TIMEOUT in the OPTIONS of the entry more.",
+            id="gsession_django.E014",
         )
 
 

@@ -33,6 +33,9 @@ TIMEOUTS: Final = {"SOCKET_CONNECT_TIMEOUT": 1, "SOCKET_TIMEOUT": 2}
 ever.
 """
 
+WAIT_TIMEOUT: Final = 0.1
+"""Seconds for which replicas are waited for, where the engine's option says nothing."""
+
 # The async counterpart of what an entry may name. The nearest base class counts, so that a subclass works too.
 _ASYNC_POOLS: Final[dict[type, Any]] = {
     redis.connection.ConnectionPool: aio.ConnectionPool,

@@ -228,10 +228,13 @@ def test_sentinels_that_are_gone_cost_little_and_are_not_forgotten() -> None:
         return known_sentinels(store_class)
 
     def outage(store_class: type[SessionStore], key: str) -> None:
+        async def load() -> None:
+            with pytest.raises(StorageUnavailable):
+                await store_class(key).aget("name")
+
         with pytest.raises(StorageUnavailable):
             store_class(key).get("name")
-        with pytest.raises(StorageUnavailable):
-            asyncio.run(store_class(key).aget("name"))
+        asyncio.run(load())
 
     with Sentinels(replicas=0) as sentinels, site(redis_engine, sentinels) as store_class:
         everyone = {sentinel.port for sentinel in sentinels.sentinels}
