@@ -9,7 +9,8 @@ from django.core.checks import CheckMessage, Error, Warning
 from django.core.exceptions import ImproperlyConfigured
 from redis.exceptions import RedisError
 
-from gsession_django.redis_settings import CacheEntry, first_url
+from gsession_django.conf import conf
+from gsession_django.redis_settings import WAIT_TIMEOUT, CacheEntry, first_url
 
 _OLDEST = (6, 2)
 
@@ -38,6 +39,23 @@ def check_entry(engine: str) -> Iterator[CheckMessage]:
             "own in CACHES, with another database number in its LOCATION, or better a server of their own.",
             id="gsession_django.W003",
         )
+    yield from _check_waiting(engine, entry)
+
+
+def _check_waiting(engine: str, entry: CacheEntry) -> Iterator[CheckMessage]:
+    engines = conf().engines
+    options = engines.get(engine) if isinstance(engines, dict) else None
+    if not isinstance(options, dict) or not options.get("wait_replicas"):
+        return
+    timeout, limit = options.get("wait_timeout", WAIT_TIMEOUT), entry.make_pool().connection_kwargs["socket_timeout"]
+    if not isinstance(timeout, int | float) or (limit is not None and timeout >= limit):
+        yield Error(
+            f'GSESSION["ENGINES"][{engine!r}] has the option wait_timeout = {timeout!r}, which is no number of seconds '
+            f"less than the {limit} that {entry} gives the server to answer.",
+            hint="While replicas are waited for the server does not answer, and the change would look like a failure. "
+            "Give wait_timeout less, or SOCKET_TIMEOUT in the OPTIONS of the entry more.",
+            id="gsession_django.E014",
+        )
 
 
 def _database(entry: dict[str, Any]) -> object:
@@ -49,7 +67,8 @@ def _database(entry: dict[str, Any]) -> object:
     number = parse_qs(parts.query).get("db", [""])[0] or (parts.path.strip("/") if parts.scheme != "unix" else "")
     number = number or str(options.get("db", options.get("CONNECTION_POOL_KWARGS", {}).get("db", 0)))
     socket = parts.path if parts.scheme == "unix" else ""
-    return parts.hostname or "localhost", parts.port or 6379, socket, number
+    sentinels = repr(options.get("SENTINELS"))  # behind which the host is no host, but a name that they know
+    return parts.hostname or "localhost", parts.port or 6379, socket, number, sentinels
 
 
 def check_server(engine: str) -> Iterator[CheckMessage]:

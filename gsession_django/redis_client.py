@@ -117,7 +117,10 @@ def _checked(replies: list[Any]) -> list[Any]:
     """Return the replies; raise the first of them that is an error."""
     for reply in replies:
         if isinstance(reply, ResponseError):
-            raise reply
+            try:
+                raise reply
+            finally:
+                del replies, reply  # the traceback holds this frame
     return replies
 
 

@@ -4,14 +4,16 @@ import select
 import socket
 import struct
 import threading
+import time
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any, Final, Protocol
 
 import redis.asyncio.connection as aio_connection
 import redis.asyncio.sentinel as aio_sentinel
 import redis.connection as sync_connection
 import redis.sentinel as sync_sentinel
-from redis.exceptions import ConnectionError, RedisError, ResponseError, TimeoutError
+from redis.exceptions import ConnectionError, ReadOnlyError, RedisError, ResponseError, TimeoutError
 
 from gsession_django.redis_commands import Batch
 
@@ -35,6 +37,8 @@ _KEPT_CONNECTIONS: Final = (
     aio_sentinel.SentinelManagedConnection,
     aio_sentinel.SentinelManagedSSLConnection,
 )
+# Seconds for which the master stays the one that Sentinel has named: no server is taken for dead in less.
+_NAMED_FOR: Final = 1.0
 _NEED_THEIR_POOL: Final = frozenset({"cache", "cache_config", "credential_provider"})
 
 
@@ -64,6 +68,7 @@ class _Kept:
     def __init__(self, pool: Any) -> None:
         self._pool = pool
         self._follows_master = isinstance(pool, _SENTINEL_POOLS)
+        self._ask_at = 0.0
         self._idle: list[Any] = []
         self._closed: list[Any] = []
         self._making = threading.Lock()
@@ -83,6 +88,17 @@ class _Kept:
                 self._made += 1
                 return connection
 
+    def _has_to_ask(self) -> bool:
+        """Whether it is time to ask Sentinel for the master: one that stood still does not know that it was replaced,
+        and connections to it that were idle meanwhile do not show it.
+        """
+        return time.monotonic() >= self._ask_at
+
+    def _asked(self, start: float) -> None:
+        """Take note of when to ask again: later if it took long, as with sentinels that are gone."""
+        end = time.monotonic()
+        self._ask_at = end + max(_NAMED_FOR, 10 * (end - start))
+
     def _has_to_go(self, connection: Any) -> bool:
         """Whether the server asked to connect anew, or Sentinel has named another one since."""
         if self._follows_master and self._pool.master_address != (connection.host, connection.port):
@@ -94,16 +110,20 @@ class _Kept:
 class Kept(_Kept):
     """Kept connections for threads."""
 
+    def __init__(self, pool: Any) -> None:
+        super().__init__(pool)
+        self._unread: dict[Any, Callable[[], object]] = {}
+
     def __call__(self, batch: Batch) -> list[Any]:
         try:
-            connection, has_unread = self._idle.pop()
+            connection, kept = self._idle.pop(), True
         except IndexError:
-            connection, has_unread = self._another(), None
+            connection, kept = self._another(), False
         try:
-            if has_unread is None or not self._is_clean(connection, has_unread):
+            if not (kept and self._is_clean(connection)):
                 connection.disconnect()
                 connection.connect()
-                has_unread = _settled(connection)
+                self._unread[connection] = _settled(connection)
             try:
                 replies = _talk(connection, batch)
             except (ConnectionError, TimeoutError, OSError) as error:
@@ -113,18 +133,23 @@ class Kept(_Kept):
                 replies = connection.retry.call_with_retry(
                     lambda: _connect_and_talk(connection, batch), lambda error: connection.disconnect()
                 )
-                has_unread = _settled(connection)
+                self._unread[connection] = _settled(connection)
         except BaseException:
             connection.disconnect()
             self._closed.append(connection)
             raise
-        self._idle.append((connection, has_unread))
+        self._idle.append(connection)
         return replies
 
-    def _is_clean(self, connection: Any, has_unread: Callable[[], object]) -> bool:
+    def _is_clean(self, connection: Any) -> bool:
         """Whether a kept connection is still open, with nothing on it that nobody has read."""
         try:
-            return not (has_unread() or self._has_to_go(connection))
+            if self._follows_master and self._has_to_ask():
+                start = time.monotonic()
+                with suppress(RedisError, OSError):  # the master may be there without them
+                    self._pool.get_master_address()
+                self._asked(start)
+            return not (self._unread[connection]() or self._has_to_go(connection))
         except (RedisError, OSError):
             return False
 
@@ -202,6 +227,11 @@ class AsyncKept(_Kept):
 
     async def _is_clean(self, connection: Any) -> bool:
         try:
+            if self._follows_master and self._has_to_ask():
+                start = time.monotonic()
+                with suppress(RedisError, OSError):
+                    await self._pool.get_master_address()
+                self._asked(start)
             # redis-py looks at what the event loop has read; what came while the loop stood still is in the socket.
             return not (await connection.can_read() or _has_unread(connection) or self._has_to_go(connection))
         except (RedisError, OSError):
@@ -240,9 +270,9 @@ async def _aconnect_and_talk(connection: Any, batch: Batch) -> list[Any]:
 
 def _looked_at(error: ResponseError) -> ResponseError:
     """Return the error, unless it comes from a server that is a replica by now: Sentinel knows another."""
-    if "READONLY" in str(error):  # in the middle, where an older server ran a script
+    if isinstance(error, ReadOnlyError) or "READONLY" in str(error):  # in the middle, where a script met it
         raise ConnectionError(str(error)) from error
-    return error
+    return error.with_traceback(None)  # its frames hold the replies, and so the error, and the connection
 
 
 def _may_repeat(batch: Batch, connection: Any, error: Exception) -> bool:
@@ -250,6 +280,8 @@ def _may_repeat(batch: Batch, connection: Any, error: Exception) -> bool:
 
     A server that is slow to answer is not asked twice, or a visitor would wait twice as long.
     """
+    if isinstance(error.__cause__ or error.__context__, ResponseError):  # a replica has refused it
+        return True
     return batch.repeat and (not isinstance(error, TimeoutError) or connection.retry.get_retries() != 0)
 
 

@@ -20,14 +20,21 @@ from django.conf import settings
 from django.core.exceptions import ImproperlyConfigured
 from django.utils.module_loading import import_string
 from django_redis.cache import RedisCache
+from django_redis.client.sentinel import SentinelClient
 from django_redis.client.sharded import ShardClient
-from django_redis.pool import get_connection_factory
+from django_redis.pool import SentinelConnectionFactory, get_connection_factory
+from redis.connection import to_bool
 from redis.retry import Retry
+
+from gsession_django.redis_sentinel import AsyncSentinel, Sentinel, sentinel_arguments
 
 TIMEOUTS: Final = {"SOCKET_CONNECT_TIMEOUT": 1, "SOCKET_TIMEOUT": 2}
 """Seconds, where the entry says nothing: django-redis would leave it to the version of redis-py, some of which wait for
 ever.
 """
+
+WAIT_TIMEOUT: Final = 0.1
+"""Seconds for which replicas are waited for, where the engine's option says nothing."""
 
 # The async counterpart of what an entry may name. The nearest base class counts, so that a subclass works too.
 _ASYNC_POOLS: Final[dict[type, Any]] = {
@@ -102,8 +109,23 @@ class CacheEntry:
                 f"{self}: the CLIENT_CLASS {self._client_class.__qualname__} spreads keys over several servers. Name "
                 "an entry with one server or Sentinel in SESSION_CACHE_ALIAS."
             )
-        in_url = parse_qs(urlsplit(self.url).query).get("decode_responses", ["false"])[-1]
-        if in_url.lower() not in ("false", "no", "0") or self._factory.pool_cls_kwargs.get("decode_responses"):
+        in_url = parse_qs(urlsplit(self.url).query)
+        wants_sentinel = issubclass(self._client_class, SentinelClient) or issubclass(
+            self._factory.pool_cls, redis.sentinel.SentinelConnectionPool
+        )
+        if wants_sentinel and not isinstance(self._factory, SentinelConnectionFactory):
+            raise ImproperlyConfigured(
+                f"{self} is for Sentinel, but its connections are made by {type(self._factory).__qualname__}. Set "
+                "'CONNECTION_FACTORY' in its OPTIONS, or DJANGO_REDIS_CONNECTION_FACTORY, to "
+                "'django_redis.pool.SentinelConnectionFactory'."
+            )
+        if not to_bool(in_url.get("is_master", ["1"])[-1]):  # type: ignore[no-untyped-call]
+            raise ImproperlyConfigured(
+                f"{self} begins with a replica (is_master=0), to which no session can be saved. Put the URL of the "
+                "master first in LOCATION."
+            )
+        decodes = in_url.get("decode_responses", ["false"])[-1]
+        if decodes.lower() not in ("false", "no", "0") or self._factory.pool_cls_kwargs.get("decode_responses"):
             raise ImproperlyConfigured(
                 f"{self} has decode_responses, but sessions and cached values are bytes. Take it out of the LOCATION "
                 "and of CONNECTION_POOL_KWARGS."
@@ -124,7 +146,12 @@ class CacheEntry:
 
     def make_pool(self) -> Any:
         """Return a connection pool of our own; django-redis shares its pools by URL, whatever their timeouts are."""
-        return self._factory.get_connection_pool(self._factory.make_connection_params(self.url))
+        pool = self._factory.get_connection_pool(self._factory.make_connection_params(self.url))
+        if isinstance(pool, redis.sentinel.SentinelConnectionPool):
+            pool.sentinel_manager = pool.proxy.sentinel_manager = Sentinel(  # type: ignore[no-untyped-call]
+                self.options["SENTINELS"], sentinel_kwargs=sentinel_arguments(self.options)
+            )
+        return pool
 
     def make_client(self, pool: Any) -> Any:
         """Return redis-py's ordinary client on a pool."""
@@ -133,21 +160,17 @@ class CacheEntry:
     def make_async_pool(self) -> Any:
         """Return the same pool for ``redis.asyncio``."""
         arguments = {name: value for name, value in self._pool_arguments.items() if name not in _SYNC_ONLY}
-        if isinstance(retry := arguments.get("retry"), Retry):
-            arguments["retry"] = aio_retry.Retry(retry._backoff, retry.get_retries(), retry._supported_errors)  # type: ignore[arg-type]
+        _await_retries(arguments)
         if "connection_class" in arguments:
             arguments["connection_class"] = _counterpart(arguments["connection_class"], _ASYNC_CONNECTIONS)
         pool_class = _counterpart(self._factory.pool_cls, _ASYNC_POOLS)
         if pool_class is aio_sentinel.SentinelConnectionPool:
-            url = arguments.pop("url")
-            arguments = {
-                "url": url,
-                "service_name": urlsplit(url).hostname,
-                "sentinel_manager": aio_sentinel.Sentinel(  # type: ignore[no-untyped-call]
-                    self.options["SENTINELS"], sentinel_kwargs=self.options.get("SENTINEL_KWARGS"), **arguments
-                ),
-                **arguments,
-            }
+            of_sentinels = sentinel_arguments(self.options)
+            _await_retries(of_sentinels)
+            arguments["service_name"] = urlsplit(arguments["url"]).hostname
+            arguments["sentinel_manager"] = AsyncSentinel(  # type: ignore[no-untyped-call]
+                self.options["SENTINELS"], sentinel_kwargs=of_sentinels
+            )
         return pool_class.from_url(**arguments)
 
 
@@ -156,6 +179,11 @@ def first_url(entry: Mapping[str, Any]) -> str:
     location = entry.get("LOCATION") or ""
     urls: list[str] = location.split(",") if isinstance(location, str) else list(location)
     return urls[0] if urls else ""
+
+
+def _await_retries(arguments: dict[str, Any]) -> None:
+    if isinstance(retry := arguments.get("retry"), Retry):
+        arguments["retry"] = aio_retry.Retry(retry._backoff, retry.get_retries(), retry._supported_errors)  # type: ignore[arg-type]
 
 
 def _is_django_redis(backend: str) -> bool:

@@ -9,7 +9,7 @@ from django.core.checks import CheckMessage
 from gsession_django import redis_checks
 from gsession_django.redis_client import RedisClient
 from gsession_django.redis_commands import Batch, Command, Operation, Script
-from gsession_django.redis_settings import CacheEntry
+from gsession_django.redis_settings import WAIT_TIMEOUT, CacheEntry
 from gsession_django.storage import Storage
 from gsession_django.store import SessionStore
 
@@ -57,7 +57,7 @@ class BaseRedisStorage(Storage):
         prefix: comes before the session id, and after the ``KEY_PREFIX`` of the entry in ``CACHES``.
         wait_replicas: how many replicas have to acknowledge a change before it counts as stored; with fewer it is
             kept, and a warning logged. 0 waits for none.
-        wait_timeout: seconds to wait for them at most.
+        wait_timeout: seconds to wait for them at most; it has to be less than the server may take to answer.
     """
 
     expires_itself = True
@@ -66,7 +66,7 @@ class BaseRedisStorage(Storage):
     # What stands around prefix and id in a key.
     around: ClassVar[tuple[str, str]] = ("", "")
 
-    def __init__(self, prefix: str = "gsession:", wait_replicas: int = 0, wait_timeout: float = 0.1) -> None:
+    def __init__(self, prefix: str = "gsession:", wait_replicas: int = 0, wait_timeout: float = WAIT_TIMEOUT) -> None:
         entry = CacheEntry.of_sessions()
         self.client = RedisClient(entry)
         self._wait = ("WAIT", wait_replicas, max(1, round(wait_timeout * 1000))) if wait_replicas else None

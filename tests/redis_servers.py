@@ -48,11 +48,9 @@ class RedisServer:
         self._run()
 
     def _run(self) -> None:
-        config = {"port": str(self.port), "bind": "127.0.0.1", "dir": self._folder, **self._config}
-        arguments = [part for name, value in config.items() for part in (f"--{name.replace('_', '-')}", value)]
         with Path(self._folder, "log").open("ab") as log:
             self._process = subprocess.Popen(
-                [sys.executable, "-c", _WRAPPER, program(), *arguments],
+                [sys.executable, "-c", _WRAPPER, program(), *self._arguments()],
                 stdout=log,
                 stderr=log,
             )
@@ -66,6 +64,10 @@ class RedisServer:
                 if time.monotonic() > deadline or self._process.poll() is not None:
                     raise RuntimeError(Path(self._folder, "log").read_text()) from None
                 time.sleep(0.01)  # nothing tells when it listens
+
+    def _arguments(self) -> list[str]:
+        config = {"port": str(self.port), "bind": "127.0.0.1", "dir": self._folder, **self._config}
+        return [part for name, value in config.items() for part in (f"--{name.replace('_', '-')}", value)]
 
     def url(self, query: str = "", db: int = 0) -> str:
         return f"redis://127.0.0.1:{self.port}/{db}{query}"

@@ -538,7 +538,7 @@ def test_a_surplus_reply_is_nobodys(module: ModuleType, query: str) -> None:
         assert store_class(bob)["name"] == "bob"
         exchange = client_of(store_class)._exchange
         assert isinstance(exchange, Kept)
-        ((connection, _),) = exchange._idle
+        (connection,) = exchange._idle
         connection._sock.sendall(another_reply(store_class, ada))
         wait_for(connection._sock)
         assert store_class(bob)["name"] == "bob"
