@@ -8,7 +8,7 @@ import redis.asyncio.connection as aio_connection
 import redis.asyncio.sentinel as aio_sentinel
 import redis.connection as sync_connection
 import redis.sentinel as sync_sentinel
-from redis.exceptions import ConnectionError, RedisError, ResponseError, TimeoutError
+from redis.exceptions import ConnectionError, MaxConnectionsError, RedisError, ResponseError, TimeoutError
 
 from gsession_django.redis_commands import Batch
 
@@ -73,7 +73,7 @@ class _Kept:
         except IndexError:
             with self._making:
                 if self._made >= self._pool.max_connections:
-                    raise ConnectionError(
+                    raise MaxConnectionsError(
                         f"All {self._made} connections are in use. Raise max_connections in CONNECTION_POOL_KWARGS."
                     ) from None
                 connection = self._pool.make_connection()

@@ -6,10 +6,11 @@ from typing import Any, ClassVar, Final, TypeVar
 
 from django.core.checks import CheckMessage
 
-from gsession_django import redis_checks
+from gsession_django import redis_checks, redis_move
 from gsession_django.redis_client import RedisClient
 from gsession_django.redis_commands import Batch, Command, Operation, Script
 from gsession_django.redis_settings import CacheEntry
+from gsession_django.session_map import SessionMap
 from gsession_django.storage import Storage
 from gsession_django.store import SessionStore
 
@@ -47,7 +48,7 @@ class BaseRedisStorage(Storage):
     """
 
     expires_itself = True
-    # Renames a session; called with the keys of both ids.
+    # Renames a session; called with the keys of both ids. (In a cluster redis_move.py does that.)
     move_script: ClassVar[Script]
     # What stands around prefix and id in a key.
     around: ClassVar[tuple[str, str]] = ("", "")
@@ -56,11 +57,18 @@ class BaseRedisStorage(Storage):
         entry = CacheEntry.of_sessions()
         self.client = RedisClient(entry)
         self._wait = ("WAIT", wait_replicas, max(1, round(wait_timeout * 1000))) if wait_replicas else None
+        self._held = redis_move.Held() if entry.is_cluster else None
         self._before, self._after = entry.key_prefix + self.around[0] + prefix, self.around[1]
 
     def _keys(self, session_id: str) -> tuple[str, ...]:
         """Return the keys that a session has, the one without which there is no session first."""
         return (f"{self._before}{session_id}{self._after}",)
+
+    def _hold(self, session_id: str, session: SessionMap) -> SessionMap:
+        """Remember, in a cluster, what a request has read, for as long as it holds it."""
+        if self._held is not None:
+            self._held[session_id] = session
+        return session
 
     def _exists(self, session_id: str) -> Operation[bool]:
         key = self._keys(session_id)[0]
@@ -71,14 +79,25 @@ class BaseRedisStorage(Storage):
         yield from self._write(("UNLINK", *self._keys(session_id)))
 
     def _move(self, session_id: str, new_id: str, ttl: int) -> Operation[bool]:
+        if self._held is not None:
+            return (yield from redis_move.move(self, session_id, new_id, ttl, self._held.get(session_id)))
         return bool((yield from self._write(self.move_script(self._keys(session_id) + self._keys(new_id)))))
 
-    def _write(self, command: Command, repeat: bool = True) -> Operation[Any]:
-        """Send a command that changes a session, and return its reply."""
+    def _leave(self, session_id: str, new_id: str, copied: Any = None) -> Command:
+        raise NotImplementedError
+
+    def _read(self, reply: Any) -> Any:
+        raise NotImplementedError
+
+    def _copy(self, new_id: str, session: Any, ttl: int) -> Command:
+        raise NotImplementedError
+
+    def _write(self, *commands: Command, repeat: bool = True) -> Operation[Any]:
+        """Send commands that change a session, and return the reply of the last."""
         if self._wait is None:
-            (reply,) = yield Batch(command, repeat=repeat)
+            *_, reply = yield Batch(*commands, repeat=repeat)
             return reply
-        reply, acknowledged = yield Batch(command, self._wait, repeat=repeat)
+        *_, reply, acknowledged = yield Batch(*commands, self._wait, repeat=repeat)
         if acknowledged < self._wait[1]:
             logger.warning(
                 "%s: %d of the %d replicas that the option wait_replicas asks for acknowledged a change within %d ms. "
