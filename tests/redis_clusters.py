@@ -10,7 +10,6 @@ from contextlib import ExitStack
 from types import TracebackType
 from typing import Any, Final, Self
 
-import redis
 from redis.crc import key_slot
 
 from tests.redis_servers import RedisServer, settings_for
@@ -162,6 +161,12 @@ class RedisCluster:
     def url(self, query: str = "") -> str:
         return self.nodes[0].url(query)
 
+    @staticmethod
+    def nobody() -> str:
+        """Return a URL where no server is."""
+        with socket.create_server(("127.0.0.1", 0)) as free:
+            return f"redis://127.0.0.1:{free.getsockname()[1]}/0"
+
     def master_of(self, key: str) -> Node:
         """Return the server that has the slot of a key, as that says itself."""
         slot = key_slot(key.encode())
@@ -192,7 +197,7 @@ class RedisCluster:
 
 
 class Moving:
-    """A slot on its way from one master to another, as ``redis-cli --cluster reshard`` does it, step by step."""
+    """A slot on its way from one master to another, as ``redis-cli --cluster reshard`` moves it. It gets there."""
 
     def __init__(self, cluster: RedisCluster, slot: int, source: Node, target: Node) -> None:
         self._cluster = cluster
@@ -202,11 +207,11 @@ class Moving:
         target.cluster("SETSLOT", slot, "IMPORTING", source.id)
         source.cluster("SETSLOT", slot, "MIGRATING", target.id)
 
-    def some_keys(self, number: int = 10) -> list[bytes]:
+    def some_keys(self, number: int = 10) -> list[str]:
         """Return some keys that have not been moved yet."""
         return list(self.source.cluster("GETKEYSINSLOT", self.slot, number))
 
-    def move(self, *keys: bytes) -> None:
+    def move(self, *keys: str) -> None:
         with self.source.client() as client:
             client.execute_command("MIGRATE", "127.0.0.1", self.target.port, "", 0, 10_000, "KEYS", *keys)
 
@@ -214,13 +219,15 @@ class Moving:
         """Move what is left, and say so to all."""
         while keys := self.some_keys():
             self.move(*keys)
-        for node in (self.target, self.source, *self._cluster.nodes):
-            if node is self.target or node is self.source or node.is_master():
-                node.cluster("SETSLOT", self.slot, "NODE", self.target.id)
+        others = [node for node in self._cluster.nodes if node.is_master()]
+        for node in (self.target, self.source, *others):
+            node.cluster("SETSLOT", self.slot, "NODE", self.target.id)
 
-    def give_up(self) -> None:
-        for node in (self.target, self.source):
-            node.cluster("SETSLOT", self.slot, "STABLE")
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
+        self.finish()
 
 
 @functools.cache
