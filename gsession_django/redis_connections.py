@@ -210,7 +210,7 @@ def _looked_at(error: ResponseError) -> ResponseError:
     """Return the error, unless it comes from a server that is a replica by now: Sentinel knows another."""
     if "READONLY" in str(error):  # in the middle, where an older server ran a script
         raise ConnectionError(str(error)) from error
-    return error
+    return error.with_traceback(None)  # which would keep the connection alive until the garbage collector comes
 
 
 def _may_repeat(batch: Batch, connection: Any, error: RedisError) -> bool:

@@ -73,70 +73,76 @@ class _Nodes(Generic[E]):
         slot, end = _slot_of(batch), time.monotonic() + PATIENCE
         asked: Address | None = None
         redirected = False
-        while True:
-            owners = self._owners
-            owner = owners.get(slot)
-            node = asked or owner
-            problem: RedisError = ClusterDownError(f"No node of the cluster has the slot {slot}.")
-            if node is not None:
-                try:
-                    replies: list[Any] = yield node, (_asking(batch) if asked else batch)
-                except _OF_OUR_OWN:
-                    raise
-                except (ConnectionError, TimeoutError) as error:
-                    if not (batch.repeat or _was_not_sent(error)):
-                        self._owners = {}
+        try:
+            while True:
+                problem: RedisError = ClusterDownError(f"No node of the cluster has the slot {slot}.")
+                owners = self._owners
+                owner = owners.get(slot)
+                node = asked or owner
+                if node is not None:
+                    try:
+                        replies: list[Any] = yield node, (_asking(batch) if asked else batch)
+                    except _OF_OUR_OWN:
                         raise
-                    problem = error
-                else:
-                    replies = replies[1::2] if asked else replies
-                    refusal = _refusal(batch, replies, node)
-                    if refusal is None:
-                        return replies
-                    problem = refusal
-            asked, pause = None, _PAUSE
-            if isinstance(problem, MovedError):
-                owners[slot] = problem.node_addr
-                redirected, pause = True, _PAUSE if redirected else 0
-            elif isinstance(problem, AskError):
-                asked, pause = problem.node_addr, 0
-            elif not isinstance(problem, TryAgainError):
-                if self._owners is owners:  # nobody has looked meanwhile
-                    yield from self._look(node, end)
-                moved = self._owners.get(slot) != owner
-                if isinstance(problem, TimeoutError) and not moved:  # or a visitor would wait twice as long
+                    except (ConnectionError, TimeoutError) as error:
+                        if not (batch.repeat or _was_not_sent(error)):
+                            self._owners = {}
+                            raise
+                        problem = error
+                    else:
+                        replies = replies[1::2] if asked else replies
+                        refusal = _refusal(batch, replies, node)
+                        if refusal is None:
+                            return replies
+                        problem = refusal
+                asked, pause = None, _PAUSE
+                if isinstance(problem, MovedError):
+                    owners[slot] = problem.node_addr
+                    redirected, pause = True, _PAUSE if redirected else 0
+                elif isinstance(problem, AskError):
+                    asked, pause = problem.node_addr, 0
+                elif not isinstance(problem, TryAgainError):
+                    if self._owners is owners:  # nobody has looked meanwhile
+                        yield from self._look(node, end)
+                    moved = self._owners.get(slot) != owner
+                    if isinstance(problem, TimeoutError) and not moved:  # or a visitor would wait twice as long
+                        raise problem
+                    pause = 0 if moved else _PAUSE
+                if time.monotonic() + pause > end:
                     raise problem
-                pause = 0 if moved else _PAUSE
-            if time.monotonic() + pause > end:
-                raise problem
-            if pause:
-                yield pause
+                if pause:
+                    yield pause
+        finally:
+            del problem  # or it and this frame would keep each other alive until the garbage collector comes
 
     def _look(self, failed: Address | None, end: float) -> Route[None]:
         """Find out who has which slot: from any node, but from the one that has failed last."""
         nodes = self._members.union(self._entry.nodes)
         problem: RedisError = ConnectionError("No node of the cluster could be asked for its slots.")
-        for node in sorted(nodes, key=lambda node: (node == failed, random.random())):
-            if time.monotonic() > end:
-                break
-            try:
-                (reply,) = yield node, Batch(("CLUSTER", "SLOTS"))
-            except _OF_OUR_OWN:
-                raise
-            except (ConnectionError, TimeoutError) as error:
-                problem = error
-                continue
-            if isinstance(reply, ResponseError):
-                problem = reply
-            elif reply:
-                owners = {}
-                for first, last, *those in reply:
-                    members = [(_host(host, node), port) for host, port, *_ in those]
-                    owners.update(dict.fromkeys(range(first, last + 1), members[0]))
-                    self._members.update(members)
-                self._owners = owners
-                return
-        raise problem
+        try:
+            for node in sorted(nodes, key=lambda node: (node == failed, random.random())):
+                if time.monotonic() > end:
+                    break
+                try:
+                    (reply,) = yield node, Batch(("CLUSTER", "SLOTS"))
+                except _OF_OUR_OWN:
+                    raise
+                except (ConnectionError, TimeoutError) as error:
+                    problem = error
+                    continue
+                if isinstance(reply, ResponseError):
+                    problem = reply
+                elif reply:
+                    owners = {}
+                    for first, last, *those in reply:
+                        members = [(_host(host, node), port) for host, port, *_ in those]
+                        owners.update(dict.fromkeys(range(first, last + 1), members[0]))
+                        self._members.update(members)
+                    self._owners = owners
+                    return
+            raise problem
+        finally:
+            del problem
 
     def _primaries(self) -> Route[list[Address]]:
         yield from self._look(None, time.monotonic() + PATIENCE)
