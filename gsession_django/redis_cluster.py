@@ -24,9 +24,6 @@ class ClusterClient(DefaultClient):  # type: ignore[misc]
     node (``sinter``, ``smove``) raises ``RedisClusterException``, unless a hash tag puts them there.
     """
 
-    def get_next_client_index(self, write: bool = True, tried: list[int] | None = None) -> int:
-        return 0  # not a primary and its replicas: all are nodes of the one cluster
-
     def connect(self, index: int = 0) -> RedisCluster:
         known = repr((self._server, self._options))
         if known not in _clusters:

@@ -13,8 +13,6 @@ from typing import Any, Final, Generic, TypeVar
 from redis.crc import key_slot
 from redis.exceptions import (
     AskError,
-    AuthenticationError,
-    AuthorizationError,
     BusyLoadingError,
     ClusterDownError,
     ConnectionError,
@@ -33,8 +31,6 @@ from gsession_django.redis_settings import Address, CacheEntry
 PATIENCE: Final = 5.0
 """Seconds after which a batch is not tried again."""
 _PAUSE: Final = 0.1
-# What no other node can mend.
-_OF_OUR_OWN: Final = (AuthenticationError, AuthorizationError, MaxConnectionsError)
 
 E = TypeVar("E")
 T = TypeVar("T")
@@ -73,76 +69,68 @@ class _Nodes(Generic[E]):
         slot, end = _slot_of(batch), time.monotonic() + PATIENCE
         asked: Address | None = None
         redirected = False
-        try:
-            while True:
-                problem: RedisError = ClusterDownError(f"No node of the cluster has the slot {slot}.")
-                owners = self._owners
-                owner = owners.get(slot)
-                node = asked or owner
-                if node is not None:
-                    try:
-                        replies: list[Any] = yield node, (_asking(batch) if asked else batch)
-                    except _OF_OUR_OWN:
+        while True:
+            problem: RedisError = ClusterDownError(f"No node of the cluster has the slot {slot}.")
+            owners = self._owners
+            owner = owners.get(slot)
+            node = asked or owner
+            if node is not None:
+                try:
+                    replies: list[Any] = yield node, (_asking(batch) if asked else batch)
+                except MaxConnectionsError:  # which no other node can mend
+                    raise
+                except (ConnectionError, TimeoutError) as error:
+                    if not (batch.repeat or _was_not_sent(error)):
+                        self._owners = {}
                         raise
-                    except (ConnectionError, TimeoutError) as error:
-                        if not (batch.repeat or _was_not_sent(error)):
-                            self._owners = {}
-                            raise
-                        problem = error
-                    else:
-                        replies = replies[1::2] if asked else replies
-                        refusal = _refusal(batch, replies, node)
-                        if refusal is None:
-                            return replies
-                        problem = refusal
-                asked, pause = None, _PAUSE
-                if isinstance(problem, MovedError):
-                    owners[slot] = problem.node_addr
-                    redirected, pause = True, _PAUSE if redirected else 0
-                elif isinstance(problem, AskError):
-                    asked, pause = problem.node_addr, 0
-                elif not isinstance(problem, TryAgainError):
-                    if self._owners is owners:  # nobody has looked meanwhile
-                        yield from self._look(node, end)
-                    moved = self._owners.get(slot) != owner
-                    if isinstance(problem, TimeoutError) and not moved:  # or a visitor would wait twice as long
-                        raise problem
-                    pause = 0 if moved else _PAUSE
-                if time.monotonic() + pause > end:
+                    problem = error
+                else:
+                    replies = replies[1::2] if asked else replies
+                    refusal = _refusal(batch, replies, node)
+                    if refusal is None:
+                        return replies
+                    problem = refusal
+            asked, pause = None, _PAUSE
+            if isinstance(problem, MovedError):
+                owners[slot] = problem.node_addr
+                redirected, pause = True, _PAUSE if redirected else 0
+            elif isinstance(problem, AskError):
+                asked, pause = problem.node_addr, 0
+            elif not isinstance(problem, TryAgainError):
+                if self._owners is owners:  # nobody has looked meanwhile
+                    yield from self._look(node, end)
+                moved = self._owners.get(slot) != owner
+                if isinstance(problem, TimeoutError) and not moved:  # or a visitor would wait twice as long
                     raise problem
-                if pause:
-                    yield pause
-        finally:
-            del problem  # or it and this frame would keep each other alive until the garbage collector comes
+                pause = 0 if moved else _PAUSE
+            if time.monotonic() + pause > end:
+                raise problem
+            if pause:
+                yield pause
 
     def _look(self, failed: Address | None, end: float) -> Route[None]:
         """Find out who has which slot: from any node, but from the one that has failed last."""
         nodes = self._members.union(self._entry.nodes)
         problem: RedisError = ConnectionError("No node of the cluster could be asked for its slots.")
-        try:
-            for node in sorted(nodes, key=lambda node: (node == failed, random.random())):
-                if time.monotonic() > end:
-                    break
-                try:
-                    (reply,) = yield node, Batch(("CLUSTER", "SLOTS"))
-                except _OF_OUR_OWN:
-                    raise
-                except (ConnectionError, TimeoutError) as error:
-                    problem = error
-                    continue
-                if isinstance(reply, ResponseError):
-                    problem = reply
-                elif reply:
-                    owners = {}
-                    for first, last, *those in reply:
-                        members = [(_host(host, node), port) for host, port, *_ in those]
-                        owners.update(dict.fromkeys(range(first, last + 1), members[0]))
-                        self._members.update(members)
-                    self._owners = owners
-                    return
-            raise problem
-        finally:
-            del problem
+        for node in sorted(nodes, key=lambda node: (node == failed, random.random())):
+            if time.monotonic() > end:
+                break
+            try:
+                (reply,) = yield node, Batch(("CLUSTER", "SLOTS"))
+            except (ConnectionError, TimeoutError) as error:
+                problem = error
+                continue
+            if isinstance(reply, ResponseError):
+                problem = reply
+            elif reply:
+                owners = {}
+                for first, last, *those in reply:
+                    members = [(_host(host, node), port) for host, port, *_ in those]
+                    owners.update(dict.fromkeys(range(first, last + 1), members[0]))
+                    self._members.update(members)
+                self._owners = owners
+                return
+        raise problem
 
     def _primaries(self) -> Route[list[Address]]:
         yield from self._look(None, time.monotonic() + PATIENCE)
