@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from typing import Any
-from urllib.parse import parse_qs, urlsplit
+from urllib.parse import urlsplit
 
 from django.conf import settings
 from django.core.checks import CheckMessage, Error, Warning
@@ -10,7 +10,9 @@ from django.core.exceptions import ImproperlyConfigured
 from redis.exceptions import RedisError
 
 from gsession_django.conf import conf
-from gsession_django.redis_settings import WAIT_TIMEOUT, CacheEntry, first_url
+from gsession_django.redis_client import RedisClient
+from gsession_django.redis_settings import WAIT_TIMEOUT, CacheEntry, database_of, urls_of
+from gsession_django.storage import StorageUnavailable
 
 _OLDEST = (6, 2)
 
@@ -29,14 +31,14 @@ def check_entry(engine: str) -> Iterator[CheckMessage]:
     shared = [
         alias
         for alias, other in settings.CACHES.items()
-        if alias != entry.alias and _database(other) == _database(settings.CACHES[entry.alias])
+        if alias != entry.alias and _databases(other) & _databases(settings.CACHES[entry.alias])
     ]
     if entry.alias == "default" or shared:
         found = f"is shared by {', '.join(map(repr, shared))}" if shared else "is the site's default cache"
         yield Warning(
             f"SESSION_CACHE_ALIAS = {entry.alias!r}: the Redis database of {entry} {found}.",
             hint="cache.clear() flushes the whole database and signs everybody out. Give sessions an entry of their "
-            "own in CACHES, with another database number in its LOCATION, or better a server of their own.",
+            "own in CACHES, with another database number in its LOCATION, or better a server or cluster of their own.",
             id="gsession_django.W003",
         )
     yield from _check_waiting(engine, entry)
@@ -58,17 +60,18 @@ def _check_waiting(engine: str, entry: CacheEntry) -> Iterator[CheckMessage]:
         )
 
 
-def _database(entry: dict[str, Any]) -> object:
-    """Return what identifies the Redis database of an entry; of one that is not Redis, nothing that equals another."""
+def _databases(entry: dict[str, Any]) -> set[object]:
+    """Return what identifies the Redis databases of an entry: one for each of its URLs."""
     if "redis" not in entry["BACKEND"].lower():
-        return object()
-    parts = urlsplit(first_url(entry))
+        return set()
+    found: set[object] = set()
     options = entry.get("OPTIONS", {})
-    number = parse_qs(parts.query).get("db", [""])[0] or (parts.path.strip("/") if parts.scheme != "unix" else "")
-    number = number or str(options.get("db", options.get("CONNECTION_POOL_KWARGS", {}).get("db", 0)))
-    socket = parts.path if parts.scheme == "unix" else ""
     sentinels = repr(options.get("SENTINELS"))  # behind which the host is no host, but a name that they know
-    return parts.hostname or "localhost", parts.port or 6379, socket, number, sentinels
+    for url in urls_of(entry):
+        parts = urlsplit(url.strip())
+        socket = parts.path if parts.scheme == "unix" else ""
+        found.add((parts.hostname or "localhost", parts.port or 6379, socket, database_of(url, options), sentinels))
+    return found
 
 
 def check_server(engine: str) -> Iterator[CheckMessage]:
@@ -78,8 +81,9 @@ def check_server(engine: str) -> Iterator[CheckMessage]:
     except ImproperlyConfigured:
         return  # check_entry() says so
     try:
-        yield from _check_answers(entry)
-    except (RedisError, OSError) as error:
+        for server in RedisClient(entry).servers():
+            yield from _check_answers(server)
+    except (StorageUnavailable, RedisError, OSError) as error:
         yield Warning(
             f"The session engine {engine!r} could not ask {entry} about its configuration: "
             f"{type(error).__name__}: {error}",

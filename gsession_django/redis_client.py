@@ -19,6 +19,7 @@ from gsession_django.redis_connections import (
     Ordinary,
     can_keep,
 )
+from gsession_django.redis_nodes import AsyncClusterExchange, ClusterExchange
 from gsession_django.redis_settings import CacheEntry
 from gsession_django.storage import StorageUnavailable
 
@@ -37,33 +38,48 @@ class RedisClient:
         _clients.add(self)
 
     def _make_exchange(self) -> Exchange:
-        pool = self.entry.make_pool()
-        return Kept(pool) if can_keep(pool) else Ordinary(self.entry.make_client(pool))
+        return ClusterExchange(self.entry, _server) if self.entry.is_cluster else _server(self.entry)
 
     def _make_async_exchange(self) -> AsyncExchange:
-        pool = self.entry.make_async_pool()
-        return AsyncKept(pool) if can_keep(pool) else AsyncOrdinary(AsyncRedis(connection_pool=pool))
+        return AsyncClusterExchange(self.entry, _aserver) if self.entry.is_cluster else _aserver(self.entry)
 
     def scan(self, pattern: str, count: int) -> Iterator[bytes]:
-        """Yield the keys that match `pattern`, some of them perhaps twice; `count` are looked at in a step."""
-        cursor: Any = 0
-        while True:
-            ((cursor, keys),) = self.send(Batch(("SCAN", cursor, "MATCH", pattern, "COUNT", count)))
-            yield from keys
-            if int(cursor) == 0:
-                return
+        """Yield the keys that match `pattern`, some of them perhaps twice; `count` are looked at in a step.
 
-    def send(self, batch: Batch) -> list[Any]:
-        """Send a batch, in one write, and return the replies.
+        In a cluster, one whose slot moves meanwhile may be missed.
+        """
+        for server in self.servers():
+            exchange = self._exchange
+            if isinstance(exchange, ClusterExchange):
+                exchange = exchange.at(server.nodes[0])
+            cursor: Any = 0
+            while True:
+                ((cursor, keys),) = self.send(Batch(("SCAN", cursor, "MATCH", pattern, "COUNT", count)), exchange)
+                yield from keys
+                if int(cursor) == 0:
+                    break
+
+    def servers(self) -> list[CacheEntry]:
+        """Return the servers that together have all keys: one, or in a cluster each primary as an entry of its own."""
+        if not isinstance(self._exchange, ClusterExchange):
+            return [self.entry]
+        try:
+            return [self.entry.at(node) for node in self._exchange.primaries()]
+        except (RedisError, OSError) as error:
+            raise self._unavailable(error) from error
+
+    def send(self, batch: Batch, exchange: Exchange | None = None) -> list[Any]:
+        """Send a batch, in one write, and return the replies; by another exchange than the client's where one is given.
 
         Raises :class:`StorageUnavailable` when the server cannot be reached, does not answer in time, or says that it
         cannot do what it was asked for.
         """
+        exchange = exchange or self._exchange
         try:
             try:
-                return _checked(self._exchange(batch))
+                return _checked(exchange(batch))
             except NoScriptError:
-                return _checked(self._exchange(batch.in_full()))
+                return _checked(exchange(batch.in_full()))
         except (RedisError, OSError) as error:
             raise self._unavailable(error) from error
 
@@ -111,6 +127,16 @@ class RedisClient:
         self._exchange = self._make_exchange()
         _inherited.append(self._of_loops)
         self._of_loops = {}
+
+
+def _server(entry: CacheEntry) -> Exchange:
+    pool = entry.make_pool()
+    return Kept(pool) if can_keep(pool) else Ordinary(entry.make_client(pool))
+
+
+def _aserver(entry: CacheEntry) -> AsyncExchange:
+    pool = entry.make_async_pool()
+    return AsyncKept(pool) if can_keep(pool) else AsyncOrdinary(AsyncRedis(connection_pool=pool))
 
 
 def _checked(replies: list[Any]) -> list[Any]:

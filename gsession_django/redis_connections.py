@@ -13,7 +13,14 @@ import redis.asyncio.connection as aio_connection
 import redis.asyncio.sentinel as aio_sentinel
 import redis.connection as sync_connection
 import redis.sentinel as sync_sentinel
-from redis.exceptions import ConnectionError, ReadOnlyError, RedisError, ResponseError, TimeoutError
+from redis.exceptions import (
+    ConnectionError,
+    MaxConnectionsError,
+    ReadOnlyError,
+    RedisError,
+    ResponseError,
+    TimeoutError,
+)
 
 from gsession_django.redis_commands import Batch
 
@@ -81,7 +88,7 @@ class _Kept:
         except IndexError:
             with self._making:
                 if self._made >= self._pool.max_connections:
-                    raise ConnectionError(
+                    raise MaxConnectionsError(
                         f"All {self._made} connections are in use. Raise max_connections in CONNECTION_POOL_KWARGS."
                     ) from None
                 connection = self._pool.make_connection()
@@ -126,7 +133,7 @@ class Kept(_Kept):
                 self._unread[connection] = _settled(connection)
             try:
                 replies = _talk(connection, batch)
-            except (ConnectionError, TimeoutError, OSError) as error:
+            except (ConnectionError, TimeoutError) as error:
                 if not _may_repeat(batch, connection, error):
                     raise
                 connection.disconnect()
@@ -186,6 +193,8 @@ def _talk(connection: Any, batch: Batch) -> list[Any]:
         if isinstance(error.__context__, BlockingIOError):  # which is how the kernel says that the time is over
             raise TimeoutError(f"no answer within {connection.socket_timeout:g} seconds.") from error
         raise
+    except OSError as error:
+        raise ConnectionError(f"{type(error).__name__}: {error}.") from error
     for reply in replies:
         if isinstance(reply, ResponseError):
             _looked_at(reply)

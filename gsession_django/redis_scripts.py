@@ -142,3 +142,35 @@ end
 return 1
 """)
 READ_HASH = Script("return {redis.call('HGETALL', KEYS[1]), redis.call('HGETALL', KEYS[2])}")
+
+# Moving a session in a cluster: it has been copied to the new id, and leaves the old one here.
+
+# ARGV: the new id; the seconds for which it is remembered that the session went there, in KEYS[2] (or [3]), so that a
+# second try of the same finds out; the digest of what was copied. If there is something else by now, it is returned,
+# with the TTL that is left.
+LEAVE_STRING = Script("""
+local stored = redis.call('GET', KEYS[1])
+if not stored then return redis.call('GET', KEYS[2]) == ARGV[1] and 1 or 0 end
+if redis.sha1hex(stored) ~= ARGV[3] then return {stored, redis.call('PTTL', KEYS[1])} end
+redis.call('SET', KEYS[2], ARGV[1], 'EX', ARGV[2])
+redis.call('UNLINK', KEYS[1])
+return 1
+""")
+# The same, with the fields of both hashes that were copied, and the digest of the value of each.
+LEAVE_HASH = Script("""
+local small, large = KEYS[1], KEYS[2]
+local number = redis.call('HLEN', small)
+if number == 0 then return redis.call('GET', KEYS[3]) == ARGV[1] and 1 or 0 end
+local same = number + redis.call('HLEN', large) == (#ARGV - 2) / 2
+for at = 3, #ARGV, 2 do
+    if not same then break end
+    local stored = redis.call('HGET', small, ARGV[at]) or redis.call('HGET', large, ARGV[at])
+    same = stored and redis.sha1hex(stored) == ARGV[at + 1]
+end
+if not same then
+    return {{redis.call('HGETALL', small), redis.call('HGETALL', large)}, redis.call('PTTL', small)}
+end
+redis.call('SET', KEYS[3], ARGV[1], 'EX', ARGV[2])
+redis.call('UNLINK', small, large)
+return 1
+""")

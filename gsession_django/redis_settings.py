@@ -5,10 +5,10 @@ password, timeouts, pool size, client and pool class); what it says about cached
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, Final
-from urllib.parse import parse_qs, urlsplit
+from urllib.parse import parse_qs, urlsplit, urlunsplit
 
 import redis.asyncio as aio
 import redis.asyncio.connection as aio_connection
@@ -26,6 +26,7 @@ from django_redis.pool import SentinelConnectionFactory, get_connection_factory
 from redis.connection import to_bool
 from redis.retry import Retry
 
+from gsession_django.redis_cluster import ClusterClient, addresses
 from gsession_django.redis_sentinel import AsyncSentinel, Sentinel, sentinel_arguments
 
 TIMEOUTS: Final = {"SOCKET_CONNECT_TIMEOUT": 1, "SOCKET_TIMEOUT": 2}
@@ -49,6 +50,8 @@ _ASYNC_CONNECTIONS: Final[dict[type, Any]] = {
     redis.sentinel.SentinelManagedConnection: aio_sentinel.SentinelManagedConnection,
     redis.sentinel.SentinelManagedSSLConnection: aio_sentinel.SentinelManagedSSLConnection,
 }
+# A host and its port.
+Address = tuple[str, int]
 # What only redis-py's sync classes take.
 _SYNC_ONLY: Final = frozenset({"parser_class", "himport_registry", "event_dispatcher"})
 
@@ -59,15 +62,17 @@ class CacheEntry:
 
     Attributes:
         alias: its name there.
-        url: the server, or the first of several, which is the one that is written to.
+        url: the server, or the first of several: the one that is written to, or any node of a cluster.
         options: its ``OPTIONS``, with timeouts where it has none.
         key_prefix: its ``KEY_PREFIX``.
+        nodes: host and port of each URL in its ``LOCATION``.
     """
 
     alias: str
     url: str
     options: Mapping[str, Any] = field(repr=False)
     key_prefix: str
+    nodes: tuple[Address, ...] = ()
 
     @classmethod
     def of_sessions(cls) -> "CacheEntry":
@@ -93,7 +98,7 @@ class CacheEntry:
                 f"CACHES[{alias!r}] has no LOCATION. Give it a URL such as 'redis://host:6379/1'."
             )
         options = {**TIMEOUTS, **entry.get("OPTIONS", {})}
-        found = cls(alias, url, options, entry.get("KEY_PREFIX", ""))
+        found = cls(alias, url, options, entry.get("KEY_PREFIX", ""), tuple(addresses(urls_of(entry))))
         found._check()
         return found
 
@@ -108,6 +113,11 @@ class CacheEntry:
             raise ImproperlyConfigured(
                 f"{self}: the CLIENT_CLASS {self._client_class.__qualname__} spreads keys over several servers. Name "
                 "an entry with one server or Sentinel in SESSION_CACHE_ALIAS."
+            )
+        if self.is_cluster and (self.url.startswith("unix:") or database_of(self.url, self.options) != "0"):
+            raise ImproperlyConfigured(
+                f"{self}: the CLIENT_CLASS {self._client_class.__qualname__} takes URLs such as 'redis://host:6379', "
+                "without a database number, as a cluster has only one database. Correct the LOCATION."
             )
         in_url = parse_qs(urlsplit(self.url).query)
         wants_sentinel = issubclass(self._client_class, SentinelClient) or issubclass(
@@ -130,6 +140,19 @@ class CacheEntry:
                 f"{self} has decode_responses, but sessions and cached values are bytes. Take it out of the LOCATION "
                 "and of CONNECTION_POOL_KWARGS."
             )
+
+    @cached_property
+    def is_cluster(self) -> bool:
+        """Whether it is a Redis Cluster."""
+        return issubclass(self._client_class, ClusterClient)
+
+    def at(self, node: Address) -> "CacheEntry":
+        """Return the same entry for one node of the cluster."""
+        host, port = node
+        parts = urlsplit(self.url)
+        login, sign, _ = parts.netloc.rpartition("@")
+        place = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+        return replace(self, url=urlunsplit(parts._replace(netloc=login + sign + place)), nodes=(node,))
 
     @cached_property
     def _client_class(self) -> type:
@@ -176,9 +199,21 @@ class CacheEntry:
 
 def first_url(entry: Mapping[str, Any]) -> str:
     """Return the URL in ``LOCATION``, the first of several; empty if there is none."""
-    location = entry.get("LOCATION") or ""
-    urls: list[str] = location.split(",") if isinstance(location, str) else list(location)
+    urls = urls_of(entry)
     return urls[0] if urls else ""
+
+
+def urls_of(entry: Mapping[str, Any]) -> list[str]:
+    """Return the URLs in ``LOCATION``."""
+    location = entry.get("LOCATION") or ""
+    return location.split(",") if isinstance(location, str) else list(location)
+
+
+def database_of(url: str, options: Mapping[str, Any]) -> str:
+    """Return the number of the Redis database that an entry with this URL and these ``OPTIONS`` uses."""
+    parts = urlsplit(url)
+    number = parse_qs(parts.query).get("db", [""])[0] or (parts.path.strip("/") if parts.scheme != "unix" else "")
+    return number or str(options.get("db", options.get("CONNECTION_POOL_KWARGS", {}).get("db", 0)))
 
 
 def _await_retries(arguments: dict[str, Any]) -> None:

@@ -6,10 +6,11 @@ from typing import Any, ClassVar, Final, TypeVar
 
 from django.core.checks import CheckMessage
 
-from gsession_django import redis_checks
+from gsession_django import redis_checks, redis_move
 from gsession_django.redis_client import RedisClient
 from gsession_django.redis_commands import Batch, Command, Operation, Script
 from gsession_django.redis_settings import WAIT_TIMEOUT, CacheEntry
+from gsession_django.session_map import SessionMap
 from gsession_django.storage import Storage
 from gsession_django.store import SessionStore
 
@@ -61,7 +62,7 @@ class BaseRedisStorage(Storage):
     """
 
     expires_itself = True
-    # Renames a session; called with the keys of both ids.
+    # Renames a session; called with the keys of both ids. (In a cluster redis_move.py does that.)
     move_script: ClassVar[Script]
     # What stands around prefix and id in a key.
     around: ClassVar[tuple[str, str]] = ("", "")
@@ -70,11 +71,18 @@ class BaseRedisStorage(Storage):
         entry = CacheEntry.of_sessions()
         self.client = RedisClient(entry)
         self._wait = ("WAIT", wait_replicas, max(1, round(wait_timeout * 1000))) if wait_replicas else None
+        self._held = redis_move.Held() if entry.is_cluster else None
         self._before, self._after = entry.key_prefix + self.around[0] + prefix, self.around[1]
 
     def _keys(self, session_id: str) -> tuple[str, ...]:
         """Return the keys that a session has, the one without which there is no session first."""
         return (f"{self._before}{session_id}{self._after}",)
+
+    def _hold(self, session_id: str, session: SessionMap) -> SessionMap:
+        """Remember, in a cluster, what a request has read, for as long as it holds it."""
+        if self._held is not None:
+            self._held[session_id] = session
+        return session
 
     def _exists(self, session_id: str) -> Operation[bool]:
         key = self._keys(session_id)[0]
@@ -85,24 +93,38 @@ class BaseRedisStorage(Storage):
         self._changed((yield self._change(("UNLINK", *self._keys(session_id)))))
 
     def _move(self, session_id: str, new_id: str, ttl: int) -> Operation[bool]:
+        if self._held is not None:
+            return (yield from redis_move.move(self, session_id, new_id, ttl, self._held.get(session_id)))
         keys = self._keys(session_id) + self._keys(new_id)
         return bool(self._changed((yield self._change(self.move_script(keys)))))
 
-    def _change(self, command: Command, repeat: bool = True) -> Batch:
-        """Return the batch of a command that changes a session; its replies go to :meth:`_changed`."""
-        return Batch(command, repeat=repeat) if self._wait is None else Batch(command, self._wait, repeat=repeat)
+    def _leave(self, session_id: str, new_id: str, copied: Any = None) -> Command:
+        raise NotImplementedError
+
+    def _read(self, reply: Any) -> Any:
+        raise NotImplementedError
+
+    def _copy(self, new_id: str, session: Any, ttl: int) -> Command:
+        raise NotImplementedError
+
+    def _change(self, *commands: Command, repeat: bool = True) -> Batch:
+        """Return the batch of commands that change a session; its replies go to :meth:`_changed`."""
+        return Batch(*commands, repeat=repeat) if self._wait is None else Batch(*commands, self._wait, repeat=repeat)
 
     def _changed(self, replies: list[Any]) -> Any:
-        """Return the reply to a command that changes a session."""
-        if self._wait is not None and replies[1] < self._wait[1]:
+        """Return the reply to the last of the commands that change a session."""
+        if self._wait is None:
+            return replies[-1]
+        *_, reply, acknowledged = replies
+        if acknowledged < self._wait[1]:
             logger.warning(
                 "%s: %d of the %d replicas that the option wait_replicas asks for acknowledged a change within %d ms. "
                 "It is kept; a failover may lose it. Look at the replicas.",
                 self.client.entry,
-                replies[1],
+                acknowledged,
                 *self._wait[1:],
             )
-        return replies[0]
+        return reply
 
     def ids(self) -> Iterator[str]:
         before, after = self._before, self._after

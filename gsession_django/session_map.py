@@ -79,6 +79,7 @@ class SessionMap(MutableMapping[str, Any]):
     """
 
     __slots__ = (
+        "__weakref__",
         "_absent",
         "_merged",
         "_originals",

@@ -2,8 +2,9 @@
 
 from typing import Any
 
-from gsession_django.redis_commands import Batch, Operation, digest
-from gsession_django.redis_scripts import MOVE_STRING, REPLACE_STRING
+from gsession_django.redis_commands import Batch, Command, Operation, digest
+from gsession_django.redis_move import REMEMBERED, beside
+from gsession_django.redis_scripts import LEAVE_STRING, MOVE_STRING, REPLACE_STRING
 from gsession_django.redis_storage import BaseRedisSessionStore, BaseRedisStorage, both
 from gsession_django.serializers import DecodeError
 from gsession_django.session_map import SessionMap
@@ -19,7 +20,7 @@ class RedisStorage(BaseRedisStorage):
         stored, left = yield Batch(("GET", key), ("PTTL", key))
         if stored is None or left == -2:  # it expired between the two
             return None
-        return SessionMap(self._decoded(stored), stored, None if left < 0 else left / 1000)
+        return self._hold(session_id, SessionMap(self._decoded(stored), stored, None if left < 0 else left / 1000))
 
     def _decoded(self, stored: bytes) -> dict[str, Any]:
         data = self.decode(stored)
@@ -60,6 +61,19 @@ class RedisStorage(BaseRedisStorage):
                 return False
             expiry = ttl if session.renews_ttl(current) else ""
             known, stored = digest(reply), self.encode(session.merged_onto(current))
+
+    # Moving in a cluster.
+
+    def _leave(self, session_id: str, new_id: str, copied: bytes | None = None) -> Command:
+        (key,) = self._keys(session_id)
+        return LEAVE_STRING((key, beside(key)), new_id, REMEMBERED, "" if copied is None else digest(copied))
+
+    def _read(self, reply: bytes) -> bytes:
+        return reply
+
+    def _copy(self, new_id: str, session: bytes, ttl: int) -> Command:
+        (key,) = self._keys(new_id)
+        return "SET", key, session, "EX", ttl, "NX"
 
     get_session, aget_session = both(_get_session)
     update_ttl, aupdate_ttl = both(_update_ttl)

@@ -5,8 +5,9 @@ they are asked for.
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, Final
 
-from gsession_django.redis_commands import Batch, Operation, digest
-from gsession_django.redis_scripts import APPLY_HASH, CREATE_HASH, MOVE_HASH, READ_HASH, TOUCH_HASH
+from gsession_django.redis_commands import Batch, Command, Operation, digest
+from gsession_django.redis_move import REMEMBERED, beside
+from gsession_django.redis_scripts import APPLY_HASH, CREATE_HASH, LEAVE_HASH, MOVE_HASH, READ_HASH, TOUCH_HASH
 from gsession_django.redis_storage import BaseRedisSessionStore, BaseRedisStorage, both
 from gsession_django.serializers import DecodeError, logger
 from gsession_django.session_map import EXPIRY_KEY, MISSING, UNFETCHED, Encoded, SessionMap
@@ -25,18 +26,22 @@ class RedisHashStorage(BaseRedisStorage):
     around = ("{", "}")
     move_script = MOVE_HASH
 
-    def _keys(self, session_id: str) -> tuple[str, str]:
+    def _keys(self, session_id: str) -> tuple[str, ...]:
         key = f"{self._before}{session_id}}}"
-        return key, f"{key}:large"
+        large = f"{key}:large"
+        # While a slot is on its way to another node of a cluster, a script there fails half way where it makes a key
+        # that it has removed. It is not begun if one of its keys is not there, and with a session the third never is.
+        return (key, large) if self._held is None else (key, large, beside(key))
 
     # Reading.
 
     def _get_session(self, session_id: str, ttl: int, data: Any = None) -> Operation[SessionMap | None]:
-        key, _ = self._keys(session_id)
+        key = self._keys(session_id)[0]
         fields, left = yield Batch(("HGETALL", key), ("PTTL", key))
         if not fields or left == -2:  # it expired between the two
             return None
         stored = fields if isinstance(fields, dict) else dict(_pairs(fields))
+        version = None if self._held is None else dict(stored)  # only a move in a cluster wants to know
         stored.pop(_MARK, None)
         try:
             values: dict[str, Any] = {field.decode(): Encoded(value) for field, value in stored.items()}
@@ -45,10 +50,11 @@ class RedisHashStorage(BaseRedisStorage):
                 _key_of(field.removeprefix(_MARK)): UNFETCHED if field[:1] == _MARK else Encoded(value)
                 for field, value in stored.items()
             }
-        return SessionMap(values, None, None if left < 0 else left / 1000)
+            version = None  # this is not all of it
+        return self._hold(session_id, SessionMap(values, version, None if left < 0 else left / 1000))
 
     def _get(self, session_id: str, key: str) -> Operation[Any]:
-        small, large = self._keys(session_id)
+        small, large = self._keys(session_id)[:2]
         field = _field_of(key)
         stored = yield Batch(("HGET", large, field), ("HGET", small, field))
         found = stored[1] if stored[0] is None else stored[0]
@@ -91,6 +97,7 @@ class RedisHashStorage(BaseRedisStorage):
             command = APPLY_HASH(keys, ttl, expiry, int(session.cleared), len(merged), *triples, *rest)
             reply = self._changed((yield self._change(command)))
             if not isinstance(reply, list):
+                session.version = None
                 return bool(reply)
             for field, stored in _pairs(reply):
                 current = MISSING if stored is None else self._value(field, stored)
@@ -100,6 +107,19 @@ class RedisHashStorage(BaseRedisStorage):
         keys = self._keys(session_id)
         (renewed,) = yield Batch(TOUCH_HASH(keys, ttl))
         return bool(renewed)
+
+    # Moving in a cluster: what is kept in both hashes, the bookkeeping too.
+
+    def _leave(self, session_id: str, new_id: str, copied: Mapping[bytes, bytes] | None = None) -> Command:
+        known = (part for field, value in (copied or {}).items() for part in (field, digest(value)))
+        return LEAVE_HASH(self._keys(session_id), new_id, REMEMBERED, *known)
+
+    def _read(self, reply: list[Any]) -> dict[bytes, bytes]:
+        return {field: value for fields in reply for field, value in _pairs(fields)}
+
+    def _copy(self, new_id: str, session: Mapping[bytes, bytes], ttl: int) -> Command:
+        values = {field: value for field, value in session.items() if field[:1] != _MARK}
+        return CREATE_HASH(self._keys(new_id), ttl, _MARK, b"", *_flat(values))
 
     # Fields and values.
 

@@ -1,0 +1,232 @@
+"""Redis Cluster: which of its nodes has a session, and asking there.
+
+All keys of a batch are in one slot, and so on one node. The node is asked like a server of its own; only if it refuses,
+or does not answer, is there more to do: slots move, and nodes fail and are replaced.
+"""
+
+import asyncio
+import random
+import time
+from collections.abc import Callable, Generator
+from typing import Any, Final, Generic, TypeVar
+
+from redis.crc import key_slot
+from redis.exceptions import (
+    AskError,
+    BusyLoadingError,
+    ClusterDownError,
+    ConnectionError,
+    MaxConnectionsError,
+    MovedError,
+    RedisError,
+    ResponseError,
+    TimeoutError,
+    TryAgainError,
+)
+
+from gsession_django.redis_commands import Batch
+from gsession_django.redis_connections import AsyncExchange, Exchange
+from gsession_django.redis_settings import Address, CacheEntry
+
+PATIENCE: Final = 5.0
+"""Seconds after which a batch is not tried again."""
+_PAUSE: Final = 0.1
+
+E = TypeVar("E")
+T = TypeVar("T")
+# What has to be sent where, or for how many seconds to wait.
+Route = Generator[tuple[Address, Batch] | float, Any, T]
+
+
+class _Nodes(Generic[E]):
+    """What is known of the cluster, and how a batch is brought to the node that has its keys.
+
+    Args:
+        entry: names the nodes to begin with.
+        connect: makes the exchange with the one node that an entry names.
+    """
+
+    def __init__(self, entry: CacheEntry, connect: Callable[[CacheEntry], E]) -> None:
+        self._entry = entry
+        self._connect = connect
+        self._exchanges: dict[Address, E] = {}
+        # The node that has a slot. Threads share it: it is replaced, or one slot is corrected.
+        self._owners: dict[int, Address] = {}
+        self._members = set(entry.nodes)
+
+    def at(self, node: Address) -> E:
+        """Return the exchange with one node."""
+        try:
+            return self._exchanges[node]
+        except KeyError:
+            return self._exchanges.setdefault(node, self._connect(self._entry.at(node)))
+
+    def _deliver(self, batch: Batch) -> Route[list[Any]]:
+        """Send a batch to the node that has its keys, and return the replies.
+
+        Nothing is sent twice where that does harm. A refusal by a node says that nothing was done.
+        """
+        slot, end = _slot_of(batch), time.monotonic() + PATIENCE
+        asked: Address | None = None
+        redirected = False
+        while True:
+            problem: RedisError = ClusterDownError(f"No node of the cluster has the slot {slot}.")
+            owners = self._owners
+            owner = owners.get(slot)
+            node = asked or owner
+            if node is not None:
+                try:
+                    replies: list[Any] = yield node, (_asking(batch) if asked else batch)
+                except MaxConnectionsError:  # which no other node can mend
+                    raise
+                except (ConnectionError, TimeoutError) as error:
+                    if not (batch.repeat or _was_not_sent(error)):
+                        self._owners = {}
+                        raise
+                    problem = error
+                else:
+                    replies = replies[1::2] if asked else replies
+                    refusal = _refusal(batch, replies, node)
+                    if refusal is None:
+                        return replies
+                    problem = refusal
+            asked, pause = None, _PAUSE
+            if isinstance(problem, MovedError):
+                owners[slot] = problem.node_addr
+                redirected, pause = True, _PAUSE if redirected else 0
+            elif isinstance(problem, AskError):
+                asked, pause = problem.node_addr, 0
+            elif not isinstance(problem, TryAgainError):
+                if self._owners is owners:  # nobody has looked meanwhile
+                    yield from self._look(node, end)
+                moved = self._owners.get(slot) != owner
+                if isinstance(problem, TimeoutError) and not moved:  # or a visitor would wait twice as long
+                    raise problem
+                pause = 0 if moved else _PAUSE
+            if time.monotonic() + pause > end:
+                raise problem
+            if pause:
+                yield pause
+
+    def _look(self, failed: Address | None, end: float) -> Route[None]:
+        """Find out who has which slot: from any node, but from the one that has failed last."""
+        nodes = self._members.union(self._entry.nodes)
+        problem: RedisError = ConnectionError("No node of the cluster could be asked for its slots.")
+        for node in sorted(nodes, key=lambda node: (node == failed, random.random())):
+            if time.monotonic() > end:
+                break
+            try:
+                (reply,) = yield node, Batch(("CLUSTER", "SLOTS"))
+            except (ConnectionError, TimeoutError) as error:
+                problem = error
+                continue
+            if isinstance(reply, ResponseError):
+                problem = reply
+            elif reply:
+                owners = {}
+                for first, last, *those in reply:
+                    members = [(_host(host, node), port) for host, port, *_ in those]
+                    owners.update(dict.fromkeys(range(first, last + 1), members[0]))
+                    self._members.update(members)
+                self._owners = owners
+                return
+        raise problem
+
+    def _primaries(self) -> Route[list[Address]]:
+        yield from self._look(None, time.monotonic() + PATIENCE)
+        return list(dict.fromkeys(self._owners.values()))
+
+
+class ClusterExchange(_Nodes[Exchange]):
+    """The way to the nodes of a cluster, for threads."""
+
+    def __call__(self, batch: Batch) -> list[Any]:
+        return self._take(self._deliver(batch))
+
+    def primaries(self) -> list[Address]:
+        """Return the nodes that together have all keys, as any node names them now."""
+        return self._take(self._primaries())
+
+    def _take(self, route: Route[T]) -> T:
+        try:
+            step = next(route)
+            while True:
+                if isinstance(step, tuple):
+                    try:
+                        replies = self.at(step[0])(step[1])
+                    except RedisError as error:
+                        step = route.throw(error)
+                    else:
+                        step = route.send(replies)
+                else:
+                    time.sleep(step)
+                    step = next(route)
+        except StopIteration as stop:
+            result: T = stop.value
+            return result
+
+
+class AsyncClusterExchange(_Nodes[AsyncExchange]):
+    """The way to the nodes of a cluster, for one event loop."""
+
+    async def __call__(self, batch: Batch) -> list[Any]:
+        route = self._deliver(batch)
+        try:
+            step = next(route)
+            while True:
+                if isinstance(step, tuple):
+                    try:
+                        replies = await self.at(step[0])(step[1])
+                    except RedisError as error:
+                        step = route.throw(error)
+                    else:
+                        step = route.send(replies)
+                else:
+                    await asyncio.sleep(step)
+                    step = next(route)
+        except StopIteration as stop:
+            result: list[Any] = stop.value
+            return result
+
+    async def aclose(self) -> None:
+        for exchange in self._exchanges.values():
+            await exchange.aclose()
+
+
+def _slot_of(batch: Batch) -> int:
+    command = batch.commands[0]
+    key: str = command[3 if command[0] in ("EVALSHA", "EVAL") else 1]
+    return key_slot(key.encode())
+
+
+def _asking(batch: Batch) -> Batch:
+    """Return the batch for a node that a slot is on its way to."""
+    return Batch(*(part for command in batch.commands for part in (("ASKING",), command)), repeat=batch.repeat)
+
+
+def _refusal(batch: Batch, replies: list[Any], node: Address) -> ResponseError | None:
+    """Return why the node refused the batch or a part of it, if so.
+
+    While a slot is on its way, each command of a batch may meet another state of it. If only some are to be asked
+    elsewhere, others were answered here: then all are asked again, once the keys are in one place.
+    """
+    refusals = [reply for reply in replies if isinstance(reply, AskError | TryAgainError | ClusterDownError)]
+    if not refusals:
+        return None
+    for refusal in refusals:
+        if isinstance(refusal, AskError):
+            refusal.node_addr = refusal.host or node[0], refusal.port
+        if not isinstance(refusal, AskError) or isinstance(refusal, MovedError):
+            return refusal
+    with_keys = sum(command[0] != "WAIT" for command in batch.commands)
+    return refusals[0] if len(refusals) == with_keys else TryAgainError(str(refusals[0]))
+
+
+def _was_not_sent(error: RedisError) -> bool:
+    """Whether a batch has certainly not been carried out: nobody listens there, or the node is starting."""
+    return isinstance(error, BusyLoadingError) or isinstance(error.__context__, ConnectionRefusedError)
+
+
+def _host(name: bytes | None, asked: Address) -> str:
+    """Return the host of a node as another names it: with nothing, or ``?``, where that is the one that was asked."""
+    return name.decode() if name and name != b"?" else asked[0]
