@@ -145,29 +145,30 @@ class Engine:
         return ImproperlyConfigured(f"{self.name} cannot hold a session: its {name}() is disabled, or not there.")
 
 
-_engines: "dict[type[SessionStore], Engine]" = {}
+ENGINES: "Final[dict[type[SessionStore], Engine]]" = {}
+"""Those that are there already, by SessionStore: see :func:`engine_of`."""
 _engines_lock = threading.RLock()  # a storage may ask for another engine while it is made
 
 
 def engine_of(store: "type[SessionStore]") -> Engine:
     """Return the Engine of `store`, made when it is first asked for and again after a setting has changed."""
     try:
-        return _engines[store]
+        return ENGINES[store]
     except KeyError:
         with _engines_lock:
-            return _engines.get(store) or _engines.setdefault(store, Engine(store))
+            return ENGINES.get(store) or ENGINES.setdefault(store, Engine(store))
 
 
 def _forget(*, setting: str, **kwargs: Any) -> None:
     if setting in ("GSESSION", "CACHES") or setting.startswith("SESSION_"):
-        _engines.clear()
+        ENGINES.clear()
 
 
 def _start_anew() -> None:
     """Let a forked child have storages and locks of its own: a thread that is not there might hold the parent's."""
     global _engines_lock
     _engines_lock = threading.RLock()
-    _engines.clear()
+    ENGINES.clear()
 
 
 setting_changed.connect(_forget)

@@ -10,7 +10,6 @@ from gsession_django import redis_checks, redis_move
 from gsession_django.redis_client import RedisClient
 from gsession_django.redis_commands import Batch, Command, Operation, Script
 from gsession_django.redis_settings import WAIT_TIMEOUT, CacheEntry
-from gsession_django.session_map import SessionMap
 from gsession_django.storage import Storage
 from gsession_django.store import SessionStore
 
@@ -71,18 +70,13 @@ class BaseRedisStorage(Storage):
         entry = CacheEntry.of_sessions()
         self.client = RedisClient(entry)
         self._wait = ("WAIT", wait_replicas, max(1, round(wait_timeout * 1000))) if wait_replicas else None
+        # In a cluster: what requests have read, for as long as they hold it.
         self._held = redis_move.Held() if entry.is_cluster else None
         self._before, self._after = entry.key_prefix + self.around[0] + prefix, self.around[1]
 
     def _keys(self, session_id: str) -> tuple[str, ...]:
         """Return the keys that a session has, the one without which there is no session first."""
         return (f"{self._before}{session_id}{self._after}",)
-
-    def _hold(self, session_id: str, session: SessionMap) -> SessionMap:
-        """Remember, in a cluster, what a request has read, for as long as it holds it."""
-        if self._held is not None:
-            self._held[session_id] = session
-        return session
 
     def _exists(self, session_id: str) -> Operation[bool]:
         key = self._keys(session_id)[0]

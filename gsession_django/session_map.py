@@ -132,7 +132,7 @@ class SessionMap(MutableMapping[str, Any]):
         value = self._values.get(key, MISSING)
         if type(value) in _SCALARS:
             return value
-        if value is MISSING and not self._may_have(key):
+        if value is MISSING and not (self.partial and self._may_have(key)):
             return default
         return super().get(key, default)
 
@@ -173,7 +173,7 @@ class SessionMap(MutableMapping[str, Any]):
     def _remember(self, key: str) -> None:
         if key not in self._originals:
             value = self._values.get(key, MISSING)
-            self._originals[key] = _UNKNOWN if value is MISSING and self._may_have(key) else value
+            self._originals[key] = _UNKNOWN if value is MISSING and self.partial and self._may_have(key) else value
 
     def __contains__(self, key: object) -> bool:
         if isinstance(key, str) and key not in self._values and self._may_have(key):

@@ -16,7 +16,7 @@ from django.utils.module_loading import import_string
 
 from gsession_django import operations
 from gsession_django.conf import conf
-from gsession_django.engine import UNABLE, Engine, Operation, engine_of
+from gsession_django.engine import ENGINES, UNABLE, Engine, Operation, engine_of
 from gsession_django.session_map import EXPIRY_KEY, SessionMap
 from gsession_django.storage import Storage, StorageUnavailable
 
@@ -95,7 +95,7 @@ class SessionStore(SessionBase):
 
     @property
     def _engine(self) -> Engine:
-        return engine_of(type(self))
+        return ENGINES.get(type(self)) or engine_of(type(self))
 
     def _id_of(self, session_key: str) -> str:
         """Return what the storage is given for a session key: made once for the session of a request."""

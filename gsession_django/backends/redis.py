@@ -20,7 +20,10 @@ class RedisStorage(BaseRedisStorage):
         stored, left = yield Batch(("GET", key), ("PTTL", key))
         if stored is None or left == -2:  # it expired between the two
             return None
-        return self._hold(session_id, SessionMap(self._decoded(stored), stored, None if left < 0 else left / 1000))
+        session = SessionMap(self._decoded(stored), stored, None if left < 0 else left / 1000)
+        if self._held is not None:
+            self._held[session_id] = session
+        return session
 
     def _decoded(self, stored: bytes) -> dict[str, Any]:
         data = self.decode(stored)

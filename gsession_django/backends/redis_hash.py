@@ -3,6 +3,7 @@ they are asked for.
 """
 
 from collections.abc import Iterable, Iterator, Mapping
+from itertools import chain
 from typing import Any, Final
 
 from gsession_django.redis_commands import Batch, Command, Operation, digest
@@ -51,7 +52,10 @@ class RedisHashStorage(BaseRedisStorage):
                 for field, value in stored.items()
             }
             version = None  # this is not all of it
-        return self._hold(session_id, SessionMap(values, version, None if left < 0 else left / 1000))
+        session = SessionMap(values, version, None if left < 0 else left / 1000)
+        if self._held is not None:
+            self._held[session_id] = session
+        return session
 
     def _get(self, session_id: str, key: str) -> Operation[Any]:
         small, large = self._keys(session_id)[:2]
@@ -159,7 +163,7 @@ def _pairs(reply: Any) -> Iterable[tuple[bytes, Any]]:
 
 
 def _flat(fields: Mapping[bytes, bytes]) -> Iterator[bytes]:
-    return (part for pair in fields.items() for part in pair)
+    return chain.from_iterable(fields.items())
 
 
 def _digest(stored: bytes | None) -> str:
