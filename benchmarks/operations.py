@@ -263,7 +263,7 @@ class Purge(Operation):
         expect(subject, read_back(subject, live[0]), SESSION, "a live session")
 
 
-NORMAL = Plan(stages=1, rounds=300, calls=20, sessions=2000)
+NORMAL = Plan(stages=1, rounds=150, calls=40, sessions=2000)
 QUICK = Plan(stages=1, rounds=40, calls=10, sessions=2000)
 LARGE = Plan(stages=1, rounds=60, calls=20, sessions=20)
 QUICK_LARGE = Plan(stages=1, rounds=10, calls=20, sessions=20)
