@@ -185,6 +185,8 @@ class AsyncKept(_Kept):
 
 def _has_unread(connection: Any) -> bool:
     """Whether there is something on the socket, its end too, that the event loop has not read."""
+    if connection._writer.is_closing():  # it was reset: then there is no end to read, and no socket any more
+        return True
     poll = select.poll()
     poll.register(connection._writer.get_extra_info("socket"), select.POLLIN)
     return bool(poll.poll(0))
