@@ -34,16 +34,16 @@ class Script:
 class Batch:
     """Commands that are sent in one write.
 
+    Sending them again has to do no harm, as it is not known whether they were carried out when the connection drops.
+
     Attributes:
         commands: the commands, each a tuple of its words.
-        repeat: whether sending them again does no harm, when it is not known whether they have been carried out.
     """
 
-    __slots__ = ("commands", "repeat")
+    __slots__ = ("commands",)
 
-    def __init__(self, *commands: Command, repeat: bool = True) -> None:
+    def __init__(self, *commands: Command) -> None:
         self.commands = commands
-        self.repeat = repeat
 
     def packed(self) -> list[bytes]:
         """Return the commands as they are sent (https://redis.io/docs/latest/develop/reference/protocol-spec/).
@@ -60,7 +60,7 @@ class Batch:
 
     def in_full(self) -> "Batch":
         """Return the batch for a server that does not know its scripts."""
-        return Batch(*map(Script.in_full, self.commands), repeat=self.repeat)
+        return Batch(*map(Script.in_full, self.commands))
 
 
 Operation = Generator[Batch, list[Any], T]

@@ -8,7 +8,10 @@ import redis.asyncio.connection as aio_connection
 import redis.asyncio.sentinel as aio_sentinel
 import redis.connection as sync_connection
 import redis.sentinel as sync_sentinel
+from redis.asyncio.retry import Retry as AsyncRetry
+from redis.backoff import NoBackoff
 from redis.exceptions import ConnectionError, RedisError, ResponseError, TimeoutError
+from redis.retry import Retry
 
 from gsession_django.redis_commands import Batch
 
@@ -103,7 +106,7 @@ class Kept(_Kept):
             try:
                 replies = _talk(connection, batch)
             except (ConnectionError, TimeoutError) as error:
-                if not _may_repeat(batch, connection, error):
+                if not _may_repeat(connection, error):
                     raise
                 connection.disconnect()
                 replies = connection.retry.call_with_retry(
@@ -155,7 +158,7 @@ class AsyncKept(_Kept):
             try:
                 replies = await _atalk(connection, batch)
             except (ConnectionError, TimeoutError) as error:
-                if not _may_repeat(batch, connection, error):
+                if not _may_repeat(connection, error):
                     raise
                 await connection.disconnect(nowait=True)
                 replies = await connection.retry.call_with_retry(
@@ -215,19 +218,20 @@ def _looked_at(error: ResponseError) -> ResponseError:
     return error
 
 
-def _may_repeat(batch: Batch, connection: Any, error: RedisError) -> bool:
-    """Whether to try once more, where that does no harm: after a connection was dropped, or as the settings say.
+def _may_repeat(connection: Any, error: RedisError) -> bool:
+    """Whether to try once more: after a connection was dropped, or as the settings say.
 
     A server that is slow to answer is not asked twice, or a visitor would wait twice as long.
     """
-    return batch.repeat and (isinstance(error, ConnectionError) or connection.retry.get_retries() != 0)
+    return isinstance(error, ConnectionError) or connection.retry.get_retries() != 0
 
 
 class Ordinary:
-    """redis-py's own client, for what no connections are kept of."""
+    """redis-py's own client, for what no connections are kept of. It too tries once more after a dropped connection."""
 
     def __init__(self, client: Any) -> None:
         self._client = client
+        client.connection_pool.connection_kwargs.setdefault("retry", Retry(NoBackoff(), 1, (ConnectionError,)))
 
     def __call__(self, batch: Batch) -> list[Any]:
         with self._client.pipeline(transaction=False) as pipeline:
@@ -242,6 +246,7 @@ class AsyncOrdinary:
 
     def __init__(self, client: Any) -> None:
         self._client = client
+        client.connection_pool.connection_kwargs.setdefault("retry", AsyncRetry(NoBackoff(), 1, (ConnectionError,)))
 
     async def __call__(self, batch: Batch) -> list[Any]:
         async with self._client.pipeline(transaction=False) as pipeline:

@@ -73,12 +73,16 @@ class BaseRedisStorage(Storage):
     def _move(self, session_id: str, new_id: str, ttl: int) -> Operation[bool]:
         return bool((yield from self._write(self.move_script(self._keys(session_id) + self._keys(new_id)))))
 
-    def _write(self, command: Command, repeat: bool = True) -> Operation[Any]:
-        """Send a command that changes a session, and return its reply."""
+    def _write(self, command: Command) -> Operation[Any]:
+        """Send a command that changes a session, and return its reply.
+
+        A create whose reply was lost, sent again, finds the id taken, and the adapter takes another key. What is there is
+        not compared with what was sent: a session that is equal may be another visitor's.
+        """
         if self._wait is None:
-            (reply,) = yield Batch(command, repeat=repeat)
+            (reply,) = yield Batch(command)
             return reply
-        reply, acknowledged = yield Batch(command, self._wait, repeat=repeat)
+        reply, acknowledged = yield Batch(command, self._wait)
         if acknowledged < self._wait[1]:
             logger.warning(
                 "%s: %d of the %d replicas that the option wait_replicas asks for acknowledged a change within %d ms. "

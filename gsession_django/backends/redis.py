@@ -37,7 +37,7 @@ class RedisStorage(BaseRedisStorage):
         if ttl <= 0:
             return not (yield from self._exists(session_id))
         (key,) = self._keys(session_id)
-        return (yield from self._write(("SET", key, stored, "EX", ttl, "NX"), repeat=False)) is not None
+        return (yield from self._write(("SET", key, stored, "EX", ttl, "NX"))) is not None
 
     def _apply(self, session_id: str, session: SessionMap, ttl: int) -> Operation[bool]:
         (key,) = self._keys(session_id)

@@ -68,8 +68,7 @@ class RedisHashStorage(BaseRedisStorage):
         if ttl <= 0:
             return not (yield from self._exists(session_id))
         keys = self._keys(session_id)
-        command = CREATE_HASH(keys, ttl, *_flat(self._fields(session.as_dict())))
-        return bool((yield from self._write(command, repeat=False)))
+        return bool((yield from self._write(CREATE_HASH(keys, ttl, *_flat(self._fields(session.as_dict()))))))
 
     def _apply(self, session_id: str, session: SessionMap, ttl: int) -> Operation[bool]:
         keys = self._keys(session_id)
