@@ -76,8 +76,8 @@ class BaseRedisStorage(Storage):
     def _write(self, command: Command) -> Operation[Any]:
         """Send a command that changes a session, and return its reply.
 
-        A create whose reply was lost, sent again, finds the id taken, and the adapter takes another key. What is there is
-        not compared with what was sent: a session that is equal may be another visitor's.
+        A create whose reply was lost, sent again, finds the id taken, and the adapter takes another key. What is there
+        is not compared with what was sent: a session that is equal may be another visitor's.
         """
         if self._wait is None:
             (reply,) = yield Batch(command)
