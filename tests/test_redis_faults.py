@@ -19,7 +19,9 @@ import pytest
 import redis
 from django.conf import settings
 from django.test import AsyncClient
+from redis.backoff import NoBackoff
 from redis.exceptions import BusyLoadingError, ResponseError
+from redis.retry import Retry
 
 from gsession_django.engine import engine_of
 from gsession_django.redis_storage import BaseRedisStorage
@@ -181,13 +183,19 @@ def test_a_server_that_hangs_and_goes_on(
 
 
 @either_mode
-def test_a_server_that_hangs_costs_a_request_no_more_than_the_timeout(mode: str, server: RedisServer) -> None:
-    """Or else this would not end. No timeout is configured, so that the default is shown."""
+def test_a_server_that_hangs_costs_a_request_two_seconds(mode: str, server: RedisServer) -> None:
+    """With no timeout configured, where redis-py would wait for five: who waits for four sees it answered."""
     with site(mode, ENGINES[0], server.url(), more=FULL) as runner:
         visitor = Visitor(runner).signed_in()
-        server.pause()
-        assert is_503(visitor.does("modify"))
-        server.resume()
+        with redis.Redis(port=server.port, socket_timeout=4, retry=Retry(NoBackoff(), 0)) as client:
+            client.ping()
+            server.pause()
+            waiting = promised(client.ping)
+            response = visitor.does("modify")
+            assert not waiting.done()
+            server.resume()
+            assert waiting.result(TIMEOUT)
+        assert is_503(response)
         assert visitor.sees("modify") == "ada 2 2"
 
 
@@ -200,6 +208,7 @@ class Counters:
     Attributes:
         last: what each was answered last.
         failed: how often each was answered 503.
+        wrong: answers that are neither 503 nor right.
         is_up: to be cleared before the server is killed; who meets that waits for it to be set.
         end: to be set in the end.
     """
@@ -208,6 +217,7 @@ class Counters:
         self._mode, self._key = mode, key
         self._answered = threading.Condition()
         self.last, self.failed = [0] * count, [0] * count
+        self.wrong: list[Any] = []
         self.is_up, self.end = threading.Event(), threading.Event()
         self.is_up.set()
 
@@ -239,23 +249,24 @@ class Counters:
         with self._answered:
             if done:
                 name, found = response.content.decode().split()
-                assert name == "ada"
-                self.check(number, int(found) - 1)
+                fine = name == "ada" and self.may_be(number, int(found) - 1)
                 self.last[number] = int(found)
             else:
-                assert is_503(response)
-                assert response.cookies == SimpleCookie()
+                fine = is_503(response) and response.cookies == SimpleCookie()
                 self.failed[number] += 1
+            if not fine:
+                self.wrong.append((number, response.status_code, response.content, response.cookies))
             self._answered.notify_all()
         return done
 
-    def check(self, number: int, found: int) -> None:
-        """What was acknowledged is there; what failed may be."""
-        assert self.last[number] <= found <= self.last[number] + self.failed[number]
+    def may_be(self, number: int, found: int) -> bool:
+        """Whether what was acknowledged is there; what failed may be, too."""
+        return self.last[number] <= found <= self.last[number] + self.failed[number]
 
     def wait_for(self, numbers: list[int], of: Callable[[list[int]], int], least: int) -> None:
         with self._answered:
-            assert self._answered.wait_for(lambda: of(numbers) >= least, TIMEOUT)
+            assert self._answered.wait_for(lambda: of(numbers) >= least or self.wrong, TIMEOUT)
+            assert not self.wrong
 
 
 @either_mode
@@ -275,10 +286,11 @@ def test_a_server_that_is_killed_again_and_again_under_load(engine: str, mode: s
             counters.is_up.set()
         counters.end.set()
         running.result(TIMEOUT)
+        assert not counters.wrong
         assert visitor.sees() == SIGNED_IN
         session = store_class()(visitor.key)
         for number in range(count):
-            counters.check(number, session[str(number)])
+            assert counters.may_be(number, session[str(number)])
 
 
 # The server goes on, and will not.
