@@ -196,7 +196,10 @@ def _has_unread(connection: Any) -> bool:
 
 
 async def _atalk(connection: Any, batch: Batch) -> list[Any]:
-    await connection.send_packed_command(batch.packed())
+    try:
+        await connection.send_packed_command(batch.packed())
+    except RuntimeError as error:  # uvloop's, where the connection has been reset since it was looked at
+        raise ConnectionError(str(error)) from error
     replies: list[Any] = []
     for _ in batch.commands:
         try:
@@ -246,7 +249,8 @@ class AsyncOrdinary:
 
     def __init__(self, client: Any) -> None:
         self._client = client
-        client.connection_pool.connection_kwargs.setdefault("retry", AsyncRetry(NoBackoff(), 1, (ConnectionError,)))
+        errors: Any = ConnectionError, RuntimeError  # the latter is uvloop's, where the connection was reset
+        client.connection_pool.connection_kwargs.setdefault("retry", AsyncRetry(NoBackoff(), 1, errors))
 
     async def __call__(self, batch: Batch) -> list[Any]:
         async with self._client.pipeline(transaction=False) as pipeline:
