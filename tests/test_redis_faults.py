@@ -17,6 +17,7 @@ from typing import Any
 
 import pytest
 import redis
+import uvloop
 from django.conf import settings
 from django.test import AsyncClient
 from redis.backoff import NoBackoff
@@ -24,6 +25,7 @@ from redis.exceptions import BusyLoadingError, ResponseError
 from redis.retry import Retry
 
 from gsession_django.engine import engine_of
+from gsession_django.redis_connections import AsyncKept, Kept
 from gsession_django.redis_storage import BaseRedisStorage
 from tests import sites
 from tests.processes import TIMEOUT, promised
@@ -50,7 +52,8 @@ def site(mode: str, *args: Any, **kwargs: Any) -> Iterator[asyncio.Runner | None
         if mode == "sync":
             yield None
         else:
-            with asyncio.Runner(debug=False) as runner:  # what that looks at costs more than all else
+            factory = uvloop.new_event_loop if mode == "uvloop" else None
+            with asyncio.Runner(debug=False, loop_factory=factory) as runner:  # debugging costs more than all else
                 yield runner
 
 
@@ -490,7 +493,7 @@ def test_scripts_that_are_flushed_before_every_command(engine: str, options: Any
 
 
 @pytest.mark.parametrize("reset", [False, True], ids=["closed", "reset"])
-@either_mode
+@pytest.mark.parametrize("mode", ["sync", "async", "uvloop"])
 @engines_and_clients
 def test_idle_connections_that_are_cut(engine: str, options: Any, mode: str, reset: bool, monkeypatch: Any) -> None:
     """Between two requests, and between two commands of one."""
@@ -504,6 +507,22 @@ def test_idle_connections_that_are_cut(engine: str, options: Any, mode: str, res
             proxy.cut_all(reset)
             if runner is not None:
                 runner.run(asyncio.sleep(0))  # the event loop looks at its sockets
+            assert deed.attempt()
+        for deed in those:
+            deed.is_done()
+
+
+@pytest.mark.parametrize("mode", ["sync", "async", "uvloop"])
+def test_a_connection_that_is_reset_after_it_was_looked_at(mode: str, monkeypatch: Any) -> None:
+    async def look(self: Any, connection: Any) -> bool:
+        return True
+
+    monkeypatch.setattr(Kept, "_is_clean", lambda self, connection: True)
+    monkeypatch.setattr(AsyncKept, "_is_clean", look)
+    with Proxy(shared().port) as proxy, site(mode, ENGINES[0], proxy.url(), more=[BETWEEN]) as runner:
+        those = deeds(runner)
+        monkeypatch.setattr(sites, "between", lambda: proxy.cut_all(reset=True))
+        for deed in those:
             assert deed.attempt()
         for deed in those:
             deed.is_done()
