@@ -13,6 +13,8 @@ import redis.asyncio.connection as aio_connection
 import redis.asyncio.sentinel as aio_sentinel
 import redis.connection as sync_connection
 import redis.sentinel as sync_sentinel
+from redis.asyncio.retry import Retry as AsyncRetry
+from redis.backoff import NoBackoff
 from redis.exceptions import (
     ConnectionError,
     MaxConnectionsError,
@@ -21,6 +23,7 @@ from redis.exceptions import (
     ResponseError,
     TimeoutError,
 )
+from redis.retry import Retry
 
 from gsession_django.redis_commands import Batch
 
@@ -256,13 +259,18 @@ class AsyncKept(_Kept):
 
 def _has_unread(connection: Any) -> bool:
     """Whether there is something on the socket, its end too, that the event loop has not read."""
+    if connection._writer.is_closing():  # it was reset: then there is no end to read, and no socket any more
+        return True
     poll = select.poll()
     poll.register(connection._writer.get_extra_info("socket"), select.POLLIN)
     return bool(poll.poll(0))
 
 
 async def _atalk(connection: Any, batch: Batch) -> list[Any]:
-    await connection.send_packed_command(batch.packed())
+    try:
+        await connection.send_packed_command(batch.packed())
+    except RuntimeError as error:  # uvloop's, where the connection has been reset since it was looked at
+        raise ConnectionError(str(error)) from error
     replies: list[Any] = []
     for _ in batch.commands:
         try:
@@ -295,10 +303,11 @@ def _may_repeat(batch: Batch, connection: Any, error: Exception) -> bool:
 
 
 class Ordinary:
-    """redis-py's own client, for what no connections are kept of."""
+    """redis-py's own client, for what no connections are kept of. It too tries once more after a dropped connection."""
 
     def __init__(self, client: Any) -> None:
         self._client = client
+        client.connection_pool.connection_kwargs.setdefault("retry", Retry(NoBackoff(), 1, (ConnectionError,)))
 
     def __call__(self, batch: Batch) -> list[Any]:
         with self._client.pipeline(transaction=False) as pipeline:
@@ -313,6 +322,8 @@ class AsyncOrdinary:
 
     def __init__(self, client: Any) -> None:
         self._client = client
+        errors: Any = ConnectionError, RuntimeError  # the latter is uvloop's, where the connection was reset
+        client.connection_pool.connection_kwargs.setdefault("retry", AsyncRetry(NoBackoff(), 1, errors))
 
     async def __call__(self, batch: Batch) -> list[Any]:
         async with self._client.pipeline(transaction=False) as pipeline:

@@ -102,7 +102,11 @@ class BaseRedisStorage(Storage):
         raise NotImplementedError
 
     def _change(self, *commands: Command, repeat: bool = True) -> Batch:
-        """Return the batch of commands that change a session; its replies go to :meth:`_changed`."""
+        """Return the batch of commands that change a session; its replies go to :meth:`_changed`.
+
+        A create whose reply was lost, sent again, finds the id taken, and the adapter takes another key. What is there
+        is not compared with what was sent: a session that is equal may be another visitor's.
+        """
         return Batch(*commands, repeat=repeat) if self._wait is None else Batch(*commands, self._wait, repeat=repeat)
 
     def _changed(self, replies: list[Any]) -> Any:

@@ -1,6 +1,7 @@
 """A proxy on loopback, between a client and a real server: it delays what passes, or cuts it off."""
 
 import socket
+import struct
 import threading
 from collections.abc import Callable
 from contextlib import suppress
@@ -73,19 +74,23 @@ class Proxy:
                     break
         self._close(source, target)
 
-    def _close(self, *ends: socket.socket) -> None:
+    def _close(self, *ends: socket.socket, reset: bool = False) -> None:
+        with self._lock:
+            ends = tuple(end for end in ends if end in self._open)
+            self._open.difference_update(ends)
         for end in ends:
             with suppress(OSError):
-                end.shutdown(socket.SHUT_RDWR)  # which close() alone does not, while another thread reads
+                if reset:
+                    end.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+                # What close() alone does not, while another thread reads.
+                end.shutdown(socket.SHUT_RD if reset else socket.SHUT_RDWR)
             end.close()
-        with self._lock:
-            self._open.difference_update(ends)
 
-    def cut_all(self) -> None:
-        """Cut every connection that is open."""
+    def cut_all(self, reset: bool = False) -> None:
+        """Cut every connection that is open; with `reset` without a word of its end (RST), as a firewall may."""
         with self._lock:
             ends = list(self._open)
-        self._close(*ends)
+        self._close(*ends, reset=reset)
 
     def stop(self) -> None:
         with suppress(OSError):

@@ -15,6 +15,8 @@ from types import TracebackType
 from typing import Any, Self
 
 import redis
+from redis.backoff import NoBackoff
+from redis.retry import Retry
 
 # The server ends with the process that started it, even if that is killed.
 _WRAPPER = "import ctypes, os, sys; ctypes.CDLL(None).prctl(1, 9); os.execv(sys.argv[1], sys.argv[1:])"
@@ -73,13 +75,14 @@ class RedisServer:
         return f"redis://127.0.0.1:{self.port}/{db}{query}"
 
     def client(self) -> "redis.Redis":
-        return redis.Redis(port=self.port)
+        return redis.Redis(port=self.port, retry=Retry(NoBackoff(), 0))  # by default it tries for seconds
 
     def run_on(self, cores: set[int]) -> None:
         os.sched_setaffinity(self._process.pid, cores)
 
     def pause(self) -> None:
         os.kill(self._process.pid, signal.SIGSTOP)
+        os.waitid(os.P_PID, self._process.pid, os.WSTOPPED)  # or it might still answer once
 
     def resume(self) -> None:
         os.kill(self._process.pid, signal.SIGCONT)

@@ -20,7 +20,7 @@ from django.core.handlers.wsgi import WSGIHandler
 from django.core.signals import request_finished
 from django.http import HttpRequest, HttpResponse, StreamingHttpResponse
 from django.http.response import HttpResponseBase
-from django.test import AsyncClient, AsyncRequestFactory, Client, override_settings
+from django.test import AsyncRequestFactory, Client, override_settings
 from django.urls import path, re_path
 
 from gsession_django import SessionStore as BaseSessionStore
@@ -29,11 +29,8 @@ from gsession_django.backends import memory
 from gsession_django.backends import redis as redis_engine
 from gsession_django.middleware import RETRY_AFTER, SessionMiddleware
 from tests.redis_servers import RedisServer, settings_for
+from tests.sites import DJANGOS, ENGINES, OURS, each_engine, either_client, get, is_503
 from tests.storages import PerKeyStorage, engine
-
-ENGINES = ["gsession_django.backends.redis", "gsession_django.backends.redis_hash"]
-OURS = "gsession_django.middleware.SessionMiddleware"
-DJANGOS = "django.contrib.sessions.middleware.SessionMiddleware"
 
 server: RedisServer
 
@@ -115,14 +112,6 @@ urlpatterns = [
     ),
 ]
 
-either_client = pytest.mark.parametrize("client_class", [Client, AsyncClient], ids=["sync", "async"])
-each_engine = pytest.mark.parametrize("engine", ENGINES)
-
-
-def get(client: Any, url: str) -> Any:
-    answer = client.get(url)
-    return asyncio.run(answer) if asyncio.iscoroutine(answer) else answer
-
 
 @contextmanager
 def site(engine: str, middleware: str = OURS, more: tuple[str, ...] = (), **values: Any) -> Iterator[None]:
@@ -131,10 +120,6 @@ def site(engine: str, middleware: str = OURS, more: tuple[str, ...] = (), **valu
         values = {"ROOT_URLCONF": __name__, "MIDDLEWARE": [middleware, *more], **values}
         with override_settings(**settings_for(engine, server.url()), **values):
             yield
-
-
-def is_503(response: Any) -> bool:
-    return bool(response.status_code == 503 and response.headers["Retry-After"] == str(RETRY_AFTER))
 
 
 # An outage.

@@ -41,8 +41,7 @@ class RedisStorage(BaseRedisStorage):
         if ttl <= 0:
             return not (yield from self._exists(session_id))
         (key,) = self._keys(session_id)
-        replies = yield self._change(("SET", key, stored, "EX", ttl, "NX"), repeat=False)
-        return self._changed(replies) is not None
+        return self._changed((yield self._change(("SET", key, stored, "EX", ttl, "NX")))) is not None
 
     def _apply(self, session_id: str, session: SessionMap, ttl: int) -> Operation[bool]:
         (key,) = self._keys(session_id)

@@ -82,7 +82,7 @@ class RedisHashStorage(BaseRedisStorage):
             return not (yield from self._exists(session_id))
         keys = self._keys(session_id)
         command = CREATE_HASH(keys, ttl, _MARK, b"", *_flat(self._fields(session.as_dict())))
-        return bool(self._changed((yield self._change(command, repeat=False))))
+        return bool(self._changed((yield self._change(command))))
 
     def _apply(self, session_id: str, session: SessionMap, ttl: int) -> Operation[bool]:
         keys = self._keys(session_id)
