@@ -8,6 +8,7 @@ import asyncio
 import random
 import time
 from collections.abc import Callable, Generator
+from copy import copy
 from typing import Any, Final, Generic, TypeVar
 
 from redis.crc import key_slot
@@ -83,7 +84,7 @@ class _Nodes(Generic[E]):
                     if not (batch.repeat or _was_not_sent(error)):
                         self._owners = {}
                         raise
-                    problem = error
+                    problem = _alone(error)
                 else:
                     replies = replies[1::2] if asked else replies
                     refusal = _refusal(batch, replies, node)
@@ -101,10 +102,10 @@ class _Nodes(Generic[E]):
                     yield from self._look(node, end)
                 moved = self._owners.get(slot) != owner
                 if isinstance(problem, TimeoutError) and not moved:  # or a visitor would wait twice as long
-                    raise problem
+                    raise copy(problem)
                 pause = 0 if moved else _PAUSE
             if time.monotonic() + pause > end:
-                raise problem
+                raise copy(problem)
             if pause:
                 yield pause
 
@@ -118,7 +119,7 @@ class _Nodes(Generic[E]):
             try:
                 (reply,) = yield node, Batch(("CLUSTER", "SLOTS"))
             except (ConnectionError, TimeoutError) as error:
-                problem = error
+                problem = _alone(error)
                 continue
             if isinstance(reply, ResponseError):
                 problem = reply
@@ -130,7 +131,7 @@ class _Nodes(Generic[E]):
                     self._members.update(members)
                 self._owners = owners
                 return
-        raise problem
+        raise copy(problem)
 
     def _primaries(self) -> Route[list[Address]]:
         yield from self._look(None, time.monotonic() + PATIENCE)
@@ -225,6 +226,16 @@ def _refusal(batch: Batch, replies: list[Any], node: Address) -> ResponseError |
 def _was_not_sent(error: RedisError) -> bool:
     """Whether a batch has certainly not been carried out: nobody listens there, or the node is starting."""
     return isinstance(error, BusyLoadingError) or isinstance(error.__context__, ConnectionRefusedError)
+
+
+def _alone(error: RedisError) -> RedisError:
+    """Return the error without the frames that it came through. They would hold it, and it them and all connections,
+    until the garbage collector comes; so what is kept in a variable is raised as a copy.
+    """
+    if error.__context__ is not None:
+        error.__context__.__traceback__ = None
+    error.__context__ = None
+    return error.with_traceback(None)
 
 
 def _host(name: bytes | None, asked: Address) -> str:

@@ -65,14 +65,14 @@ class CacheEntry:
         url: the server, or the first of several: the one that is written to, or any node of a cluster.
         options: its ``OPTIONS``, with timeouts where it has none.
         key_prefix: its ``KEY_PREFIX``.
-        nodes: host and port of each URL in its ``LOCATION``.
+        urls: all of its ``LOCATION``.
     """
 
     alias: str
     url: str
     options: Mapping[str, Any] = field(repr=False)
     key_prefix: str
-    nodes: tuple[Address, ...] = ()
+    urls: tuple[str, ...]
 
     @classmethod
     def of_sessions(cls) -> "CacheEntry":
@@ -92,13 +92,13 @@ class CacheEntry:
                 f"SESSION_CACHE_ALIAS = {alias!r}: CACHES[{alias!r}] has the BACKEND {entry['BACKEND']!r}. Name an "
                 "entry there whose BACKEND is 'django_redis.cache.RedisCache'."
             )
-        url = first_url(entry)
-        if not url:
+        urls = urls_of(entry)
+        if not urls or not urls[0]:
             raise ImproperlyConfigured(
                 f"CACHES[{alias!r}] has no LOCATION. Give it a URL such as 'redis://host:6379/1'."
             )
         options = {**TIMEOUTS, **entry.get("OPTIONS", {})}
-        found = cls(alias, url, options, entry.get("KEY_PREFIX", ""), tuple(addresses(urls_of(entry))))
+        found = cls(alias, urls[0], options, entry.get("KEY_PREFIX", ""), tuple(urls))
         found._check()
         return found
 
@@ -112,7 +112,7 @@ class CacheEntry:
         if issubclass(self._client_class, ShardClient):
             raise ImproperlyConfigured(
                 f"{self}: the CLIENT_CLASS {self._client_class.__qualname__} spreads keys over several servers. Name "
-                "an entry with one server or Sentinel in SESSION_CACHE_ALIAS."
+                "an entry with one server, Sentinel or a Redis Cluster in SESSION_CACHE_ALIAS."
             )
         if self.is_cluster and (self.url.startswith("unix:") or database_of(self.url, self.options) != "0"):
             raise ImproperlyConfigured(
@@ -146,13 +146,19 @@ class CacheEntry:
         """Whether it is a Redis Cluster."""
         return issubclass(self._client_class, ClusterClient)
 
+    @property
+    def nodes(self) -> list[Address]:
+        """Host and port of each URL: of a cluster, the nodes to begin with."""
+        return addresses(self.urls)
+
     def at(self, node: Address) -> "CacheEntry":
         """Return the same entry for one node of the cluster."""
         host, port = node
         parts = urlsplit(self.url)
         login, sign, _ = parts.netloc.rpartition("@")
         place = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
-        return replace(self, url=urlunsplit(parts._replace(netloc=login + sign + place)), nodes=(node,))
+        url = urlunsplit(parts._replace(netloc=login + sign + place))
+        return replace(self, url=url, urls=(url,))
 
     @cached_property
     def _client_class(self) -> type:
@@ -197,14 +203,8 @@ class CacheEntry:
         return pool_class.from_url(**arguments)
 
 
-def first_url(entry: Mapping[str, Any]) -> str:
-    """Return the URL in ``LOCATION``, the first of several; empty if there is none."""
-    urls = urls_of(entry)
-    return urls[0] if urls else ""
-
-
 def urls_of(entry: Mapping[str, Any]) -> list[str]:
-    """Return the URLs in ``LOCATION``."""
+    """Return the URLs in ``LOCATION``: one, or several with commas between them, or in a list."""
     location = entry.get("LOCATION") or ""
     return location.split(",") if isinstance(location, str) else list(location)
 

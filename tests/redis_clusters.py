@@ -239,7 +239,8 @@ def shared() -> RedisCluster:
 
 
 def cluster_settings(engine: str, location: Any, entry: Any = None, **options: Any) -> dict[str, Any]:
-    """Return the settings of a site whose sessions are in a cluster."""
+    """Return the settings of a site whose sessions are in a cluster; it is patient with a busy machine."""
     entry = dict(entry or {})
-    entry["OPTIONS"] = {"CLIENT_CLASS": CLIENT_CLASS, **entry.get("OPTIONS", {})}
+    patient = {"SOCKET_CONNECT_TIMEOUT": PATIENCE, "SOCKET_TIMEOUT": PATIENCE}
+    entry["OPTIONS"] = {"CLIENT_CLASS": CLIENT_CLASS, **patient, **entry.get("OPTIONS", {})}
     return settings_for(engine, location, entry, **options)

@@ -633,6 +633,8 @@ def test_a_session_is_followed_while_its_slot_moves(module: ModuleType) -> None:
             if module is redis_engine:  # redis_hash changes nothing meanwhile
                 store = store_class(visitor(store_class, user=1))
                 assert since() == 2
+                assert store["user"] == 1
+                assert since() == 2
                 store["user"] = 2
                 store.save()
                 assert since() == 2
@@ -864,13 +866,28 @@ def test_a_node_that_went_silent_is_found_out(module: ModuleType) -> None:
         assert visitor(store_class)
 
 
-def test_a_refusal_is_not_left_to_the_garbage_collector() -> None:
+def test_what_went_wrong_is_not_left_to_the_garbage_collector() -> None:
+    """An error that is remembered holds the frames that it came through, and they hold all connections."""
     gc.disable()
     try:
-        with site(redis_engine) as store_class:
+        entry = {"OPTIONS": {"SOCKET_TIMEOUT": 0.2}}
+        with socket.create_server(("127.0.0.1", 0)) as silent, site(redis_engine, entry=entry) as store_class:
             for node in shared().nodes:
                 send_to(store_class, ("127.0.0.1", node.port))
                 assert visitor(store_class)
+            gone = urlsplit(RedisCluster.nobody())
+            send_to(store_class, (str(gone.hostname), int(gone.port or 0)))
+            assert visitor(store_class)
+            send_to(store_class, silent.getsockname())
+            assert stored(store_class, "abcdefgh") == {}
+            key = visitor(store_class, user=1)
+            hung = shared().master_of(name_of(store_class, key))
+            hung.pause()
+            try:
+                with pytest.raises(StorageUnavailable):
+                    stored(store_class, key)
+            finally:
+                hung.resume()
             exchange = weakref.ref(client_of(store_class)._exchange)
         assert exchange() is None
     finally:
@@ -889,12 +906,34 @@ def test_a_cluster_of_one_node() -> None:
                 store = store_class(visitor(store_class, user=1))
                 store.cycle_key()
                 assert stored(store_class, store.session_key) == {"user": 1}
-                assert [server.nodes for server in client_of(store_class).servers()] == [(("127.0.0.1", node.port),)]
+                assert [server.nodes for server in client_of(store_class).servers()] == [[("127.0.0.1", node.port)]]
                 assert asyncio.run(store_class(store.session_key).aget("user")) == 1
         with site(redis_hash, location=node.url(), entry={"OPTIONS": {"PASSWORD": "wrong"}}) as store_class:
             store = store_class("abcdefgh")
             with pytest.raises(StorageUnavailable, match="Authentication"):
                 store.load()
+
+
+@both_engines
+def test_a_user_who_may_do_no_more_than_the_docs_say(module: ModuleType) -> None:
+    rights = "on >secret ~site:* ~moved:* +@all -@admin -@dangerous +cluster|slots"
+    entry = {"KEY_PREFIX": "site:", "OPTIONS": {"USERNAME": "visitors", "PASSWORD": "secret"}}
+    try:
+        for node in shared().nodes:
+            with node.client() as client:
+                client.execute_command("ACL", "SETUSER", "visitors", *rights.split())
+        with site(module, entry=entry) as store_class:
+            for _ in range(5):
+                store = store_class(visitor(store_class, user=1, large=LARGE))
+                store["user"] = 2
+                store.save()
+                store.cycle_key()
+                assert stored(store_class, store.session_key) == {"user": 2, "large": LARGE}
+                store.flush()
+    finally:
+        for node in shared().nodes:
+            with node.client() as client:
+                client.execute_command("ACL", "DELUSER", "visitors")
 
 
 def test_a_node_is_connected_to_as_the_entry_says() -> None:
@@ -960,7 +999,7 @@ def test_replicas_are_waited_for_at_the_node_that_was_written_to(
 ) -> None:
     for replicas, timeout, warnings in ((1, 30, 0), (2, 0.01, 1)):
         caplog.clear()
-        with site(module, wait_replicas=replicas, wait_timeout=timeout, entry={"OPTIONS": {"SOCKET_TIMEOUT": 60}}) as s:
+        with site(module, wait_replicas=replicas, wait_timeout=timeout) as s:
             for _ in range(5):
                 store = s(visitor(s, user=1))
                 store.cycle_key()
