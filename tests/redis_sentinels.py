@@ -104,12 +104,12 @@ class Sentinels:
                 client.sentinel_set(SERVICE, "down-after-milliseconds", milliseconds)
 
     def wait_for_another_than(self, master: RedisServer) -> RedisServer:
-        """Wait until two sentinels name another master, and return it."""
+        """Wait until all sentinels name another master, and return it."""
 
         def named() -> list[int]:
             return [port for port in map(self._master_port, self.sentinels) if port not in (None, master.port)]
 
-        wait_until(lambda: len(named()) >= 2, "the sentinels have failed over")
+        wait_until(lambda: len(named()) == len(self.sentinels), "the sentinels have failed over")
         (port,) = set(named())
         return next(server for server in self.servers if server.port == port)
 
