@@ -23,6 +23,7 @@ from gsession_django.redis_commands import Batch
 from gsession_django.redis_connections import AsyncKept, Kept
 from gsession_django.redis_storage import BaseRedisStorage
 from tests.engines import new_session as visitor
+from tests.redis_sentinels import wait_until
 from tests.redis_servers import RedisServer, settings_for, shared
 from tests.tls import TlsProxy
 
@@ -92,14 +93,17 @@ async def ause_all(store_class: type[SessionStore]) -> None:
 
 
 @both_engines
-def test_an_answer_that_is_an_error_keeps_nothing_alive(module: ModuleType) -> None:
+def test_what_is_no_more_used_is_closed_at_once(module: ModuleType) -> None:
     """What waits for the garbage collector is closed late, and perhaps with a warning."""
     gc.disable()
     try:
-        with RedisServer() as server, site(module, server.url()) as store_class:
-            use_all(store_class)  # the server knows no script yet
-            there = weakref.ref(storage_of(store_class).client)
-        assert there() is None
+        with RedisServer() as server, server.client() as client:
+            with site(module, server.url()) as store_class:
+                use_all(store_class)  # the server knows no script yet: some of its answers are errors
+                check_deployment()
+                there = weakref.ref(storage_of(store_class).client)
+            assert there() is None
+            wait_until(lambda: len(client.client_list()) == 1, "no connection is left but this")
     finally:
         gc.enable()
 
