@@ -143,7 +143,7 @@ class CacheEntry:
 
     @cached_property
     def _factory(self) -> Any:
-        return get_connection_factory(dict(self.options))  # Sentinel's adds to them
+        return get_connection_factory(options=dict(self.options))  # Sentinel's adds to them
 
     @cached_property
     def _pool_arguments(self) -> dict[str, Any]:
