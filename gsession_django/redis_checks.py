@@ -15,6 +15,8 @@ from gsession_django.redis_settings import WAIT_TIMEOUT, CacheEntry, database_of
 from gsession_django.storage import StorageUnavailable
 
 _OLDEST = (6, 2)
+# Seconds by which a server that has nothing else to do may be late to end a WAIT, with its default hz.
+_TICK = 0.1
 
 
 def check_entry(engine: str) -> Iterator[CheckMessage]:
@@ -50,11 +52,11 @@ def _check_waiting(engine: str, entry: CacheEntry) -> Iterator[CheckMessage]:
     if not isinstance(options, dict) or not options.get("wait_replicas"):
         return
     timeout, limit = options.get("wait_timeout", WAIT_TIMEOUT), entry.make_pool().connection_kwargs["socket_timeout"]
-    if not isinstance(timeout, int | float) or (limit is not None and timeout >= limit):
+    if not isinstance(timeout, int | float) or (limit is not None and timeout > limit - _TICK):
         yield Error(
             f'GSESSION["ENGINES"][{engine!r}] has the option wait_timeout = {timeout!r}, which is no number of seconds '
-            f"less than the {limit} that {entry} gives the server to answer.",
-            hint="While replicas are waited for the server does not answer, and the change would look like a failure. "
+            f"that is {_TICK} less than the {limit} that {entry} gives the server to answer.",
+            hint="While the server waits for replicas it does not answer, and the change would look like a failure. "
             "Give wait_timeout less, or SOCKET_TIMEOUT in the OPTIONS of the entry more.",
             id="gsession_django.E014",
         )
@@ -82,7 +84,11 @@ def check_server(engine: str) -> Iterator[CheckMessage]:
         return  # check_entry() says so
     try:
         for server in RedisClient(entry).servers():
-            yield from _check_answers(server)
+            pool = server.make_pool()
+            try:
+                yield from _check_answers(server, server.make_client(pool))
+            finally:
+                pool.disconnect()
     except (StorageUnavailable, RedisError, OSError) as error:
         yield Warning(
             f"The session engine {engine!r} could not ask {entry} about its configuration: "
@@ -93,8 +99,7 @@ def check_server(engine: str) -> Iterator[CheckMessage]:
         )
 
 
-def _check_answers(entry: CacheEntry) -> Iterator[CheckMessage]:
-    client = entry.make_client(entry.make_pool())
+def _check_answers(entry: CacheEntry, client: Any) -> Iterator[CheckMessage]:
     info, config = client.info(), {**client.config_get("maxmemory-policy"), **client.config_get("save")}
     version = info["redis_version"]
     if tuple(int(part) for part in version.split(".")[:2]) < _OLDEST:

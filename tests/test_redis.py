@@ -416,7 +416,7 @@ def test_a_full_server_refuses_and_keeps_what_it_has(module: ModuleType) -> None
         store["user"] = 2
         with server.client() as client:
             client.config_set("maxmemory", "1")
-            with pytest.raises(StorageUnavailable, match="OOM command not allowed"):
+            with pytest.raises(StorageUnavailable, match="command not allowed when used memory"):
                 store.save()
             client.config_set("maxmemory", "0")
         assert stored(store_class, store.session_key) == {"user": 1}

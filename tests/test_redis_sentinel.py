@@ -185,6 +185,14 @@ def test_a_replica_in_the_first_place_is_told() -> None:
         assert_e012("is_master=0")
 
 
+def test_tls_by_the_scheme_is_told() -> None:
+    """With it redis-py's pool would raise a TypeError where it connects; with 'ssl' it makes connections with TLS."""
+    with override_settings(**settings_for(redis_engine, {**shared().entry(), "LOCATION": f"rediss://{SERVICE}/0"})):
+        assert_e012("'ssl': True")
+    with override_settings(**settings_for(redis_engine, shared().entry(CONNECTION_POOL_KWARGS={"ssl": True}))):
+        assert check_settings() == []
+
+
 def test_masters_of_one_name_under_other_sentinels_share_nothing() -> None:
     entry = shared().entry()
     values = settings_for(redis_engine, entry)
