@@ -837,6 +837,13 @@ def test_a_hung_node_is_asked_once() -> None:
 @both_engines
 def test_a_node_that_is_no_more_is_found_out(module: ModuleType) -> None:
     """The process knows the slots as they were; where the node was, nobody listens."""
+
+    async def use_async() -> None:
+        assert await store_class(key).aget("user") == 1
+        exchange = aexchange_of(store_class)
+        exchange._owners = dict.fromkeys(exchange._owners, (str(gone.hostname), int(gone.port or 0)))
+        await store_class().asave()
+
     gone = urlsplit(RedisCluster.nobody())
     with site(module) as store_class:
         key = visitor(store_class, user=1)
@@ -844,6 +851,7 @@ def test_a_node_that_is_no_more_is_found_out(module: ModuleType) -> None:
             send_to(store_class, (str(gone.hostname), int(gone.port or 0)))
             use()
         assert stored(store_class, key) == {"user": 1}
+        asyncio.run(use_async())
 
 
 def send_to(store_class: type[SessionStore], node: tuple[str, int]) -> None:
