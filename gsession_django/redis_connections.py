@@ -1,14 +1,18 @@
 """The ways to the server: connections that are kept between operations, or redis-py's ordinary client."""
 
+import asyncio
+import os
 import select
 import threading
+import weakref
+from collections.abc import Iterable
 from typing import Any, Final, Protocol
 
 import redis.asyncio.connection as aio_connection
 import redis.asyncio.sentinel as aio_sentinel
 import redis.connection as sync_connection
 import redis.sentinel as sync_sentinel
-from redis.exceptions import ConnectionError, RedisError, ResponseError, TimeoutError
+from redis.exceptions import ConnectionError, ReadOnlyError, RedisError, ResponseError, TimeoutError
 
 from gsession_django.redis_commands import Batch
 
@@ -46,6 +50,9 @@ class AsyncExchange(Protocol):
 
     async def __call__(self, batch: Batch) -> list[Any]: ...
 
+    def leave_to_parent(self) -> None:
+        """In a forked child: let go of the connections, which are the parent's."""
+
     async def aclose(self) -> None: ...
 
 
@@ -64,7 +71,11 @@ class _Kept:
         self._idle: list[Any] = []
         self._closed: list[Any] = []
         self._making = threading.Lock()
-        self._made = 0
+        # Not a number: a connection that an exception has lost between two lines counts no longer.
+        self._made: weakref.WeakSet[Any] = weakref.WeakSet()
+
+    def leave_to_parent(self) -> None:
+        _let_go(self._made)
 
     def _another(self) -> Any:
         """Return a connection that is not open."""
@@ -72,12 +83,14 @@ class _Kept:
             return self._closed.pop()
         except IndexError:
             with self._making:
-                if self._made >= self._pool.max_connections:
+                if len(self._made) >= self._pool.max_connections:
                     raise ConnectionError(
-                        f"All {self._made} connections are in use. Raise max_connections in CONNECTION_POOL_KWARGS."
+                        f"All {len(self._made)} connections are in use. Raise max_connections in "
+                        "CONNECTION_POOL_KWARGS."
                     ) from None
-                connection = self._pool.make_connection()
-                self._made += 1
+                # Not with make_connection(), which counts what was lost, and what could not be made.
+                connection = self._pool.connection_class(**self._pool.connection_kwargs)
+                self._made.add(connection)
                 return connection
 
     def _has_to_go(self, connection: Any) -> bool:
@@ -162,8 +175,8 @@ class AsyncKept(_Kept):
                     lambda: _aconnect_and_talk(connection, batch), lambda error: connection.disconnect(nowait=True)
                 )
         except BaseException:
-            self._closed.append(connection)
             await connection.disconnect(nowait=True)
+            self._closed.append(connection)
             raise
         self._idle.append(connection)
         return replies
@@ -185,9 +198,33 @@ class AsyncKept(_Kept):
 
 def _has_unread(connection: Any) -> bool:
     """Whether there is something on the socket, its end too, that the event loop has not read."""
+    if (file := _file_of(connection)) < 0:  # the event loop has met an error
+        return True
     poll = select.poll()
-    poll.register(connection._writer.get_extra_info("socket"), select.POLLIN)
+    poll.register(file, select.POLLIN)
     return bool(poll.poll(0))
+
+
+def _file_of(connection: Any) -> int:
+    """Return the number of the file that a connection's socket is; below 0 if it is closed."""
+    if isinstance(connection, aio_connection.AbstractConnection):
+        sock = None if connection._writer is None else connection._writer.get_extra_info("socket")
+    else:
+        sock = connection._sock
+    return -1 if sock is None else int(sock.fileno())
+
+
+def _let_go(connections: Iterable[Any]) -> None:
+    """Let go of the sockets of these connections, which a parent process goes on using.
+
+    Whatever is done to these objects later, to close or finalise them, meets another file in their place: it neither
+    writes to the parent's sockets nor takes them out of its event loop, which the kernel shares between the two.
+    """
+    nowhere = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
+    for connection in connections:
+        if (file := _file_of(connection)) >= 0:
+            os.dup2(nowhere, file, inheritable=False)
+    os.close(nowhere)
 
 
 async def _atalk(connection: Any, batch: Batch) -> list[Any]:
@@ -208,7 +245,9 @@ async def _aconnect_and_talk(connection: Any, batch: Batch) -> list[Any]:
 
 def _looked_at(error: ResponseError) -> ResponseError:
     """Return the error, unless it comes from a server that is a replica by now: Sentinel knows another."""
-    if "READONLY" in str(error):  # in the middle, where an older server ran a script
+    if isinstance(error, ReadOnlyError) or "READONLY" in str(
+        error
+    ):  # in the middle, where an older server ran a script
         raise ConnectionError(str(error)) from error
     return error
 
@@ -222,17 +261,33 @@ def _may_repeat(batch: Batch, connection: Any, error: RedisError) -> bool:
 
 
 class Ordinary:
-    """redis-py's own client, for what no connections are kept of."""
+    """Connections that redis-py's ordinary client leases from its pool, for what no connections are kept of."""
 
     def __init__(self, client: Any) -> None:
-        self._client = client
+        self._pool = client.connection_pool
 
     def __call__(self, batch: Batch) -> list[Any]:
-        with self._client.pipeline(transaction=False) as pipeline:
-            for command in batch.commands:
-                pipeline.execute_command(*command)
-            replies: list[Any] = pipeline.execute(raise_on_error=False)
-        return replies
+        # Not through a pipeline: whatever ends one, its connection goes back to the pool with what is still unread,
+        # and with RESP3 the pool does not look.
+        connection = self._pool.get_connection()
+        try:
+            try:
+                if connection.can_read():
+                    connection.disconnect()
+                return _connect_and_talk(connection, batch)
+            except (ConnectionError, TimeoutError) as error:
+                if not _may_repeat(batch, connection, error):
+                    raise
+            connection.disconnect()
+            replies: list[Any] = connection.retry.call_with_retry(
+                lambda: _connect_and_talk(connection, batch), lambda error: connection.disconnect()
+            )
+            return replies
+        except BaseException:
+            connection.disconnect()
+            raise
+        finally:
+            self._pool.release(connection)
 
 
 class AsyncOrdinary:
@@ -240,13 +295,30 @@ class AsyncOrdinary:
 
     def __init__(self, client: Any) -> None:
         self._client = client
+        self._pool = client.connection_pool
 
     async def __call__(self, batch: Batch) -> list[Any]:
-        async with self._client.pipeline(transaction=False) as pipeline:
-            for command in batch.commands:
-                pipeline.execute_command(*command)
-            replies: list[Any] = await pipeline.execute(raise_on_error=False)
-        return replies
+        connection = await self._pool.get_connection()
+        try:
+            try:
+                return await _aconnect_and_talk(connection, batch)
+            except (ConnectionError, TimeoutError) as error:
+                if not _may_repeat(batch, connection, error):
+                    raise
+            await connection.disconnect(nowait=True)
+            replies: list[Any] = await connection.retry.call_with_retry(
+                lambda: _aconnect_and_talk(connection, batch), lambda error: connection.disconnect(nowait=True)
+            )
+            return replies
+        except BaseException:
+            await connection.disconnect(nowait=True)
+            raise
+        finally:
+            # A second cancellation would end it in the middle, and the pool would count the connection for ever.
+            await asyncio.shield(self._pool.release(connection))
+
+    def leave_to_parent(self) -> None:
+        _let_go([*self._pool._available_connections, *self._pool._in_use_connections])
 
     async def aclose(self) -> None:
         await self._client.aclose(close_connection_pool=True)
