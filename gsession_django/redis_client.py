@@ -124,6 +124,9 @@ class RedisClient:
 
     def forget(self) -> None:
         """Leave all connections to the process that this one was forked from."""
+        self._exchange.leave_to_parent()
+        for exchange, _ in self._of_loops.values():
+            exchange.leave_to_parent()
         self._exchange = self._make_exchange()
         _inherited.append(self._of_loops)
         self._of_loops = {}
@@ -151,13 +154,24 @@ def _checked(replies: list[Any]) -> list[Any]:
 
 
 _clients: "weakref.WeakSet[RedisClient]" = weakref.WeakSet()
+# Held while a process forks, so that nothing of theirs is finalised in the child before it has let go of it.
+_forking: list[list[RedisClient]] = []
 # Kept, since what finalises them would talk to event loops of the parent.
 _inherited: list[Any] = []
+
+
+def _before_fork() -> None:
+    _forking.append(list(_clients))
+
+
+def _after_fork() -> None:
+    _forking.pop()
 
 
 def _leave_to_parent() -> None:
     for client in list(_clients):
         client.forget()
+    _forking.clear()
 
 
-os.register_at_fork(after_in_child=_leave_to_parent)
+os.register_at_fork(before=_before_fork, after_in_parent=_after_fork, after_in_child=_leave_to_parent)

@@ -1,11 +1,14 @@
 """The ways to the server: connections that are kept between operations, or redis-py's ordinary client."""
 
+import asyncio
+import os
 import select
 import socket
 import struct
 import threading
 import time
-from collections.abc import Callable
+import weakref
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from typing import Any, Final, Protocol
 
@@ -13,8 +16,6 @@ import redis.asyncio.connection as aio_connection
 import redis.asyncio.sentinel as aio_sentinel
 import redis.connection as sync_connection
 import redis.sentinel as sync_sentinel
-from redis.asyncio.retry import Retry as AsyncRetry
-from redis.backoff import NoBackoff
 from redis.exceptions import (
     ConnectionError,
     MaxConnectionsError,
@@ -23,7 +24,6 @@ from redis.exceptions import (
     ResponseError,
     TimeoutError,
 )
-from redis.retry import Retry
 
 from gsession_django.redis_commands import Batch
 
@@ -57,11 +57,16 @@ class Exchange(Protocol):
 
     def __call__(self, batch: Batch) -> list[Any]: ...
 
+    def leave_to_parent(self) -> None:
+        """In a forked child: let go of the connections, which are the parent's."""
+
 
 class AsyncExchange(Protocol):
     """The same, awaited. It belongs to one event loop."""
 
     async def __call__(self, batch: Batch) -> list[Any]: ...
+
+    def leave_to_parent(self) -> None: ...
 
     async def aclose(self) -> None: ...
 
@@ -82,7 +87,11 @@ class _Kept:
         self._idle: list[Any] = []
         self._closed: list[Any] = []
         self._making = threading.Lock()
-        self._made = 0
+        # Not a number: a connection that an exception has lost between two lines counts no longer.
+        self._made: weakref.WeakSet[Any] = weakref.WeakSet()
+
+    def leave_to_parent(self) -> None:
+        _let_go(self._made)
 
     def _another(self) -> Any:
         """Return a connection that is not open."""
@@ -90,12 +99,14 @@ class _Kept:
             return self._closed.pop()
         except IndexError:
             with self._making:
-                if self._made >= self._pool.max_connections:
+                if len(self._made) >= self._pool.max_connections:
                     raise MaxConnectionsError(
-                        f"All {self._made} connections are in use. Raise max_connections in CONNECTION_POOL_KWARGS."
+                        f"All {len(self._made)} connections are in use. Raise max_connections in "
+                        "CONNECTION_POOL_KWARGS."
                     ) from None
-                connection = self._pool.make_connection()
-                self._made += 1
+                # Not with make_connection(), which counts what was lost, and what could not be made.
+                connection = self._pool.connection_class(**self._pool.connection_kwargs)
+                self._made.add(connection)
                 return connection
 
     def _has_to_ask(self) -> bool:
@@ -120,10 +131,6 @@ class _Kept:
 class Kept(_Kept):
     """Kept connections for threads."""
 
-    def __init__(self, pool: Any) -> None:
-        super().__init__(pool)
-        self._unread: dict[Any, Callable[[], object]] = {}
-
     def __call__(self, batch: Batch) -> list[Any]:
         try:
             connection, kept = self._idle.pop(), True
@@ -133,9 +140,10 @@ class Kept(_Kept):
             if not (kept and self._is_clean(connection)):
                 connection.disconnect()
                 connection.connect()
-                self._unread[connection] = _settled(connection)
+                _settle(connection)
             try:
-                replies = _talk(connection, batch)
+                # The connection's own way to read takes three times as long for a short reply.
+                replies = _talk(connection, batch, connection._parser.read_response)
             except (ConnectionError, TimeoutError) as error:
                 if not _may_repeat(batch, connection, error):
                     raise
@@ -143,7 +151,7 @@ class Kept(_Kept):
                 replies = connection.retry.call_with_retry(
                     lambda: _connect_and_talk(connection, batch), lambda error: connection.disconnect()
                 )
-                self._unread[connection] = _settled(connection)
+                _settle(connection)
         except BaseException:
             connection.disconnect()
             self._closed.append(connection)
@@ -167,23 +175,24 @@ class Kept(_Kept):
                 with suppress(RedisError, OSError):  # the master may be there without them
                     self._pool.get_master_address()
                 self._asked(start)
-            return not (self._unread[connection]() or self._has_to_go(connection))
+            has_unread = connection.has_unread or connection.can_read
+            return not (has_unread() or self._has_to_go(connection))
         except (RedisError, OSError):
             return False
 
 
-def _settled(connection: Any) -> Callable[[], object]:
-    """Make an open connection quick to use, and return what tells whether anything on it, its end too, is unread.
+def _settle(connection: Any) -> None:
+    """Make an open connection quick to use.
 
     Python asks the kernel whether a socket with a timeout is ready before each call; a kernel that keeps the timeout
     itself needs no asking. And redis-py's ``can_read()`` makes what it polls with anew each time, which takes longer
     than to poll. Both are left as they are where the socket is not a plain one of Python's, but TLS's or gevent's.
     """
+    connection.has_unread = None
     sock, has_data = connection._sock, getattr(getattr(connection._parser, "_reader", None), "has_data", None)
     plain = type(sock) is socket.socket and socket.socket.__module__ == "socket"
     if not plain or has_data is None or connection.health_check_interval:
-        look: Callable[[], object] = connection.can_read
-        return look
+        return
     if timeout := connection.socket_timeout:
         seconds, fraction = divmod(timeout, 1)
         kernels = struct.pack("@ll", int(seconds), max(1, int(fraction * 1_000_000)))
@@ -192,29 +201,31 @@ def _settled(connection: Any) -> Callable[[], object]:
         sock.settimeout(None)
     poll = select.poll()
     poll.register(sock, select.POLLIN)
-    return lambda: poll.poll(0) or has_data()
+    connection.has_unread = lambda: poll.poll(0) or has_data()
 
 
-def _talk(connection: Any, batch: Batch) -> list[Any]:
+def _talk(connection: Any, batch: Batch, read: Callable[..., Any]) -> list[Any]:
+    replies: list[Any] = []
     try:
         connection.send_packed_command(batch.packed())
-        read = connection._parser.read_response  # the connection's own takes three times as long for a short reply
-        replies = [read(disable_decoding=True) for _ in batch.commands]
+        for _ in batch.commands:
+            try:
+                reply = read(disable_decoding=True)
+            except ResponseError as error:
+                reply = error
+            replies.append(_looked_at(reply) if isinstance(reply, ResponseError) else reply)
     except ConnectionError as error:
         if isinstance(error.__context__, BlockingIOError):  # which is how the kernel says that the time is over
             raise TimeoutError(f"no answer within {connection.socket_timeout:g} seconds.") from error
         raise
     except OSError as error:
         raise ConnectionError(f"{type(error).__name__}: {error}.") from error
-    for reply in replies:
-        if isinstance(reply, ResponseError):
-            _looked_at(reply)
     return replies
 
 
 def _connect_and_talk(connection: Any, batch: Batch) -> list[Any]:
     connection.connect()
-    return _talk(connection, batch)
+    return _talk(connection, batch, connection.read_response)
 
 
 class AsyncKept(_Kept):
@@ -239,8 +250,8 @@ class AsyncKept(_Kept):
                     lambda: _aconnect_and_talk(connection, batch), lambda error: connection.disconnect(nowait=True)
                 )
         except BaseException:
-            self._closed.append(connection)
             await connection.disconnect(nowait=True)
+            self._closed.append(connection)
             raise
         self._idle.append(connection)
         return replies
@@ -267,11 +278,34 @@ class AsyncKept(_Kept):
 
 def _has_unread(connection: Any) -> bool:
     """Whether there is something on the socket, its end too, that the event loop has not read."""
-    if connection._writer.is_closing():  # it was reset: then there is no end to read, and no socket any more
+    # Where it was reset, there is no end to read, and no socket any more.
+    if connection._writer.is_closing() or (file := _file_of(connection)) < 0:
         return True
     poll = select.poll()
-    poll.register(connection._writer.get_extra_info("socket"), select.POLLIN)
+    poll.register(file, select.POLLIN)
     return bool(poll.poll(0))
+
+
+def _file_of(connection: Any) -> int:
+    """Return the number of the file that a connection's socket is; below 0 if it is closed."""
+    if isinstance(connection, aio_connection.AbstractConnection):
+        sock = None if connection._writer is None else connection._writer.get_extra_info("socket")
+    else:
+        sock = connection._sock
+    return -1 if sock is None else int(sock.fileno())
+
+
+def _let_go(connections: Iterable[Any]) -> None:
+    """Let go of the sockets of these connections, which a parent process goes on using.
+
+    Whatever is done to these objects later, to close or finalise them, meets another file in their place: it neither
+    writes to the parent's sockets nor takes them out of its event loop, which the kernel shares between the two.
+    """
+    nowhere = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
+    for connection in connections:
+        if (file := _file_of(connection)) >= 0:
+            os.dup2(nowhere, file, inheritable=False)
+    os.close(nowhere)
 
 
 async def _atalk(connection: Any, batch: Batch) -> list[Any]:
@@ -311,18 +345,36 @@ def _may_repeat(batch: Batch, connection: Any, error: Exception) -> bool:
 
 
 class Ordinary:
-    """redis-py's own client, for what no connections are kept of. It too tries once more after a dropped connection."""
+    """Connections that redis-py's ordinary client leases from its pool, for what no connections are kept of."""
 
     def __init__(self, client: Any) -> None:
-        self._client = client
-        client.connection_pool.connection_kwargs.setdefault("retry", Retry(NoBackoff(), 1, (ConnectionError,)))
+        self._pool = client.connection_pool
 
     def __call__(self, batch: Batch) -> list[Any]:
-        with self._client.pipeline(transaction=False) as pipeline:
-            for command in batch.commands:
-                pipeline.execute_command(*command)
-            replies: list[Any] = pipeline.execute(raise_on_error=False)
-        return replies
+        # Not through a pipeline: whatever ends one, its connection goes back to the pool with what is still unread,
+        # and with RESP3 the pool does not look.
+        connection = self._pool.get_connection()
+        try:
+            try:
+                if connection.can_read():
+                    connection.disconnect()
+                return _connect_and_talk(connection, batch)
+            except (ConnectionError, TimeoutError) as error:
+                if not _may_repeat(batch, connection, error):
+                    raise
+            connection.disconnect()
+            replies: list[Any] = connection.retry.call_with_retry(
+                lambda: _connect_and_talk(connection, batch), lambda error: connection.disconnect()
+            )
+            return replies
+        except BaseException:
+            connection.disconnect()
+            raise
+        finally:
+            self._pool.release(connection)
+
+    def leave_to_parent(self) -> None:
+        """Nothing to do: in a child, redis-py closes what it has, and only closes it."""
 
 
 class AsyncOrdinary:
@@ -330,15 +382,30 @@ class AsyncOrdinary:
 
     def __init__(self, client: Any) -> None:
         self._client = client
-        errors: Any = ConnectionError, RuntimeError  # the latter is uvloop's, where the connection was reset
-        client.connection_pool.connection_kwargs.setdefault("retry", AsyncRetry(NoBackoff(), 1, errors))
+        self._pool = client.connection_pool
 
     async def __call__(self, batch: Batch) -> list[Any]:
-        async with self._client.pipeline(transaction=False) as pipeline:
-            for command in batch.commands:
-                pipeline.execute_command(*command)
-            replies: list[Any] = await pipeline.execute(raise_on_error=False)
-        return replies
+        connection = await self._pool.get_connection()
+        try:
+            try:
+                return await _aconnect_and_talk(connection, batch)
+            except (ConnectionError, TimeoutError) as error:
+                if not _may_repeat(batch, connection, error):
+                    raise
+            await connection.disconnect(nowait=True)
+            replies: list[Any] = await connection.retry.call_with_retry(
+                lambda: _aconnect_and_talk(connection, batch), lambda error: connection.disconnect(nowait=True)
+            )
+            return replies
+        except BaseException:
+            await connection.disconnect(nowait=True)
+            raise
+        finally:
+            # A second cancellation would end it in the middle, and the pool would count the connection for ever.
+            await asyncio.shield(self._pool.release(connection))
+
+    def leave_to_parent(self) -> None:
+        _let_go([*self._pool._available_connections, *self._pool._in_use_connections])
 
     async def aclose(self) -> None:
         await self._client.aclose(close_connection_pool=True)

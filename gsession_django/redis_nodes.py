@@ -33,7 +33,7 @@ PATIENCE: Final = 5.0
 """Seconds after which a batch is not tried again."""
 _PAUSE: Final = 0.1
 
-E = TypeVar("E")
+E = TypeVar("E", bound=Exchange | AsyncExchange)
 T = TypeVar("T")
 # What has to be sent where, or for how many seconds to wait.
 Route = Generator[tuple[Address, Batch] | float, Any, T]
@@ -61,6 +61,10 @@ class _Nodes(Generic[E]):
             return self._exchanges[node]
         except KeyError:
             return self._exchanges.setdefault(node, self._connect(self._entry.at(node)))
+
+    def leave_to_parent(self) -> None:
+        for exchange in self._exchanges.values():
+            exchange.leave_to_parent()
 
     def _deliver(self, batch: Batch) -> Route[list[Any]]:
         """Send a batch to the node that has its keys, and return the replies.

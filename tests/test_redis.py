@@ -23,7 +23,7 @@ from gsession_django.backends import redis_hash
 from gsession_django.checks import check_deployment, check_settings
 from gsession_django.redis_client import RedisClient
 from gsession_django.redis_commands import Batch
-from gsession_django.redis_connections import AsyncKept, Kept, Ordinary
+from gsession_django.redis_connections import AsyncKept, Exchange, Kept, Ordinary
 from gsession_django.redis_storage import BaseRedisStorage
 from gsession_django.testing import StorageContract
 from tests.processes import Parent, let_them_meet, workers
@@ -84,18 +84,26 @@ def stored(store_class: type[SessionStore], key: str | None) -> dict[str, Any]:
     return dict(store_class(key).items())
 
 
+class CountedExchange:
+    """Counts the batches that are sent: each is one write and its replies."""
+
+    def __init__(self, exchange: Exchange) -> None:
+        self._exchange = exchange
+        self.count = 0
+
+    def __call__(self, batch: Batch) -> list[Any]:
+        self.count += 1
+        return self._exchange(batch)
+
+    def leave_to_parent(self) -> None:
+        self._exchange.leave_to_parent()
+
+
 def turns(store_class: type[SessionStore]) -> Callable[[], int]:
-    """Count the batches that are sent from now on: each is one write and its replies."""
+    """Count the batches that are sent from now on."""
     client = client_of(store_class)
-    count, send = 0, client._exchange
-
-    def counted(batch: Batch) -> Any:
-        nonlocal count
-        count += 1
-        return send(batch)
-
-    client._exchange = counted
-    return lambda: count
+    client._exchange = counted = CountedExchange(client._exchange)
+    return lambda: counted.count
 
 
 def client_of(store_class: type[SessionStore]) -> RedisClient:

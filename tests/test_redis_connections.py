@@ -1,0 +1,377 @@
+"""The connections of the Redis engines, disturbed at one point each: none is used again with a reply still to come.
+
+tests/test_redis_hunt.py disturbs all of them at random.
+"""
+
+import asyncio
+import gc
+import json
+import os
+import random
+import select
+import signal
+import socket
+import struct
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import pytest
+from django.test import override_settings
+
+from gsession_django import StorageUnavailable
+from gsession_django.backends import redis as redis_engine
+from tests.proxies import Passed, Proxy
+from tests.redis_servers import RedisServer, settings_for, shared
+
+BLOCKING = {"CONNECTION_POOL_CLASS": "redis.connection.BlockingConnectionPool"}
+CLIENTS: dict[str, tuple[str, dict[str, Any]]] = {
+    "kept, RESP3": ("?protocol=3", {}),
+    "kept, RESP2": ("?protocol=2", {}),
+    "ordinary, RESP3": ("?protocol=3", BLOCKING),
+    "ordinary, RESP2": ("?protocol=2", BLOCKING),
+}
+every_client = pytest.mark.parametrize("client", CLIENTS)
+PATIENCE = 30.0
+
+
+class Interrupted(BaseException):
+    """What a signal handler may raise anywhere."""
+
+
+@contextmanager
+def site(client: str, url: str | None = None, storage: Any = None, **options: Any) -> Iterator[tuple[str, str]]:
+    """Let sessions be on a server, through one of the clients; yield the session keys of Ada and Bob."""
+    query, kind = CLIENTS[client]
+    entry, own = {"OPTIONS": {**kind, **options}}, {"prefix": f"{random.getrandbits(64):x}:", **(storage or {})}
+    with override_settings(**settings_for(redis_engine.__name__, (url or shared().url()) + query, entry, **own)):
+        yield visitor("ada"), visitor("bob")
+
+
+def visitor(name: str) -> str:
+    store = redis_engine.SessionStore()
+    store["name"] = name
+    store.save()
+    assert store.session_key is not None
+    return store.session_key
+
+
+def name_of(key: str) -> Any:
+    return redis_engine.SessionStore(key).get("name")
+
+
+async def aname_of(key: str) -> Any:
+    return await redis_engine.SessionStore(key).aget("name")
+
+
+# A reply that comes late.
+
+
+class LateReply:
+    """Holds the reply to the next request back, until the request after that, of any connection, is there."""
+
+    def __init__(self, proxy: Proxy) -> None:
+        self.arrived, self._go_on, self._requests = threading.Event(), threading.Event(), 0
+        self.when_held: Callable[[], object] = lambda: None
+        proxy.on_reply, proxy.on_request = self._reply, self._request
+
+    def _reply(self, number: int, data: bytes) -> Passed:
+        if not self.arrived.is_set():
+            self.arrived.set()
+            self.when_held()
+        self._go_on.wait(PATIENCE)
+        return data, False
+
+    def _request(self, number: int, data: bytes) -> Passed:
+        self._requests += 1
+        if self._requests > 1:
+            self._go_on.set()
+        return data, False
+
+
+@pytest.fixture
+def proxy() -> Iterator[Proxy]:
+    with Proxy(shared().port) as proxy:
+        yield proxy
+
+
+@every_client
+def test_a_reply_that_comes_after_the_timeout_is_nobodys(client: str, proxy: Proxy) -> None:
+    with site(client, proxy.url(), SOCKET_TIMEOUT=0.7) as (ada, bob):
+        LateReply(proxy)
+        with pytest.raises(StorageUnavailable, match="TimeoutError"):
+            name_of(ada)
+        assert name_of(bob) == "bob"
+
+
+@every_client
+def test_a_reply_that_comes_after_a_signal_is_nobodys(client: str, proxy: Proxy) -> None:
+    """Such as Ctrl-C, or the time limit of a task queue."""
+
+    def interrupt(*args: object) -> None:
+        raise Interrupted
+
+    before = signal.signal(signal.SIGUSR1, interrupt)
+    try:
+        with site(client, proxy.url()) as (ada, bob):
+            late = LateReply(proxy)
+            late.when_held = lambda: signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGUSR1)
+            with pytest.raises(Interrupted):
+                name_of(ada)
+            assert name_of(bob) == "bob"
+    finally:
+        signal.signal(signal.SIGUSR1, before)
+
+
+@every_client
+@pytest.mark.parametrize("how", ["SOCKET_TIMEOUT", "asyncio.timeout()", "cancel()"])
+def test_a_reply_that_comes_after_the_task_has_gone_is_nobodys(client: str, proxy: Proxy, how: str) -> None:
+    async def use(ada: str, bob: str) -> None:
+        assert await aname_of(bob) == "bob"
+        late, limits = LateReply(proxy), []
+
+        async def limited() -> None:
+            async with asyncio.timeout(None) as limit:
+                limits.append(limit)
+                await aname_of(ada)
+
+        task = asyncio.create_task(limited())
+        await asyncio.to_thread(late.arrived.wait, PATIENCE)
+        for _ in range(10):  # the request is sent; whoever sent it comes to read
+            await asyncio.sleep(0)
+        if how == "cancel()":
+            task.cancel()
+        elif how == "asyncio.timeout()":
+            limits[0].reschedule(asyncio.get_running_loop().time())
+        with pytest.raises((StorageUnavailable, TimeoutError, asyncio.CancelledError)):
+            await task
+        assert await aname_of(bob) == "bob"
+
+    timeout = 0.7 if how == "SOCKET_TIMEOUT" else PATIENCE
+    with site(client, proxy.url(), SOCKET_TIMEOUT=timeout) as keys:
+        asyncio.run(use(*keys))
+
+
+# An exception between any two lines.
+
+_OURS_AND_REDIS_PYS = (os.path.join("gsession_django", "redis_"), f"{os.sep}redis{os.sep}")
+
+
+def interrupted(number: int, use: Callable[[], object]) -> bool:
+    """Call it, and raise Interrupted at the line of ours or redis-py's that comes as the so-manieth; whether one did.
+
+    In a thread of its own, as tracing can leave a thread with an exception that is being handled for ever.
+    """
+    count = 0
+
+    def trace(frame: Any, event: str, arg: Any) -> Any:
+        nonlocal count
+        if not any(part in frame.f_code.co_filename for part in _OURS_AND_REDIS_PYS):
+            return None
+        if event == "line":
+            count += 1
+            if count == number:
+                raise Interrupted
+        return trace
+
+    def run() -> None:
+        sys.settrace(trace)
+        with suppress(Interrupted):
+            use()
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    thread.join()
+    return count >= number
+
+
+@pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning")
+@pytest.mark.parametrize("client", [name for name in CLIENTS if "kept" in name])
+@pytest.mark.parametrize("warm", [True, False], ids=["a kept connection", "a new connection"])
+def test_an_exception_at_any_line_leaves_nothing_to_others(client: str, warm: bool) -> None:
+    """And no connection is counted in max_connections for ever."""
+
+    def read_bob() -> Any:
+        try:
+            return name_of(bob)
+        except StorageUnavailable:  # all are in use: one was lost between two lines
+            gc.collect()
+        return name_of(bob)
+
+    with site(client, CONNECTION_POOL_KWARGS={"max_connections": 1}) as (ada, bob):
+        exchange = redis_engine.SessionStore.get_storage().client._exchange  # type: ignore[attr-defined]
+        number = 1
+        while interrupted(number, lambda: name_of(ada)):
+            assert read_bob() == "bob"
+            if not warm:
+                exchange._idle[0].disconnect()
+                exchange._closed.append(exchange._idle.pop())
+            number += 1
+        assert number > 50
+
+
+# A fork.
+
+
+@every_client
+def test_no_connection_crosses_a_fork(client: str) -> None:
+    query, kind = CLIENTS[client]
+    with RedisServer() as server:
+        done = subprocess.run(
+            [sys.executable, "-m", "tests.redis_preload", server.url(query), json.dumps(kind)],
+            cwd=Path(__file__).parent.parent,
+            capture_output=True,
+            text=True,
+            timeout=4 * PATIENCE,
+        )
+    assert done.returncode == 0, done.stderr
+
+
+# Cancellation at every step of the event loop.
+
+
+@every_client
+def test_a_task_cancelled_at_any_step_leaves_nothing_to_others(client: str) -> None:
+    async def use(ada: str, bob: str) -> None:
+        for steps in range(100):
+            task = asyncio.create_task(aname_of(ada))
+            for _ in range(steps):
+                await asyncio.sleep(0)
+            task.cancel()
+            with suppress(asyncio.CancelledError):
+                assert await task == "ada"
+            assert tuple(await asyncio.gather(aname_of(bob), aname_of(ada))) == ("bob", "ada")
+
+    # Ever more of them would be lost if one were.
+    with site(client, CONNECTION_POOL_KWARGS={"max_connections": 3}) as keys:
+        asyncio.run(use(*keys))
+
+
+# What ends a connection.
+
+
+@contextmanager
+def resetting_proxy(port: int) -> Iterator[tuple[str, Callable[[], None]]]:
+    """Yield the URL of a proxy, and what resets its connections: a client then meets an error, and not an end."""
+    listener, (said, say), was_reset = socket.create_server(("127.0.0.1", 0)), socket.socketpair(), threading.Event()
+    others: dict[socket.socket, socket.socket] = {}
+
+    def pass_on() -> None:
+        while True:
+            (ready, *_), _, _ = select.select([said, listener, *others], [], [])
+            if ready is listener:
+                client, server = listener.accept()[0], socket.create_connection(("127.0.0.1", port))
+                others.update({client: server, server: client})
+            elif ready is not said and (data := ready.recv(65536)):
+                others[ready].sendall(data)
+            else:
+                for end in others if ready is said else (ready, others[ready]):
+                    end.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+                    end.close()
+                for end in [end for end in others if end.fileno() < 0]:
+                    del others[end]
+                if ready is said and not said.recv(1):
+                    return
+                was_reset.set()
+
+    def reset() -> None:
+        was_reset.clear()
+        say.send(b"!")
+        assert was_reset.wait(PATIENCE)
+
+    with listener, said, say:
+        thread = threading.Thread(target=pass_on)
+        thread.start()
+        try:
+            yield f"redis://127.0.0.1:{listener.getsockname()[1]}/0", reset
+        finally:
+            say.close()
+            thread.join()
+
+
+@every_client
+def test_a_connection_that_was_reset_while_idle_is_not_noticed(client: str) -> None:
+    async def use(ada: str) -> None:
+        assert await aname_of(ada) == "ada"
+        reset()
+        for _ in range(10):  # the event loop learns of it
+            await asyncio.sleep(0)
+        assert await aname_of(ada) == "ada"
+
+    with resetting_proxy(shared().port) as (url, reset), site(client, url) as (ada, _):
+        reset()
+        assert name_of(ada) == "ada"
+        asyncio.run(use(ada))
+
+
+def wait_until_connections_are(number: int, server: RedisServer) -> None:
+    deadline = time.monotonic() + PATIENCE
+    with server.client() as control:
+        while len(control.client_list(_type="normal")) - 1 != number:
+            assert time.monotonic() < deadline, control.client_list(_type="normal")
+            time.sleep(0.01)  # nothing tells when the server has seen it
+
+
+@pytest.mark.parametrize("client", [name for name in CLIENTS if "kept" in name])
+def test_a_batch_that_fails_in_the_middle_closes_its_connection(client: str) -> None:
+    """A replica refuses the first command of two; the reply to the second is still to come."""
+
+    async def use() -> None:
+        with pytest.raises(StorageUnavailable, match="read only replica"):
+            await redis_engine.SessionStore().acreate()
+        await asyncio.to_thread(wait_until_connections_are, 0, server)
+
+    with RedisServer() as server, site(client, server.url(), storage={"wait_replicas": 1, "wait_timeout": 0.001}):
+        with server.client() as control:
+            control.replicaof("127.0.0.1", shared().port)
+        with pytest.raises(StorageUnavailable, match="read only replica"):
+            redis_engine.SessionStore().create()
+        wait_until_connections_are(0, server)
+        asyncio.run(use())
+
+
+@every_client
+def test_failures_do_not_use_up_max_connections(client: str) -> None:
+    async def use(ada: str) -> None:
+        server.kill()
+        for _ in range(5):
+            with pytest.raises(StorageUnavailable, match="Error 111"):
+                await aname_of(ada)
+        server.restart()
+        assert await aname_of(ada) is None
+
+    with RedisServer() as server, site(client, server.url(), CONNECTION_POOL_KWARGS={"max_connections": 1}) as (ada, _):
+        server.kill()
+        for _ in range(5):
+            with pytest.raises(StorageUnavailable, match="Error 111"):
+                name_of(ada)
+        server.restart()
+        assert name_of(ada) is None
+        asyncio.run(use(ada))
+
+
+def test_a_connection_that_cannot_be_made_says_so_each_time() -> None:
+    entry = {"OPTIONS": {"CONNECTION_POOL_KWARGS": {"max_connections": 1, "no_such_argument": 1}}}
+    with override_settings(**settings_for(redis_engine.__name__, shared().url(), entry)):
+        for _ in range(3):
+            with pytest.raises(TypeError, match="no_such_argument"):
+                name_of("abcdefgh")
+
+
+@every_client
+@pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning")
+def test_an_event_loop_that_was_closed_without_ado_leaves_nothing(client: str) -> None:
+    """Neither an open connection nor one that another event loop would use. Python warns of it, as it should."""
+    with RedisServer() as server, site(client, server.url()) as (ada, bob):
+        loop = asyncio.new_event_loop()
+        loop.run_until_complete(aname_of(ada))
+        loop.close()
+        del loop
+        assert asyncio.run(aname_of(bob)) == "bob"
+        gc.collect()
+        wait_until_connections_are(1, server)  # that of the thread
