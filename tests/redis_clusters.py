@@ -14,7 +14,7 @@ from redis.crc import key_slot
 
 from tests.redis_servers import RedisServer, settings_for
 
-CLIENT_CLASS: Final = "gsession_django.redis_cluster.ClusterClient"
+CLIENT_CLASS: Final = "gsession_django.redis.cluster.ClusterClient"
 PATIENCE: Final = 60.0
 _SLOTS: Final = 16384
 _MASTERS: Final = 3

@@ -21,10 +21,10 @@ from gsession_django import SessionStore, StorageUnavailable
 from gsession_django.backends import redis as redis_engine
 from gsession_django.backends import redis_hash
 from gsession_django.checks import check_deployment, check_settings
-from gsession_django.redis_client import RedisClient
-from gsession_django.redis_commands import Batch
-from gsession_django.redis_connections import AsyncKept, Exchange, Kept, Ordinary
-from gsession_django.redis_storage import BaseRedisStorage
+from gsession_django.redis.client import RedisClient
+from gsession_django.redis.commands import Batch
+from gsession_django.redis.connections import AsyncKept, Exchange, Kept, Ordinary
+from gsession_django.redis.storage import BaseRedisStorage
 from gsession_django.testing import StorageContract
 from tests.processes import Parent, let_them_meet, workers
 from tests.redis_servers import RedisServer, settings_for, shared

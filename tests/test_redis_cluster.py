@@ -24,15 +24,16 @@ from django.test import SimpleTestCase, override_settings
 from redis.crc import key_slot
 from redis.exceptions import RedisClusterException
 
-from gsession_django import SessionStore, StorageUnavailable, redis_nodes
+from gsession_django import SessionStore, StorageUnavailable
 from gsession_django.backends import redis as redis_engine
 from gsession_django.backends import redis_hash
 from gsession_django.checks import check_deployment, check_settings
-from gsession_django.redis_client import RedisClient
-from gsession_django.redis_commands import Batch
-from gsession_django.redis_nodes import AsyncClusterExchange, ClusterExchange
-from gsession_django.redis_settings import CacheEntry
-from gsession_django.redis_storage import BaseRedisStorage
+from gsession_django.redis import nodes as redis_nodes
+from gsession_django.redis.client import RedisClient
+from gsession_django.redis.commands import Batch
+from gsession_django.redis.nodes import AsyncClusterExchange, ClusterExchange
+from gsession_django.redis.settings import CacheEntry
+from gsession_django.redis.storage import BaseRedisStorage
 from gsession_django.testing import StorageContract
 from tests.processes import Parent, Worker
 from tests.redis_clusters import Node, RedisCluster, cluster_settings, shared, wait_for

@@ -2,7 +2,7 @@
 
 import pytest
 
-from gsession_django.redis_commands import Batch, Script, _pack_in_python
+from gsession_django.redis.commands import Batch, Script, _pack_in_python
 
 COMMANDS = [
     ("GET", "prefix:0123"),

@@ -25,8 +25,8 @@ from redis.exceptions import BusyLoadingError, ResponseError
 from redis.retry import Retry
 
 from gsession_django.engine import engine_of
-from gsession_django.redis_connections import AsyncKept, Kept
-from gsession_django.redis_storage import BaseRedisStorage
+from gsession_django.redis.connections import AsyncKept, Kept
+from gsession_django.redis.storage import BaseRedisStorage
 from tests import sites
 from tests.processes import TIMEOUT, promised
 from tests.proxies import Passed, Proxy

@@ -2,10 +2,10 @@
 
 from typing import Any
 
-from gsession_django.redis_commands import Batch, Command, Operation, digest
-from gsession_django.redis_move import REMEMBERED, beside
-from gsession_django.redis_scripts import LEAVE_STRING, MOVE_STRING, REPLACE_STRING
-from gsession_django.redis_storage import BaseRedisSessionStore, BaseRedisStorage, both
+from gsession_django.redis.commands import Batch, Command, Operation, digest
+from gsession_django.redis.move import REMEMBERED, beside
+from gsession_django.redis.scripts import LEAVE_STRING, MOVE_STRING, REPLACE_STRING
+from gsession_django.redis.storage import BaseRedisSessionStore, BaseRedisStorage, both
 from gsession_django.serializers import DecodeError
 from gsession_django.session_map import SessionMap
 

@@ -2,20 +2,16 @@
 they are asked for.
 """
 
-from collections.abc import Iterable, Iterator, Mapping
-from itertools import chain
-from typing import Any, Final
+from collections.abc import Mapping
+from typing import Any
 
-from gsession_django.redis_commands import Batch, Command, Operation, digest
-from gsession_django.redis_move import REMEMBERED, beside
-from gsession_django.redis_scripts import APPLY_HASH, CREATE_HASH, LEAVE_HASH, MOVE_HASH, READ_HASH, TOUCH_HASH
-from gsession_django.redis_storage import BaseRedisSessionStore, BaseRedisStorage, both
+from gsession_django.redis.commands import Batch, Command, Operation, digest
+from gsession_django.redis.fields import MARK, digest_of, field_of, flat, key_of, pairs, values_of
+from gsession_django.redis.move import REMEMBERED, beside
+from gsession_django.redis.scripts import APPLY_HASH, CREATE_HASH, LEAVE_HASH, MOVE_HASH, READ_HASH, TOUCH_HASH
+from gsession_django.redis.storage import BaseRedisSessionStore, BaseRedisStorage, both
 from gsession_django.serializers import DecodeError, logger
-from gsession_django.session_map import EXPIRY_KEY, MISSING, UNFETCHED, Encoded, SessionMap
-
-# No user's key begins with this byte, as it is in no UTF-8. Alone it names the field that keeps a session without keys
-# alive; before a key, one that says that the value is among the large ones.
-_MARK: Final = b"\xff"
+from gsession_django.session_map import EXPIRY_KEY, MISSING, SessionMap
 
 
 class RedisHashStorage(BaseRedisStorage):
@@ -41,25 +37,16 @@ class RedisHashStorage(BaseRedisStorage):
         fields, left = yield Batch(("HGETALL", key), ("PTTL", key))
         if not fields or left == -2:  # it expired between the two
             return None
-        stored = fields if isinstance(fields, dict) else dict(_pairs(fields))
-        version = None if self._held is None else dict(stored)  # only a move in a cluster wants to know
-        stored.pop(_MARK, None)
-        try:
-            values: dict[str, Any] = {field.decode(): Encoded(value) for field, value in stored.items()}
-        except UnicodeDecodeError:  # some value is large
-            values = {
-                _key_of(field.removeprefix(_MARK)): UNFETCHED if field[:1] == _MARK else Encoded(value)
-                for field, value in stored.items()
-            }
-            version = None  # this is not all of it
-        session = SessionMap(values, version, None if left < 0 else left / 1000)
+        stored = fields if isinstance(fields, dict) else dict(pairs(fields))
+        session = SessionMap(values_of(stored), None, None if left < 0 else left / 1000)
         if self._held is not None:
             self._held[session_id] = session
+            session.version = None if session.lacks(None) else stored  # for a move that copies it
         return session
 
     def _get(self, session_id: str, key: str) -> Operation[Any]:
         small, large = self._keys(session_id)[:2]
-        field = _field_of(key)
+        field = field_of(key)
         stored = yield Batch(("HGET", large, field), ("HGET", small, field))
         found = stored[1] if stored[0] is None else stored[0]
         return None if found is None else self.decode(found)
@@ -68,10 +55,10 @@ class RedisHashStorage(BaseRedisStorage):
         keys = self._keys(session_id)
         ((small, large),) = yield Batch(READ_HASH(keys))
         found = {
-            _key_of(field): self._value(field, stored)
+            key_of(field): self._value(field, stored)
             for fields in (small, large)
-            for field, stored in _pairs(fields)
-            if field[:1] != _MARK
+            for field, stored in pairs(fields)
+            if field[:1] != MARK
         }
         return {key: value for key, value in found.items() if value is not MISSING}
 
@@ -81,7 +68,7 @@ class RedisHashStorage(BaseRedisStorage):
         if ttl <= 0:
             return not (yield from self._exists(session_id))
         keys = self._keys(session_id)
-        command = CREATE_HASH(keys, ttl, _MARK, b"", *_flat(self._fields(session.as_dict())))
+        command = CREATE_HASH(keys, ttl, MARK, b"", *flat(self._fields(session.as_dict())))
         return bool(self._changed((yield self._change(command))))
 
     def _apply(self, session_id: str, session: SessionMap, ttl: int) -> Operation[bool]:
@@ -91,11 +78,11 @@ class RedisHashStorage(BaseRedisStorage):
         if not session.cleared:
             for key, value in changed.items():
                 if isinstance(value, dict) and type(key) is str and (was := session.read_as(key)) is not None:
-                    field = _field_of(key)
-                    merged[field] = _digest(was), others.pop(field)
+                    field = field_of(key)
+                    merged[field] = digest_of(was), others.pop(field)
         renews = session.cleared or EXPIRY_KEY in changed or EXPIRY_KEY in removed
-        expiry = "*" if renews else _digest(session.read_as(EXPIRY_KEY))
-        rest = (len(others), *_flat(others), *(self._fields(dict.fromkeys(removed)) if removed else ()))
+        expiry = "*" if renews else digest_of(session.read_as(EXPIRY_KEY))
+        rest = (len(others), *flat(others), *(self._fields(dict.fromkeys(removed)) if removed else ()))
         while True:
             triples = [part for field, (known, value) in merged.items() for part in (field, known, value)]
             command = APPLY_HASH(keys, ttl, expiry, int(session.cleared), len(merged), *triples, *rest)
@@ -103,9 +90,9 @@ class RedisHashStorage(BaseRedisStorage):
             if not isinstance(reply, list):
                 session.version = None
                 return bool(reply)
-            for field, stored in _pairs(reply):
+            for field, stored in pairs(reply):
                 current = MISSING if stored is None else self._value(field, stored)
-                merged[field] = _digest(stored), self.encode(session.merged_value(_key_of(field), current))
+                merged[field] = digest_of(stored), self.encode(session.merged_value(key_of(field), current))
 
     def _update_ttl(self, session_id: str, ttl: int) -> Operation[bool]:
         keys = self._keys(session_id)
@@ -119,11 +106,11 @@ class RedisHashStorage(BaseRedisStorage):
         return LEAVE_HASH(self._keys(session_id), new_id, REMEMBERED, *known)
 
     def _read(self, reply: list[Any]) -> dict[bytes, bytes]:
-        return {field: value for fields in reply for field, value in _pairs(fields)}
+        return {field: value for fields in reply for field, value in pairs(fields)}
 
     def _copy(self, new_id: str, session: Mapping[bytes, bytes], ttl: int) -> Command:
-        values = {field: value for field, value in session.items() if field[:1] != _MARK}
-        return CREATE_HASH(self._keys(new_id), ttl, _MARK, b"", *_flat(values))
+        values = {field: value for field, value in session.items() if field[:1] != MARK}
+        return CREATE_HASH(self._keys(new_id), ttl, MARK, b"", *flat(values))
 
     # Fields and values.
 
@@ -132,13 +119,13 @@ class RedisHashStorage(BaseRedisStorage):
         try:
             return {key.encode(): encode(value) for key, value in data.items()}
         except (AttributeError, UnicodeError):  # the serializer knows what becomes of keys that are not strings
-            return {_field_of(key): encode(value) for key, value in self.decode(encode(dict(data))).items()}
+            return {field_of(key): encode(value) for key, value in self.decode(encode(dict(data))).items()}
 
     def _value(self, field: bytes, stored: bytes) -> Any:
         try:
             return self.decode(stored)
         except DecodeError as error:
-            logger.warning("The session value %r is dropped: %s", _key_of(field), error)
+            logger.warning("The session value %r is dropped: %s", key_of(field), error)
             return MISSING
 
     get_session, aget_session = both(_get_session)
@@ -147,28 +134,6 @@ class RedisHashStorage(BaseRedisStorage):
     update_ttl, aupdate_ttl = both(_update_ttl)
     create, acreate = both(_create)
     apply, aapply = both(_apply)
-
-
-def _field_of(key: str) -> bytes:
-    return key.encode("utf-8", "surrogatepass")  # JSON can hold half a surrogate pair
-
-
-def _key_of(field: bytes) -> str:
-    return field.decode("utf-8", "surrogatepass")
-
-
-def _pairs(reply: Any) -> Iterable[tuple[bytes, Any]]:
-    """Return the pairs of a reply: RESP3 has a type for them, RESP2 and scripts send them in a row."""
-    return reply.items() if isinstance(reply, dict) else zip(reply[::2], reply[1::2], strict=True)
-
-
-def _flat(fields: Mapping[bytes, bytes]) -> Iterator[bytes]:
-    return chain.from_iterable(fields.items())
-
-
-def _digest(stored: bytes | None) -> str:
-    """Return what ``digest()`` in the script makes of the same; nothing is stored where it is ``b""`` or ``None``."""
-    return digest(stored) if stored else ""
 
 
 class SessionStore(BaseRedisSessionStore):

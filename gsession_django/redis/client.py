@@ -9,8 +9,8 @@ from typing import Any
 from redis.asyncio import Redis as AsyncRedis
 from redis.exceptions import NoScriptError, RedisError, ResponseError
 
-from gsession_django.redis_commands import Batch
-from gsession_django.redis_connections import (
+from gsession_django.redis.commands import Batch
+from gsession_django.redis.connections import (
     AsyncExchange,
     AsyncKept,
     AsyncOrdinary,
@@ -19,8 +19,8 @@ from gsession_django.redis_connections import (
     Ordinary,
     can_keep,
 )
-from gsession_django.redis_nodes import AsyncClusterExchange, ClusterExchange
-from gsession_django.redis_settings import CacheEntry
+from gsession_django.redis.nodes import AsyncClusterExchange, ClusterExchange
+from gsession_django.redis.settings import CacheEntry
 from gsession_django.storage import StorageUnavailable
 
 

@@ -6,10 +6,11 @@ from typing import Any, ClassVar, Final, TypeVar
 
 from django.core.checks import CheckMessage
 
-from gsession_django import redis_checks, redis_move
-from gsession_django.redis_client import RedisClient
-from gsession_django.redis_commands import Batch, Command, Operation, Script
-from gsession_django.redis_settings import WAIT_TIMEOUT, CacheEntry
+from gsession_django.redis import checks
+from gsession_django.redis.client import RedisClient
+from gsession_django.redis.commands import Batch, Command, Operation, Script
+from gsession_django.redis.move import Held, move_between_nodes
+from gsession_django.redis.settings import WAIT_TIMEOUT, CacheEntry
 from gsession_django.storage import Storage
 from gsession_django.store import SessionStore
 
@@ -61,7 +62,7 @@ class BaseRedisStorage(Storage):
     """
 
     expires_itself = True
-    # Renames a session; called with the keys of both ids. (In a cluster redis_move.py does that.)
+    # Renames a session; called with the keys of both ids. (In a cluster move.py does that.)
     move_script: ClassVar[Script]
     # What stands around prefix and id in a key.
     around: ClassVar[tuple[str, str]] = ("", "")
@@ -71,7 +72,7 @@ class BaseRedisStorage(Storage):
         self.client = RedisClient(entry)
         self._wait = ("WAIT", wait_replicas, max(1, round(wait_timeout * 1000))) if wait_replicas else None
         # In a cluster: what requests have read, for as long as they hold it.
-        self._held = redis_move.Held() if entry.is_cluster else None
+        self._held = Held() if entry.is_cluster else None
         self._before, self._after = entry.key_prefix + self.around[0] + prefix, self.around[1]
 
     def _keys(self, session_id: str) -> tuple[str, ...]:
@@ -88,7 +89,7 @@ class BaseRedisStorage(Storage):
 
     def _move(self, session_id: str, new_id: str, ttl: int) -> Operation[bool]:
         if self._held is not None:
-            return (yield from redis_move.move(self, session_id, new_id, ttl, self._held.get(session_id)))
+            return (yield from move_between_nodes(self, session_id, new_id, ttl, self._held.get(session_id)))
         keys = self._keys(session_id) + self._keys(new_id)
         return bool(self._changed((yield self._change(self.move_script(keys)))))
 
@@ -144,8 +145,8 @@ class BaseRedisSessionStore(SessionStore):
 
     @classmethod
     def check(cls) -> list[CheckMessage]:
-        return list(redis_checks.check_entry(cls.__module__))
+        return list(checks.check_entry(cls.__module__))
 
     @classmethod
     def check_deployment(cls) -> list[CheckMessage]:
-        return list(redis_checks.check_server(cls.__module__))
+        return list(checks.check_server(cls.__module__))

@@ -10,8 +10,8 @@ from django.core.exceptions import ImproperlyConfigured
 from redis.exceptions import RedisError
 
 from gsession_django.conf import conf
-from gsession_django.redis_client import RedisClient
-from gsession_django.redis_settings import WAIT_TIMEOUT, CacheEntry, database_of, urls_of
+from gsession_django.redis.client import RedisClient
+from gsession_django.redis.settings import WAIT_TIMEOUT, CacheEntry, database_of, urls_of
 from gsession_django.storage import StorageUnavailable
 
 _OLDEST = (6, 2)

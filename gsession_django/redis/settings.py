@@ -26,8 +26,8 @@ from django_redis.pool import SentinelConnectionFactory, get_connection_factory
 from redis.connection import to_bool
 from redis.retry import Retry
 
-from gsession_django.redis_cluster import ClusterClient, addresses
-from gsession_django.redis_sentinel import AsyncSentinel, Sentinel, sentinel_arguments
+from gsession_django.redis.cluster import ClusterClient, addresses
+from gsession_django.redis.sentinel import AsyncSentinel, Sentinel, sentinel_arguments
 
 TIMEOUTS: Final = {"SOCKET_CONNECT_TIMEOUT": 1, "SOCKET_TIMEOUT": 2}
 """Seconds, where the entry says nothing: django-redis would leave it to the version of redis-py, some of which wait for

@@ -25,9 +25,9 @@ from redis.exceptions import (
     TryAgainError,
 )
 
-from gsession_django.redis_commands import Batch
-from gsession_django.redis_connections import AsyncExchange, Exchange
-from gsession_django.redis_settings import Address, CacheEntry
+from gsession_django.redis.commands import Batch
+from gsession_django.redis.connections import AsyncExchange, Exchange
+from gsession_django.redis.settings import Address, CacheEntry
 
 PATIENCE: Final = 5.0
 """Seconds after which a batch is not tried again."""

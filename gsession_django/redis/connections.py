@@ -25,7 +25,7 @@ from redis.exceptions import (
     TimeoutError,
 )
 
-from gsession_django.redis_commands import Batch
+from gsession_django.redis.commands import Batch
 
 # What connections are kept of: not what a site has written itself, or what needs its pool between two operations.
 _KEPT_POOLS: Final = (

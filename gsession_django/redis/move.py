@@ -9,7 +9,7 @@ import math
 import weakref
 from typing import Any, Final, Protocol, TypeVar
 
-from gsession_django.redis_commands import Batch, Command, Operation
+from gsession_django.redis.commands import Batch, Command, Operation
 from gsession_django.session_map import SessionMap
 
 S = TypeVar("S")
@@ -44,7 +44,9 @@ class Movable(Protocol[S]):
     def _changed(self, replies: list[Any]) -> Any: ...
 
 
-def move(storage: Movable[S], session_id: str, new_id: str, ttl: int, held: SessionMap | None) -> Operation[bool]:
+def move_between_nodes(
+    storage: Movable[S], session_id: str, new_id: str, ttl: int, held: SessionMap | None
+) -> Operation[bool]:
     """Do what ``Storage.move`` says.
 
     A round trip to the new id and one to the old, one before them if nothing is held, and two more each time that

@@ -5,7 +5,7 @@ They are plain Redis 6.2: keys are named by the caller, and no list is unpacked 
 
 from typing import Final
 
-from gsession_django.redis_commands import Script
+from gsession_django.redis.commands import Script
 
 # A session in one string.
 

@@ -1,0 +1,1 @@
+"""What the two Redis engines stand on."""
