@@ -192,7 +192,7 @@ def interrupted(number: int, use: Callable[[], object]) -> bool:
 
 @pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning")
 @pytest.mark.parametrize("client", [name for name in CLIENTS if "kept" in name])
-@pytest.mark.parametrize("warm", [True, False], ids=["a kept connection", "a new connection"])
+@pytest.mark.parametrize("warm", [True, False], ids=["kept_connection", "new_connection"])
 def test_an_exception_at_any_line_leaves_nothing_to_others(client: str, warm: bool) -> None:
     """And no connection is counted in max_connections for ever."""
 
