@@ -33,7 +33,7 @@ WORKERS: Final = 8
 THREADS: Final = 3
 TASKS: Final = 8
 SOCKET_TIMEOUT: Final = 0.5
-"""Seconds; the proxy holds some replies back for longer."""
+"""Seconds, in the workers; the proxy holds some replies back for longer."""
 PATIENCE: Final = 400.0
 
 # Kept connections and redis-py's ordinary client, with both protocols.
@@ -114,13 +114,13 @@ def _store_class(engine: str, alias: str) -> type[SessionStore]:
     return type("SessionStore", (ENGINES[engine],), {"storage_class": storage_class, "__module__": __name__})
 
 
-def use_server(url: str) -> None:
-    """Let the stores of this process be on a server."""
+def use_server(url: str, socket_timeout: float) -> None:
+    """Let the stores that this process makes from now on be on a server."""
     settings.CACHES = {"default": {"BACKEND": "django.core.cache.backends.locmem.LocMemCache"}} | {
         alias: {
             "BACKEND": "django_redis.cache.RedisCache",
             "LOCATION": url + query,
-            "OPTIONS": {"SOCKET_TIMEOUT": SOCKET_TIMEOUT, **options},
+            "OPTIONS": {"SOCKET_TIMEOUT": socket_timeout, **options},
         }
         for alias, (query, options) in CLIENTS.items()
     }
@@ -383,12 +383,12 @@ def run(parent: Parent, url: str, operations: int) -> None:
     """Say when the master is ready and the proxy may begin; once it has heard that, hunt, and say what came of it."""
     # 3.12 and later warn of a fork beside threads. It is what happens where an application is preloaded.
     warnings.filterwarnings("ignore", message=".*multi-threaded", category=DeprecationWarning)
-    use_server(url)
+    use_server(url, 20)  # it is to lose a connection only to what its children do
     stores_of_process.extend(stores())
     create_sessions()
     master = Master()
     parent.meet()
-    reports = [_fork(number, operations // WORKERS + 1) for number in range(WORKERS)]
+    reports = [_fork(number, url, operations // WORKERS + 1) for number in range(WORKERS)]
     counts: Counter[str] = Counter()
     wrong: list[str] = []
     for pid, reading in reports:
@@ -407,7 +407,7 @@ def run(parent: Parent, url: str, operations: int) -> None:
     parent.say((dict(counts), sum(hunter.done for hunter in master.hunters), wrong))
 
 
-def _fork(number: int, share: int) -> tuple[int, int]:
+def _fork(number: int, url: str, share: int) -> tuple[int, int]:
     reading, writing = os.pipe()
     pid = os.fork()
     if pid:
@@ -415,6 +415,7 @@ def _fork(number: int, share: int) -> tuple[int, int]:
         return pid, reading
     try:
         os.close(reading)
+        use_server(url, SOCKET_TIMEOUT)
         # What an interrupt between two lines loses is left to the garbage collector; that it says so is no news.
         sys.unraisablehook = _unraisable
         warnings.simplefilter("ignore", ResourceWarning)

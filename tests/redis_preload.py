@@ -26,6 +26,8 @@ def main(url: str, options: dict[str, Any]) -> None:
     warnings.filterwarnings("ignore", message=".*multi-threaded", category=DeprecationWarning)
     os.environ.setdefault("DJANGO_SETTINGS_MODULE", "tests.settings")
     django.setup()
+    # When a child has dropped the engines, and the Redis clients have not learnt yet that they are in a child.
+    os.register_at_fork(after_in_child=gc.collect)
     from gsession_django.backends.redis import SessionStore
     from tests.redis_servers import settings_for
 

@@ -264,6 +264,8 @@ def test_round_trips(module: ModuleType) -> None:
         warm = store_class(visitor(store_class, a=1))
         warm["b"] = {}
         warm.save()
+        warm.modified = True
+        warm.save()
         warm.cycle_key()
         count, last = turns(store_class), 0
 

@@ -26,6 +26,9 @@ from django.test import override_settings
 
 from gsession_django import StorageUnavailable
 from gsession_django.backends import redis as redis_engine
+from gsession_django.redis_client import RedisClient
+from gsession_django.redis_commands import Batch
+from gsession_django.redis_connections import AsyncKept, Kept, Ordinary
 from tests.proxies import Passed, Proxy
 from tests.redis_servers import RedisServer, settings_for, shared
 
@@ -157,6 +160,43 @@ def test_a_reply_that_comes_after_the_task_has_gone_is_nobodys(client: str, prox
         asyncio.run(use(*keys))
 
 
+# A reply too many.
+
+
+@every_client
+def test_a_reply_that_lies_unread_on_an_idle_connection_is_nobodys(client: str) -> None:
+    """What another visitor's load would be answered, there before anything looks at the connection."""
+
+    def surplus(ada: str) -> bytes:
+        storage: Any = redis_engine.SessionStore.get_storage()
+        name = storage._keys(redis_engine.SessionStore(ada).session_id)[0]
+        return Batch(("GET", name), ("PTTL", name)).packed()[0]
+
+    def wait_for(sock: Any) -> None:
+        assert select.select([sock], [], [], PATIENCE)[0], "the server has not answered"
+
+    def idle_of(exchange: Any) -> Any:
+        if isinstance(exchange, Kept | AsyncKept):
+            return exchange._idle[0]
+        pool = exchange._pool
+        return pool._connections[0] if isinstance(exchange, Ordinary) else pool._available_connections[0]
+
+    async def use(ada: str, bob: str) -> None:
+        assert await aname_of(bob) == "bob"
+        connection = idle_of(redis_client._of_loops[asyncio.get_running_loop()][0])
+        connection._writer.write(surplus(ada))
+        wait_for(connection._writer.get_extra_info("socket"))  # the loop stands still
+        assert await aname_of(bob) == "bob"
+
+    with site(client) as (ada, bob):
+        redis_client: RedisClient = redis_engine.SessionStore.get_storage().client  # type: ignore[attr-defined]
+        connection = idle_of(redis_client._exchange)
+        connection._sock.sendall(surplus(ada))
+        wait_for(connection._sock)
+        assert name_of(bob) == "bob"
+        asyncio.run(use(ada, bob))
+
+
 # An exception between any two lines.
 
 _OURS_AND_REDIS_PYS = (os.path.join("gsession_django", "redis_"), f"{os.sep}redis{os.sep}")
@@ -192,7 +232,7 @@ def interrupted(number: int, use: Callable[[], object]) -> bool:
 
 @pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning")
 @pytest.mark.parametrize("client", [name for name in CLIENTS if "kept" in name])
-@pytest.mark.parametrize("warm", [True, False], ids=["a kept connection", "a new connection"])
+@pytest.mark.parametrize("warm", [True, False], ids=["kept_connection", "new_connection"])
 def test_an_exception_at_any_line_leaves_nothing_to_others(client: str, warm: bool) -> None:
     """And no connection is counted in max_connections for ever."""
 

@@ -388,6 +388,8 @@ class AsyncOrdinary:
         connection = await self._pool.get_connection()
         try:
             try:
+                if await connection.can_read() or _has_unread(connection):
+                    await connection.disconnect(nowait=True)
                 return await _aconnect_and_talk(connection, batch)
             except (ConnectionError, TimeoutError) as error:
                 if not _may_repeat(batch, connection, error):
