@@ -32,6 +32,8 @@ from tests.redis_servers import RedisServer, settings_for, shared
 MODULES = {"redis": redis_engine, "redis_hash": redis_hash}
 both_engines = pytest.mark.parametrize("module", MODULES.values(), ids=MODULES)
 BLOCKING = {"OPTIONS": {"CONNECTION_POOL_CLASS": "redis.connection.BlockingConnectionPool"}}
+# What is not about time does not fail on a machine that has something else to do.
+PATIENT = {"OPTIONS": {"SOCKET_CONNECT_TIMEOUT": 30, "SOCKET_TIMEOUT": 30}}
 LARGE = "x" * 1_000_000
 
 
@@ -67,6 +69,7 @@ def site(
     module: ModuleType, server: RedisServer | None = None, entry: Any = None, **options: Any
 ) -> Iterator[type[SessionStore]]:
     """Yield the SessionStore of an engine that has a prefix of its own."""
+    entry = PATIENT if entry is None else entry
     options.setdefault("prefix", f"{random.getrandbits(64):x}:")
     with override_settings(**settings_for(module.__name__, (server or shared()).url(), entry, **options)):
         yield module.SessionStore

@@ -26,9 +26,9 @@ from django.test import override_settings
 
 from gsession_django import StorageUnavailable
 from gsession_django.backends import redis as redis_engine
-from gsession_django.redis_client import RedisClient
-from gsession_django.redis_commands import Batch
-from gsession_django.redis_connections import AsyncKept, Kept, Ordinary
+from gsession_django.redis.client import RedisClient
+from gsession_django.redis.commands import Batch
+from gsession_django.redis.connections import AsyncKept, Kept, Ordinary
 from tests.proxies import Passed, Proxy
 from tests.redis_servers import RedisServer, settings_for, shared
 
