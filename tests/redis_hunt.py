@@ -404,7 +404,8 @@ def run(parent: Parent, url: str, operations: int) -> None:
     master.end()
     for hunter in master.hunters:
         wrong += hunter.wrong
-    parent.say((dict(counts), sum(hunter.done for hunter in master.hunters), wrong))
+    failed = sum(hunter.counts[what] for hunter in master.hunters for what in ("unanswered", "dropped"))
+    parent.say((dict(counts), sum(hunter.done for hunter in master.hunters), failed, wrong))
 
 
 def _fork(number: int, url: str, share: int) -> tuple[int, int]:

@@ -7,7 +7,7 @@ from pathlib import Path
 FILES = ["tests/test_redis.py", "tests/test_redis_connections.py"]
 # What reads every kind of reply, and what is disturbed while it does.
 SELECTION = (
-    "surplus or large or round_trips or (any_line and kept_connection) or any_step or cancel or signal or reset or "
+    "surplus or large or round_trips or (any_line and old_connection) or any_step or cancel or signal or reset or "
     "middle or thousands or lost_scripts or merges or goframe"
 )
 
