@@ -237,7 +237,8 @@ class SessionStore(SessionBase):
 
     def _create(self) -> Operation:
         session = self._get_session(no_load=True)
-        yield from self._fetch(session, None)
+        if session.source is not None:
+            yield from self._fetch(session, None)
         ttl = self._ttl_of(session.get(EXPIRY_KEY))
         for _ in range(_KEY_ATTEMPTS):
             key = yield from self._new_key(ttl)
@@ -249,7 +250,7 @@ class SessionStore(SessionBase):
         raise self._no_key()
 
     def _new_key(self, ttl: int) -> Operation:
-        key = yield "new", ttl
+        key = (yield "new", ttl) if "new" in self._engine.able else UNABLE
         if key is UNABLE:
             return secrets.token_hex(16)
         if not isinstance(key, str) or not self._validate_session_key(key):
@@ -299,7 +300,8 @@ class SessionStore(SessionBase):
 
     def _create_at(self, key: str) -> Operation:
         session = self._get_session(no_load=True)
-        yield from self._fetch(session, None)
+        if session.source is not None:
+            yield from self._fetch(session, None)
         ttl = self._ttl_of(session.get(EXPIRY_KEY))
         # Composed, create knows nothing of other sessions. For a random key of ours it need not; this one is given.
         taken = "create" not in self._engine.able and (yield from self._exists(key))
@@ -340,7 +342,8 @@ class SessionStore(SessionBase):
             yield from self._create()
             return
         old_id, age = self._id_of(self.session_key), self.get_session_cookie_age
-        yield from self._fetch(session, EXPIRY_KEY)
+        if session.source is not None:
+            yield from self._fetch(session, EXPIRY_KEY)
         ttl = self._ttl_of(session.get(EXPIRY_KEY))
         for _ in range(_KEY_ATTEMPTS):
             new_key = yield from self._new_key(ttl)

@@ -530,7 +530,7 @@ def test_a_surplus_reply_is_nobodys(module: ModuleType, query: str) -> None:
 
     def another_reply(store_class: type[SessionStore], key: str) -> bytes:
         name = store_class.get_storage()._keys(store_class(key).session_id)[0]  # type: ignore[attr-defined]
-        return Batch(("GET" if module is redis_engine else "HGETALL", name), ("PTTL", name)).packed()[0]
+        return Batch(("GET" if module is redis_engine else "HGETALL", name), ("PTTL", name)).packed()
 
     def wait_for(sock: Any) -> None:
         assert select.select([sock], [], [], 10)[0], "the server has not answered"

@@ -166,7 +166,7 @@ def reply_to_load(module: ModuleType, store_class: type[SessionStore], key: str)
     """Return what the server answers when a session is loaded."""
     name = storage_of(store_class)._keys(str(store_class(key).session_id))[0]
     with socket.create_connection(("127.0.0.1", shared().port)) as plain:
-        plain.sendall(Batch(("GET" if module is redis_engine else "HGETALL", name), ("PTTL", name)).packed()[0])
+        plain.sendall(Batch(("GET" if module is redis_engine else "HGETALL", name), ("PTTL", name)).packed())
         reply = b""
         while b"\r\n:" not in reply or not reply.endswith(b"\r\n"):
             reply += plain.recv(65536)

@@ -12,14 +12,14 @@ COMMANDS = [
 
 
 def test_commands_are_arrays_of_bulk_strings() -> None:
-    assert Batch(("GET", "é"), ("EXPIRE", "k", -1)).packed() == [
+    assert Batch(("GET", "é"), ("EXPIRE", "k", -1)).packed() == (
         b"*2\r\n$3\r\nGET\r\n$2\r\n\xc3\xa9\r\n*3\r\n$6\r\nEXPIRE\r\n$1\r\nk\r\n$2\r\n-1\r\n"
-    ]
+    )
 
 
 @pytest.mark.parametrize("command", COMMANDS, ids=lambda command: command[0])
 def test_hiredis_packs_as_python_does(command: tuple[object, ...]) -> None:
-    assert Batch(command).packed() == [_pack_in_python(command)]
+    assert Batch(command).packed() == _pack_in_python(command)
 
 
 def test_a_script_is_sent_by_its_digest_and_in_full_where_it_is_not_known() -> None:

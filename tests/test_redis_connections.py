@@ -170,7 +170,7 @@ def test_a_reply_that_lies_unread_on_an_idle_connection_is_nobodys(client: str) 
     def surplus(ada: str) -> bytes:
         storage: Any = redis_engine.SessionStore.get_storage()
         name = storage._keys(redis_engine.SessionStore(ada).session_id)[0]
-        return Batch(("GET", name), ("PTTL", name)).packed()[0]
+        return Batch(("GET", name), ("PTTL", name)).packed()
 
     def wait_for(sock: Any) -> None:
         assert select.select([sock], [], [], PATIENCE)[0], "the server has not answered"

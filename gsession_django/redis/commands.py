@@ -59,12 +59,12 @@ class Batch:
         self.commands = commands
         self.repeat = repeat
 
-    def packed(self) -> list[bytes]:
+    def packed(self) -> bytes:
         """Return the commands as they are sent (https://redis.io/docs/latest/develop/reference/protocol-spec/).
 
         redis-py's own packing takes twice as long, as it allows for more types and splits what is long.
         """
-        return [b"".join(map(_pack, self.commands))]
+        return b"".join(map(_pack, self.commands))
 
     def in_full(self) -> "Batch":
         """Return the batch for a server that does not know its scripts."""
