@@ -99,11 +99,11 @@ for at = 5, merged, 3 do
     end
 end
 if #conflicts > 0 then return conflicts end
-if tonumber(ARGV[1]) <= 0 then
+local renew = ARGV[2] == '*' or digest(known[2]) == ARGV[2]
+if renew and tonumber(ARGV[1]) <= 0 then
     redis.call('UNLINK', small, large)
     return 1
 end
-local renew = ARGV[2] == '*' or digest(known[2]) == ARGV[2]
 if ARGV[3] == '1' then
     redis.call('UNLINK', small, large)
     redis.call('HSET', small, '\\255', '')

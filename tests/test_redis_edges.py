@@ -1,0 +1,50 @@
+"""What the Redis engines do at the edges: TTLs that are over, odd keys, and settings that are seldom given."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import ModuleType
+from typing import Any
+
+import pytest
+from django.test import override_settings
+
+from gsession_django import SessionMap, SessionStore
+from gsession_django.backends import redis as redis_engine
+from gsession_django.backends import redis_hash
+from tests.redis_servers import settings_for, shared
+
+MODULES = {"redis": redis_engine, "redis_hash": redis_hash}
+both_engines = pytest.mark.parametrize("module", MODULES.values(), ids=MODULES)
+LARGE = "x" * 20_000
+
+
+@contextmanager
+def site(module: ModuleType, **options: Any) -> Iterator[type[SessionStore]]:
+    with override_settings(**settings_for(module.__name__, shared().url(), **options)):
+        yield module.SessionStore
+
+
+def saved(store: SessionStore, **data: Any) -> str:
+    store.update(data)
+    store.save()
+    assert store.session_key is not None
+    return store.session_key
+
+
+@both_engines
+def test_an_expiry_that_is_over_ends_nothing_that_another_request_has_prolonged(module: ModuleType) -> None:
+    with site(module) as store_class:
+        key = saved(store_class(), a=1)
+        mine, theirs = store_class(key), store_class(key)
+        mine["mine"] = 1
+        theirs.set_expiry(3600)
+        saved(theirs, theirs=1)
+        session_id = theirs.session_id
+        assert session_id is not None
+        session = mine._session
+        assert isinstance(session, SessionMap)
+        assert store_class.get_storage().apply(session_id, session, 0)
+        left = store_class(key)
+        assert dict(left.items()) == {"a": 1, "_session_expiry": 3600, "theirs": 1, "mine": 1}
+        assert left.ttl_left is not None
+        assert 3500 < left.ttl_left <= 3600
