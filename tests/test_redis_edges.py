@@ -48,3 +48,12 @@ def test_an_expiry_that_is_over_ends_nothing_that_another_request_has_prolonged(
         assert dict(left.items()) == {"a": 1, "_session_expiry": 3600, "theirs": 1, "mine": 1}
         assert left.ttl_left is not None
         assert 3500 < left.ttl_left <= 3600
+
+
+def test_a_large_value_whose_key_is_empty_does_not_take_the_place_of_the_bookkeeping() -> None:
+    with site(redis_hash) as store_class:
+        key = saved(store_class(), **{"": LARGE, "a": 1})
+        assert dict(store_class(key).items()) == {"": LARGE, "a": 1}
+        saved(store_class(key), **{"": "small"})
+        saved(store_class(key), b=2)
+        assert dict(store_class(key).items()) == {"": "small", "a": 1, "b": 2}

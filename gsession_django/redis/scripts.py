@@ -38,7 +38,7 @@ _PRELUDE = f"""
 local small, large = KEYS[1], KEYS[2]
 local has_large = false
 local function put_one(field, value)
-    if #value > {_LARGE} then
+    if #value > {_LARGE} and field ~= '' then -- whose mark would be the session's own
         redis.call('HSET', large, field, value)
         redis.call('HSET', small, '\\255' .. field, '')
         redis.call('HDEL', small, field)
