@@ -11,6 +11,8 @@ from django.test import override_settings
 from gsession_django import SessionMap, SessionStore
 from gsession_django.backends import redis as redis_engine
 from gsession_django.backends import redis_hash
+from gsession_django.redis.commands import Script
+from gsession_django.redis.scripts import APPLY_HASH
 from tests.redis_servers import settings_for, shared
 
 MODULES = {"redis": redis_engine, "redis_hash": redis_hash}
@@ -57,3 +59,17 @@ def test_a_large_value_whose_key_is_empty_does_not_take_the_place_of_the_bookkee
         saved(store_class(key), **{"": "small"})
         saved(store_class(key), b=2)
         assert dict(store_class(key).items()) == {"": "small", "a": 1, "b": 2}
+
+
+def test_large_values_do_not_outlive_a_session_that_ends_while_it_is_saved() -> None:
+    # What the script meets if its own work takes longer than the session has to live.
+    ends = "redis.call('PEXPIRE', KEYS[1], 1) for _ = 1, 2000000 do end"
+    with site(redis_hash) as store_class, shared().client() as client:
+        store = store_class(saved(store_class(), large=LARGE))
+        storage = store_class.get_storage()
+        assert isinstance(storage, redis_hash.RedisHashStorage)
+        assert store.session_id is not None
+        keys = storage._keys(store.session_id)
+        text = Script.in_full(APPLY_HASH(keys))[1].replace("local known", f"{ends}\nlocal known", 1)
+        assert client.eval(text, len(keys), *keys, 60, "of another expiry", 0, 0, 0) == 1
+        assert client.pttl(keys[1]) != -1

@@ -121,7 +121,7 @@ end
 if renew then redis.call('EXPIRE', small, ARGV[1]) end
 if has_large then
     local left = redis.call('PTTL', small)
-    if left > 0 then redis.call('PEXPIRE', large, left) else redis.call('PERSIST', large) end
+    if left >= 0 then redis.call('PEXPIRE', large, left) else redis.call('PERSIST', large) end
 end
 return 1
 """
