@@ -11,6 +11,7 @@ from django.test import override_settings
 from gsession_django import SessionMap, SessionStore
 from gsession_django.backends import redis as redis_engine
 from gsession_django.backends import redis_hash
+from gsession_django.checks import check_settings
 from gsession_django.redis.commands import Script
 from gsession_django.redis.scripts import APPLY_HASH
 from tests.redis_servers import settings_for, shared
@@ -21,8 +22,8 @@ LARGE = "x" * 20_000
 
 
 @contextmanager
-def site(module: ModuleType, **options: Any) -> Iterator[type[SessionStore]]:
-    with override_settings(**settings_for(module.__name__, shared().url(), **options)):
+def site(module: ModuleType, entry: Any = None, **options: Any) -> Iterator[type[SessionStore]]:
+    with override_settings(**settings_for(module.__name__, shared().url(), entry, **options)):
         yield module.SessionStore
 
 
@@ -73,3 +74,13 @@ def test_large_values_do_not_outlive_a_session_that_ends_while_it_is_saved() -> 
         text = Script.in_full(APPLY_HASH(keys))[1].replace("local known", f"{ends}\nlocal known", 1)
         assert client.eval(text, len(keys), *keys, 60, "of another expiry", 0, 0, 0) == 1
         assert client.pttl(keys[1]) != -1
+
+
+@pytest.mark.parametrize("timeout", [None, 0])
+@pytest.mark.parametrize(("wait", "expected"), [(1, []), (100, ["gsession_django.E014"])])
+def test_an_entry_without_a_timeout_waits_for_replicas_as_long_as_redis_py_does(
+    timeout: int | None, wait: int, expected: list[str]
+) -> None:
+    entry = {"OPTIONS": {"SOCKET_TIMEOUT": timeout}}
+    with site(redis_engine, entry, wait_replicas=1, wait_timeout=wait):
+        assert [message.id for message in check_settings()] == expected

@@ -51,7 +51,10 @@ def _check_waiting(engine: str, entry: CacheEntry) -> Iterator[CheckMessage]:
     options = engines.get(engine) if isinstance(engines, dict) else None
     if not isinstance(options, dict) or not options.get("wait_replicas"):
         return
-    timeout, limit = options.get("wait_timeout", WAIT_TIMEOUT), entry.make_pool().connection_kwargs["socket_timeout"]
+    pool = entry.make_pool()
+    # Not of its arguments: where the entry gives none, it is redis-py's own.
+    limit = pool.connection_class(**pool.connection_kwargs).socket_timeout
+    timeout = options.get("wait_timeout", WAIT_TIMEOUT)
     if not isinstance(timeout, int | float) or (limit is not None and timeout > limit - _TICK):
         yield Error(
             f'GSESSION["ENGINES"][{engine!r}] has the option wait_timeout = {timeout!r}, which is no number of seconds '
