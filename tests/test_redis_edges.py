@@ -14,6 +14,7 @@ from gsession_django.backends import redis_hash
 from gsession_django.checks import check_settings
 from gsession_django.redis.commands import Script
 from gsession_django.redis.scripts import APPLY_HASH
+from gsession_django.redis.settings import CacheEntry
 from tests.redis_servers import settings_for, shared
 
 MODULES = {"redis": redis_engine, "redis_hash": redis_hash}
@@ -84,3 +85,10 @@ def test_an_entry_without_a_timeout_waits_for_replicas_as_long_as_redis_py_does(
     entry = {"OPTIONS": {"SOCKET_TIMEOUT": timeout}}
     with site(redis_engine, entry, wait_replicas=1, wait_timeout=wait):
         assert [message.id for message in check_settings()] == expected
+
+
+def test_no_report_of_an_error_shows_the_password_of_an_entry() -> None:
+    with override_settings(**settings_for(redis_engine.__name__, "redis://ada:sesame@127.0.0.1:1/0")):
+        entry = CacheEntry.of_sessions()
+    assert "sesame" not in repr(entry)
+    assert "sesame" not in str(entry)
