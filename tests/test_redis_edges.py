@@ -1,5 +1,7 @@
 """What the Redis engines do at the edges: TTLs that are over, odd keys, and settings that are seldom given."""
 
+import asyncio
+import random
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import ModuleType
@@ -8,13 +10,15 @@ from typing import Any
 import pytest
 from django.test import override_settings
 
-from gsession_django import SessionMap, SessionStore
+from gsession_django import SessionMap, SessionStore, StorageUnavailable
 from gsession_django.backends import redis as redis_engine
 from gsession_django.backends import redis_hash
 from gsession_django.checks import check_settings
-from gsession_django.redis.commands import Script
+from gsession_django.redis.client import RedisClient
+from gsession_django.redis.commands import Batch, Script
 from gsession_django.redis.scripts import APPLY_HASH
 from gsession_django.redis.settings import CacheEntry
+from tests.proxies import Proxy
 from tests.redis_servers import settings_for, shared
 
 MODULES = {"redis": redis_engine, "redis_hash": redis_hash}
@@ -92,3 +96,21 @@ def test_no_report_of_an_error_shows_the_password_of_an_entry() -> None:
         entry = CacheEntry.of_sessions()
     assert "sesame" not in repr(entry)
     assert "sesame" not in str(entry)
+
+
+@pytest.mark.parametrize("pool", ["ConnectionPool", "BlockingConnectionPool"])
+def test_what_must_not_be_repeated_is_not_either_after_the_server_had_forgotten_the_script(pool: str) -> None:
+    name = f"{random.getrandbits(64):x}"
+    batch = Batch(Script("return redis.call('INCR', KEYS[1]) -- once")((name,)), repeat=False)
+    with Proxy(shared().port) as proxy, shared().client() as client:
+        entry = {"OPTIONS": {"CONNECTION_POOL_CLASS": f"redis.connection.{pool}"}}
+        with override_settings(**settings_for(redis_engine.__name__, proxy.url(), entry)):
+            redis_client = RedisClient(CacheEntry.of_sessions())
+            proxy.on_reply = lambda connection, data: (b"", True) if data == b":1\r\n" else (data, False)
+            with pytest.raises(StorageUnavailable):
+                redis_client.send(batch)
+            assert client.getdel(name) == b"1"
+            client.script_flush()
+            with pytest.raises(StorageUnavailable):
+                asyncio.run(redis_client.asend(batch))
+            assert client.getdel(name) == b"1"

@@ -339,7 +339,8 @@ def _may_repeat(batch: Batch, connection: Any, error: Exception) -> bool:
 
     A server that is slow to answer is not asked twice, or a visitor would wait twice as long.
     """
-    if isinstance(error.__cause__ or error.__context__, ResponseError):  # a replica has refused it
+    # A replica has refused it: as we found out, or redis-py. Any other context may be what the caller is about.
+    if isinstance(error.__cause__, ResponseError) or isinstance(error.__context__, ReadOnlyError):
         return True
     return batch.repeat and (not isinstance(error, TimeoutError) or connection.retry.get_retries() != 0)
 
