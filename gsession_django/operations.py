@@ -173,6 +173,8 @@ def _compose_apply(
 
 def touch(engine: Engine, session_id: str, session: SessionMap, ttl: int, age: Age) -> Operation:
     """Renew the TTL of a session that did not change; ``False`` when it is gone."""
+    if ttl <= 0:  # It ends without us; if it has not, another request has prolonged it.
+        return (yield from exists(engine, session_id, age))
     there = yield "update_ttl", session_id, ttl
     if there is UNABLE and "apply" in engine.able:
         there = yield "apply", session_id, session, ttl

@@ -10,10 +10,11 @@ from typing import Any
 import pytest
 from django.test import override_settings
 
-from gsession_django import SessionMap, SessionStore, StorageUnavailable
+from gsession_django import SessionMap, SessionStore, StorageUnavailable, operations
 from gsession_django.backends import redis as redis_engine
 from gsession_django.backends import redis_hash
 from gsession_django.checks import check_settings
+from gsession_django.engine import engine_of
 from gsession_django.redis.client import RedisClient
 from gsession_django.redis.commands import Batch, Script
 from gsession_django.redis.scripts import APPLY_HASH
@@ -114,3 +115,16 @@ def test_what_must_not_be_repeated_is_not_either_after_the_server_had_forgotten_
             with pytest.raises(StorageUnavailable):
                 asyncio.run(redis_client.asend(batch))
             assert client.getdel(name) == b"1"
+
+
+@both_engines
+def test_a_touch_whose_expiry_is_over_ends_nothing_that_another_request_has_prolonged(module: ModuleType) -> None:
+    with site(module) as store_class:
+        key = saved(store_class(), a=1)
+        session_id = store_class(key).session_id
+        assert session_id is not None
+        engine, held = engine_of(store_class), store_class(key)._session
+        assert engine.run(operations.touch(engine, session_id, held, 0, lambda: 60))
+        assert dict(store_class(key).items()) == {"a": 1}
+        store_class(key).delete()
+        assert not engine.run(operations.touch(engine, session_id, held, 0, lambda: 60))
