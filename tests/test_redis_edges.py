@@ -128,3 +128,15 @@ def test_a_touch_whose_expiry_is_over_ends_nothing_that_another_request_has_prol
         assert dict(store_class(key).items()) == {"a": 1}
         store_class(key).delete()
         assert not engine.run(operations.touch(engine, session_id, held, 0, lambda: 60))
+
+
+def test_the_reason_of_an_outage_is_a_sentence_of_its_own() -> None:
+    with site(redis_engine, hash_ids=False, prefix="list:") as store_class, shared().client() as client:
+        client.rpush("list:abcdefgh", 1)
+        with pytest.raises(StorageUnavailable, match=r"WRONGTYPE [^.]*wrong kind of value\. Look at the server"):
+            store_class("abcdefgh").load()
+    with (
+        site(redis_engine, entry={"LOCATION": "redis://127.0.0.1:1"}) as store_class,
+        pytest.raises(StorageUnavailable, match=r"Connection refused\. Look at the server"),
+    ):
+        store_class("abcdefgh").load()

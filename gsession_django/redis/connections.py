@@ -216,10 +216,10 @@ def _talk(connection: Any, batch: Batch, read: Callable[..., Any]) -> list[Any]:
             replies.append(_looked_at(reply) if isinstance(reply, ResponseError) else reply)
     except ConnectionError as error:
         if isinstance(error.__context__, BlockingIOError):  # which is how the kernel says that the time is over
-            raise TimeoutError(f"no answer within {connection.socket_timeout:g} seconds.") from error
+            raise TimeoutError(f"no answer within {connection.socket_timeout:g} seconds") from error
         raise
     except OSError as error:
-        raise ConnectionError(f"{type(error).__name__}: {error}.") from error
+        raise ConnectionError(f"{type(error).__name__}: {error}") from error
     return replies
 
 
