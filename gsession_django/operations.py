@@ -106,13 +106,14 @@ def exists(engine: Engine, session_id: str, age: Age) -> Operation:
 
 def create(engine: Engine, session_id: str, session: SessionMap, ttl: int) -> Operation:
     """Store a new session; ``False`` when the id is taken, which only a storage that has ``create`` knows."""
+    before = session.about_to_be_saved()
     stored = yield "create", session_id, session, ttl
     if stored is UNABLE:
         data = session.as_dict()
         yield from _write(engine, session_id, _pairs(engine, data), set(), data, ttl)
         stored = True
     if stored:
-        session.saved()
+        session.saved(before)
         session.ttl_left = ttl
     return stored
 
@@ -124,11 +125,12 @@ def apply(
 
     `ttl_of` makes a TTL of the value that Django keeps in a session for ``set_expiry()``.
     """
+    before = session.about_to_be_saved()
     there = yield "apply", session_id, session, ttl
     if there is UNABLE:
         there = yield from _alone(engine, session_id, _compose_apply(engine, session_id, session, ttl, age, ttl_of))
     if there:
-        session.saved()
+        session.saved(before)
         session.ttl_left = ttl
     return there
 
@@ -173,11 +175,14 @@ def _compose_apply(
 
 def touch(engine: Engine, session_id: str, session: SessionMap, ttl: int, age: Age) -> Operation:
     """Renew the TTL of a session that did not change; ``False`` when it is gone."""
+    if ttl <= 0:  # It ends without us; if it has not, another request has prolonged it.
+        return (yield from exists(engine, session_id, age))
     there = yield "update_ttl", session_id, ttl
     if there is UNABLE and "apply" in engine.able:
+        before = session.about_to_be_saved()
         there = yield "apply", session_id, session, ttl
         if there is not UNABLE:
-            session.saved()
+            session.saved(before)
     if there is UNABLE:
         there = yield from _alone(engine, session_id, _compose_touch(engine, session_id, ttl, age))
     session.ttl_left = ttl

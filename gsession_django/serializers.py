@@ -53,7 +53,7 @@ class _KeptJSONSerializer(JSONSerializer):
             return self._encoder.encode(obj).encode("latin-1")  # which says what is wrong with a circle
 
     def loads(self, data: bytes) -> Any:
-        text = data.decode("latin-1")
+        text = data.decode()  # JSON is UTF-8 (RFC 8259), and other programs make use of it, as Go's do
         try:
             value, end = self._scan(text, 0)
         except StopIteration:

@@ -401,19 +401,38 @@ class SessionMap(MutableMapping[str, Any]):
         base = self._base(EXPIRY_KEY)
         return bool(current.get(EXPIRY_KEY) == (None if base is MISSING else base))
 
-    def saved(self) -> None:
+    def about_to_be_saved(self) -> Mapping[str, Any]:
+        """Return what :meth:`saved` has to know of the values that a storage is going to be given."""
+        values = self._values
+        held = {key: values.get(key, MISSING) for key in self._held()}
+        return {
+            key: (value, value if type(value) in _SCALARS or value is MISSING else Encoded(encode(value)))
+            for key, value in held.items()
+        }
+
+    def saved(self, before: Mapping[str, Any] | None = None) -> None:
         """Take what was stored as the new starting point. The adapter calls it when a storage has stored the session.
 
         What merging took in from others is not in this map, as the values may be objects that somebody holds. So the
         version is forgotten then: the next save merges again, and loses nothing of theirs.
+
+        Args:
+            before: what :meth:`about_to_be_saved` returned. Other tasks of the request may have made changes since,
+                which are still to be saved. Without it there are none.
         """
+        if before is None:
+            before = self.about_to_be_saved()
         if self._merged:
             self.version = None
-        held, values = self._held(), self._values
+        since = {key: value for key, value in self._originals.items() if key not in before}
+        watched = {key: value for key, value in self._snapshots.items() if key not in before}
         self._saved_as_is()
-        for key in held:
-            if type(values.get(key)) not in _SCALARS:
-                self._snapshots[key] = encode(values[key])
+        self._originals, self._snapshots = since, watched
+        for key, (value, stored) in before.items():
+            if self._values.get(key, MISSING) is not value:
+                self._originals[key] = stored
+            elif type(stored) is Encoded:
+                self._snapshots[key] = stored
         self.cleared = False
 
     # For SessionStore.modified.

@@ -123,12 +123,12 @@ def test_a_session_is_the_json_object_that_goframe_stores() -> None:
         key = visitor(store_class, user=1, name="Ada")
         assert client.get(f"go:{key}") == b'{"user":1,"name":"Ada"}'
         assert 0 < client.ttl(f"go:{key}") <= 14 * 24 * 3600
-        client.set("go:written-by-go", '{"user":7,"price":1.0}', ex=60)
+        client.set("go:written-by-go", '{"user":7,"price":1.0,"name":"José"}', ex=60)
         store = store_class("written-by-go")
         assert store["user"] == 7
         store["seen"] = True
         store.save()
-        assert client.get("go:written-by-go") == b'{"user":7,"price":1.0,"seen":true}'
+        assert client.get("go:written-by-go") == b'{"user":7,"price":1.0,"name":"Jos\\u00e9","seen":true}'
 
 
 @pytest.mark.parametrize("foreign", [b"[1, 2]", b"\x00garbage"], ids=["a list", "garbage"])

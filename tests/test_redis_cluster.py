@@ -6,6 +6,8 @@ import gc
 import logging
 import os
 import random
+import re
+import shlex
 import socket
 import threading
 import time
@@ -13,6 +15,7 @@ import weakref
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
+from pathlib import Path
 from types import ModuleType
 from typing import Any, ClassVar
 from urllib.parse import urlsplit
@@ -42,6 +45,7 @@ from tests.redis_servers import shared as single
 MODULES = {"redis": redis_engine, "redis_hash": redis_hash}
 both_engines = pytest.mark.parametrize("module", MODULES.values(), ids=MODULES)
 LARGE = "x" * 100_000
+PAGE = Path(__file__).resolve().parent.parent / "docs" / "redis.md"
 # All sessions of a site are in one slot: the hash tag comes before everything else.
 ONE_SLOT = {"KEY_PREFIX": "{one slot}"}
 
@@ -930,12 +934,14 @@ def test_a_cluster_of_one_node() -> None:
 
 @both_engines
 def test_a_user_who_may_do_no_more_than_the_docs_say(module: ModuleType) -> None:
-    rights = "on >secret ~site:* ~moved:* +@all -@admin -@dangerous +cluster|slots"
+    text = PAGE.read_text("utf-8").replace("\\\n", "")
+    (rule,) = re.findall(r"^redis-cli ACL SETUSER sessions (on .*)$", text, re.MULTILINE)
+    rights = [*shlex.split(rule), *re.findall(r"`([~+][a-z]+[:|*a-z]*)`", text), "~site:*"]
     entry = {"KEY_PREFIX": "site:", "OPTIONS": {"USERNAME": "visitors", "PASSWORD": "secret"}}
     try:
         for node in shared().nodes:
             with node.client() as client:
-                client.execute_command("ACL", "SETUSER", "visitors", *rights.split())
+                client.execute_command("ACL", "SETUSER", "visitors", *rights)
         with site(module, entry=entry) as store_class:
             for _ in range(5):
                 store = store_class(visitor(store_class, user=1, large=LARGE))
@@ -944,6 +950,10 @@ def test_a_user_who_may_do_no_more_than_the_docs_say(module: ModuleType) -> None
                 store.cycle_key()
                 assert stored(store_class, store.session_key) == {"user": 2, "large": LARGE}
                 store.flush()
+            key = visitor(store_class, user=1)
+            with shared().moving(name_of(store_class, key)) as slot:
+                slot.move(*slot.some_keys())
+                assert stored(store_class, key) == {"user": 1}
     finally:
         for node in shared().nodes:
             with node.client() as client:

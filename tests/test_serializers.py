@@ -32,6 +32,10 @@ def test_odd_keys_and_values_become_what_djangos_makes_of_them() -> None:
     assert encode(ODD) == JSONSerializer().dumps(ODD)
 
 
+def test_what_another_program_wrote_in_utf_8_is_read_as_such() -> None:
+    assert decode('{"name":"José","é":"😀"}'.encode()) == {"name": "José", "é": "😀"}
+
+
 def test_a_value_that_holds_itself_is_djangos_error() -> None:
     circle: list[Any] = []
     circle.append(circle)

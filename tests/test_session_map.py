@@ -272,6 +272,39 @@ class TestSaved:
         assert session.altered()
         assert session.changed == {"cart": {"apple": 1, "pear": 1}, "new": [1, 2]}
 
+    def test_what_was_done_while_it_was_saved_is_still_to_be_saved(self) -> None:
+        session = read(cart={"apple": 1}, gone=1, same=1, again=1)
+        cart = session["cart"]
+        cart["pear"] = 1
+        session["again"] = 2
+        session["same"] = 2
+        session["list"] = [1]
+        before = session.about_to_be_saved()
+        cart["plum"] = 1
+        session["again"] = 3
+        session["list"] = [1, 2]
+        session["new"] = 1
+        del session["gone"]
+        session.saved(before)
+        assert session.changed == {
+            "cart": {"apple": 1, "pear": 1, "plum": 1},
+            "again": 3,
+            "list": [1, 2],
+            "new": 1,
+        }
+        assert session.removed == {"gone"}
+        assert session.read_as("cart") == encode({"apple": 1, "pear": 1})
+        session.saved()
+        assert not session.has_changes()
+
+    def test_what_was_deleted_while_it_was_saved_is_removed_by_the_next_save(self) -> None:
+        session = read(one=1)
+        session["two"] = 2
+        before = session.about_to_be_saved()
+        del session["two"]
+        session.saved(before)
+        assert session.removed == {"two"}
+
 
 class TestRenewsTtl:
     @pytest.mark.parametrize(

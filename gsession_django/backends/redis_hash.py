@@ -54,12 +54,8 @@ class RedisHashStorage(BaseRedisStorage):
     def _get_map(self, session_id: str) -> Operation[dict[str, Any]]:
         keys = self._keys(session_id)
         ((small, large),) = yield Batch(READ_HASH(keys))
-        found = {
-            key_of(field): self._value(field, stored)
-            for fields in (small, large)
-            for field, stored in pairs(fields)
-            if field[:1] != MARK
-        }
+        fields = {field: value for part in (small, large) for field, value in pairs(part) if field[:1] != MARK}
+        found = {key: self._value(key, value) for key, value in values_of(fields).items()}
         return {key: value for key, value in found.items() if value is not MISSING}
 
     # Writing.
@@ -91,8 +87,9 @@ class RedisHashStorage(BaseRedisStorage):
                 session.version = None
                 return bool(reply)
             for field, stored in pairs(reply):
-                current = MISSING if stored is None else self._value(field, stored)
-                merged[field] = digest_of(stored), self.encode(session.merged_value(key_of(field), current))
+                key = key_of(field)
+                current = MISSING if stored is None else self._value(key, stored)
+                merged[field] = digest_of(stored), self.encode(session.merged_value(key, current))
 
     def _update_ttl(self, session_id: str, ttl: int) -> Operation[bool]:
         keys = self._keys(session_id)
@@ -121,11 +118,11 @@ class RedisHashStorage(BaseRedisStorage):
         except (AttributeError, UnicodeError):  # the serializer knows what becomes of keys that are not strings
             return {field_of(key): encode(value) for key, value in self.decode(encode(dict(data))).items()}
 
-    def _value(self, field: bytes, stored: bytes) -> Any:
+    def _value(self, key: str, stored: bytes) -> Any:
         try:
             return self.decode(stored)
         except DecodeError as error:
-            logger.warning("The session value %r is dropped: %s", key_of(field), error)
+            logger.warning("The session value %r is dropped: %s", key, error)
             return MISSING
 
     get_session, aget_session = both(_get_session)

@@ -49,9 +49,20 @@ def check_entry(engine: str) -> Iterator[CheckMessage]:
 def _check_waiting(engine: str, entry: CacheEntry) -> Iterator[CheckMessage]:
     engines = conf().engines
     options = engines.get(engine) if isinstance(engines, dict) else None
-    if not isinstance(options, dict) or not options.get("wait_replicas"):
+    if not isinstance(options, dict) or not (replicas := options.get("wait_replicas")):
         return
-    timeout, limit = options.get("wait_timeout", WAIT_TIMEOUT), entry.make_pool().connection_kwargs["socket_timeout"]
+    if type(replicas) is not int or replicas < 0:
+        yield Error(
+            f'GSESSION["ENGINES"][{engine!r}] has the option wait_replicas = {replicas!r}, which is no number of '
+            "replicas.",
+            hint="Give it a whole number, 0 for none.",
+            id="gsession_django.E015",
+        )
+        return
+    pool = entry.make_pool()
+    # Not of its arguments: where the entry gives none, it is redis-py's own.
+    limit = pool.connection_class(**pool.connection_kwargs).socket_timeout
+    timeout = options.get("wait_timeout", WAIT_TIMEOUT)
     if not isinstance(timeout, int | float) or (limit is not None and timeout > limit - _TICK):
         yield Error(
             f'GSESSION["ENGINES"][{engine!r}] has the option wait_timeout = {timeout!r}, which is no number of seconds '

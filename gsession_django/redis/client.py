@@ -98,9 +98,8 @@ class RedisClient:
             raise self._unavailable(error) from error
 
     def _unavailable(self, error: Exception) -> StorageUnavailable:
-        return StorageUnavailable(
-            f"{self.entry} cannot answer: {type(error).__name__}: {error} Look at the server, and at this entry."
-        )
+        reason = f"{type(error).__name__}: {error}".rstrip(". :")
+        return StorageUnavailable(f"{self.entry} cannot answer: {reason}. Look at the server, and at this entry.")
 
     async def _of_new_loop(self) -> AsyncExchange:
         for loop in list(self._of_loops):  # other threads, with loops of their own, may be here too

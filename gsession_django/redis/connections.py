@@ -227,9 +227,9 @@ def _talk_quickly(connection: Any, batch: Batch) -> list[Any]:
     except (ConnectionError, OSError) as error:
         if isinstance(error, BlockingIOError) or isinstance(error.__context__, BlockingIOError):
             # Which is how the kernel says that the time is over.
-            raise TimeoutError(f"no answer within {connection.socket_timeout:g} seconds.") from error
+            raise TimeoutError(f"no answer within {connection.socket_timeout:g} seconds") from error
         if isinstance(error, OSError):
-            raise ConnectionError(f"{type(error).__name__}: {error}.") from error
+            raise ConnectionError(f"{type(error).__name__}: {error}") from error
         raise
     for reply in replies:
         if isinstance(reply, ResponseError):
@@ -349,9 +349,9 @@ async def _atalk_quickly(connection: Any, batch: Batch) -> list[Any]:
             read = connection._parser.read_response
             replies = [await read(disable_decoding=True) for _ in batch.commands]
     except builtins.TimeoutError as error:
-        raise TimeoutError(f"no answer within {connection.socket_timeout:g} seconds.") from error
+        raise TimeoutError(f"no answer within {connection.socket_timeout:g} seconds") from error
     except OSError as error:
-        raise ConnectionError(f"{type(error).__name__}: {error}.") from error
+        raise ConnectionError(f"{type(error).__name__}: {error}") from error
     return [_looked_at(reply) if isinstance(reply, ResponseError) else reply for reply in replies]
 
 
@@ -372,7 +372,8 @@ def _may_repeat(batch: Batch, connection: Any, error: Exception) -> bool:
 
     A server that is slow to answer is not asked twice, or a visitor would wait twice as long.
     """
-    if isinstance(error.__cause__ or error.__context__, ResponseError):  # a replica has refused it
+    # A replica has refused it: as we found out, or redis-py. Any other context may be what the caller is about.
+    if isinstance(error.__cause__, ResponseError) or isinstance(error.__context__, ReadOnlyError):
         return True
     return batch.repeat and (not isinstance(error, TimeoutError) or connection.retry.get_retries() != 0)
 

@@ -5,6 +5,7 @@ from itertools import chain
 from typing import Any, Final
 
 from gsession_django.redis.commands import digest
+from gsession_django.serializers import logger
 from gsession_django.session_map import UNFETCHED, Encoded
 
 MARK: Final = b"\xff"
@@ -34,15 +35,23 @@ def flat(fields: Mapping[bytes, bytes]) -> Iterator[bytes]:
 
 
 def values_of(stored: Mapping[bytes, bytes]) -> dict[str, Any]:
-    """Return what a SessionMap is made of, from the first hash: its values, and which are in the second."""
+    """Return what a SessionMap is made of, from the first hash: its values, and which are in the second.
+
+    A field that no key of ours has is left out, and logged.
+    """
     try:
         return {field.decode(): Encoded(value) for field, value in stored.items() if field != MARK}
     except UnicodeDecodeError:  # a value is large, or a key is odd
-        return {
-            key_of(field.removeprefix(MARK)): UNFETCHED if field[:1] == MARK else Encoded(value)
-            for field, value in stored.items()
-            if field != MARK
-        }
+        values: dict[str, Any] = {}
+        for field, value in stored.items():
+            if field != MARK:
+                try:
+                    key = key_of(field.removeprefix(MARK))
+                except UnicodeDecodeError:
+                    logger.warning("The session field %r is dropped: it is no key.", field)
+                else:
+                    values[key] = UNFETCHED if field[:1] == MARK else Encoded(value)
+        return values
 
 
 def digest_of(stored: bytes | None) -> str:

@@ -38,7 +38,7 @@ _PRELUDE = f"""
 local small, large = KEYS[1], KEYS[2]
 local has_large = false
 local function put_one(field, value)
-    if #value > {_LARGE} then
+    if #value > {_LARGE} and field ~= '' then -- whose mark would be the session's own
         redis.call('HSET', large, field, value)
         redis.call('HSET', small, '\\255' .. field, '')
         redis.call('HDEL', small, field)
@@ -99,11 +99,11 @@ for at = 5, merged, 3 do
     end
 end
 if #conflicts > 0 then return conflicts end
-if tonumber(ARGV[1]) <= 0 then
+local renew = ARGV[2] == '*' or digest(known[2]) == ARGV[2]
+if renew and tonumber(ARGV[1]) <= 0 then
     redis.call('UNLINK', small, large)
     return 1
 end
-local renew = ARGV[2] == '*' or digest(known[2]) == ARGV[2]
 if ARGV[3] == '1' then
     redis.call('UNLINK', small, large)
     redis.call('HSET', small, '\\255', '')
@@ -121,7 +121,7 @@ end
 if renew then redis.call('EXPIRE', small, ARGV[1]) end
 if has_large then
     local left = redis.call('PTTL', small)
-    if left > 0 then redis.call('PEXPIRE', large, left) else redis.call('PERSIST', large) end
+    if left >= 0 then redis.call('PEXPIRE', large, left) else redis.call('PERSIST', large) end
 end
 return 1
 """

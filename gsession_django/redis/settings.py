@@ -69,10 +69,10 @@ class CacheEntry:
     """
 
     alias: str
-    url: str
+    url: str = field(repr=False)  # as the others, it may hold a password
     options: Mapping[str, Any] = field(repr=False)
     key_prefix: str
-    urls: tuple[str, ...]
+    urls: tuple[str, ...] = field(repr=False)
 
     @classmethod
     def of_sessions(cls) -> "CacheEntry":

@@ -5,11 +5,13 @@ from collections.abc import Callable, Coroutine, Iterator
 from typing import Any, ClassVar, Final, TypeVar
 
 from django.core.checks import CheckMessage
+from django.core.exceptions import ImproperlyConfigured
+from redis.crc import key_slot
 
 from gsession_django.redis import checks
 from gsession_django.redis.client import RedisClient
 from gsession_django.redis.commands import Batch, Command, Operation, Script
-from gsession_django.redis.move import Held, move_between_nodes
+from gsession_django.redis.move import Held, beside, move_between_nodes
 from gsession_django.redis.settings import WAIT_TIMEOUT, CacheEntry
 from gsession_django.storage import Storage
 from gsession_django.store import SessionStore
@@ -74,6 +76,12 @@ class BaseRedisStorage(Storage):
         # In a cluster: what requests have read, for as long as they hold it.
         self._held = Held() if entry.is_cluster else None
         self._before, self._after = entry.key_prefix + self.around[0] + prefix, self.around[1]
+        key = self._keys("0")[0]
+        if entry.is_cluster and key_slot(beside(key).encode()) != key_slot(key.encode()):
+            raise ImproperlyConfigured(
+                f"{entry}: the keys of sessions would be like {key!r}, whose braces keep what belongs to one from being "
+                "in the same slot of the cluster. Take them out of KEY_PREFIX and of the engine's option prefix."
+            )
 
     def _keys(self, session_id: str) -> tuple[str, ...]:
         """Return the keys that a session has, the one without which there is no session first."""
