@@ -79,8 +79,8 @@ class BaseRedisStorage(Storage):
         key = self._keys("0")[0]
         if entry.is_cluster and key_slot(beside(key).encode()) != key_slot(key.encode()):
             raise ImproperlyConfigured(
-                f"{entry}: the keys of sessions would be like {key!r}, whose braces keep what belongs to one from being "
-                "in the same slot of the cluster. Take them out of KEY_PREFIX and of the engine's option prefix."
+                f"{entry}: the keys of sessions would be like {key!r}, whose braces keep what belongs to one from "
+                "being in the same slot of the cluster. Take them out of KEY_PREFIX and of the engine's option prefix."
             )
 
     def _keys(self, session_id: str) -> tuple[str, ...]:
