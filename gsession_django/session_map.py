@@ -34,6 +34,10 @@ MISSING: Final = _Sentinel("MISSING")
 _UNKNOWN: Final = _Sentinel("UNKNOWN")
 
 
+# A stored value of these, or that there is none, stays what it was.
+_UNCHANGING: Final = _SCALARS | {_Sentinel}
+
+
 class Encoded(bytes):
     """A value as :func:`gsession_django.serializers.encode` left it: a SessionMap decodes it when it is first used."""
 
@@ -403,12 +407,11 @@ class SessionMap(MutableMapping[str, Any]):
 
     def about_to_be_saved(self) -> Mapping[str, Any]:
         """Return what :meth:`saved` has to know of the values that a storage is going to be given."""
-        values = self._values
-        held = {key: values.get(key, MISSING) for key in self._held()}
-        return {
-            key: (value, value if type(value) in _SCALARS or value is MISSING else Encoded(encode(value)))
-            for key, value in held.items()
-        }
+        before: dict[str, Any] = {}
+        for key in list(self._held()):
+            value = self._values.get(key, MISSING)
+            before[key] = value if type(value) in _UNCHANGING else (value, Encoded(encode(value)))
+        return before
 
     def saved(self, before: Mapping[str, Any] | None = None) -> None:
         """Take what was stored as the new starting point. The adapter calls it when a storage has stored the session.
@@ -423,16 +426,17 @@ class SessionMap(MutableMapping[str, Any]):
         if before is None:
             before = self.about_to_be_saved()
         if self._merged:
-            self.version = None
-        since = {key: value for key, value in self._originals.items() if key not in before}
-        watched = {key: value for key, value in self._snapshots.items() if key not in before}
-        self._saved_as_is()
-        self._originals, self._snapshots = since, watched
-        for key, (value, stored) in before.items():
-            if self._values.get(key, MISSING) is not value:
-                self._originals[key] = stored
-            elif type(stored) is Encoded:
-                self._snapshots[key] = stored
+            self.version, self._merged = None, False
+        originals, snapshots = self._originals, self._snapshots
+        for key, was in before.items():
+            originals.pop(key, None)
+            snapshots.pop(key, None)
+            value = self._values.get(key, MISSING)
+            if type(was) is tuple:
+                (snapshots if value is was[0] else originals)[key] = was[1]
+            elif value is not was:
+                originals[key] = was
+        self._watched = None
         self.cleared = False
 
     # For SessionStore.modified.
