@@ -23,7 +23,9 @@ from gsession_django.backends import redis_hash
 from gsession_django.checks import check_deployment, check_settings
 from gsession_django.redis.client import RedisClient
 from gsession_django.redis.commands import Batch
-from gsession_django.redis.connections import AsyncKept, Exchange, Kept, Ordinary
+from gsession_django.redis.exchange import Exchange
+from gsession_django.redis.kept import AsyncKept, Kept
+from gsession_django.redis.leased import Ordinary
 from gsession_django.redis.storage import BaseRedisStorage
 from gsession_django.testing import StorageContract
 from tests.processes import Parent, let_them_meet, workers

@@ -20,7 +20,7 @@ from gsession_django.backends import redis as redis_engine
 from gsession_django.backends import redis_hash
 from gsession_django.checks import check_deployment, check_settings
 from gsession_django.redis.commands import Batch
-from gsession_django.redis.connections import AsyncKept, Kept
+from gsession_django.redis.kept import AsyncKept, Kept
 from gsession_django.redis.storage import BaseRedisStorage
 from tests.engines import new_session as visitor
 from tests.redis_sentinels import wait_until

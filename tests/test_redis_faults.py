@@ -25,7 +25,7 @@ from redis.exceptions import BusyLoadingError, ResponseError
 from redis.retry import Retry
 
 from gsession_django.engine import engine_of
-from gsession_django.redis.connections import AsyncKept, Kept
+from gsession_django.redis.kept import AsyncKept, Kept
 from gsession_django.redis.storage import BaseRedisStorage
 from tests import sites
 from tests.processes import TIMEOUT, promised

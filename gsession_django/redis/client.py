@@ -10,15 +10,9 @@ from redis.asyncio import Redis as AsyncRedis
 from redis.exceptions import NoScriptError, RedisError, ResponseError
 
 from gsession_django.redis.commands import Batch
-from gsession_django.redis.connections import (
-    AsyncExchange,
-    AsyncKept,
-    AsyncOrdinary,
-    Exchange,
-    Kept,
-    Ordinary,
-    can_keep,
-)
+from gsession_django.redis.exchange import AsyncExchange, Exchange
+from gsession_django.redis.kept import AsyncKept, Kept, can_keep
+from gsession_django.redis.leased import AsyncOrdinary, Ordinary
 from gsession_django.redis.nodes import AsyncClusterExchange, ClusterExchange
 from gsession_django.redis.settings import CacheEntry
 from gsession_django.storage import StorageUnavailable

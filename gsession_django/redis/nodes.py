@@ -26,7 +26,7 @@ from redis.exceptions import (
 )
 
 from gsession_django.redis.commands import Batch
-from gsession_django.redis.connections import AsyncExchange, Exchange
+from gsession_django.redis.exchange import AsyncExchange, Exchange
 from gsession_django.redis.settings import Address, CacheEntry
 
 PATIENCE: Final = 5.0

@@ -1,32 +1,33 @@
-"""The ways to the server: connections that are kept between operations, or redis-py's ordinary client."""
+"""Connections that are kept between operations: the quickest way to the server."""
 
 import asyncio
 import builtins
-import os
 import select
 import socket
 import struct
 import threading
 import time
 import weakref
-from collections.abc import Iterable
 from contextlib import suppress
-from typing import Any, Final, Protocol
+from typing import Any, Final
 
 import redis.asyncio.connection as aio_connection
 import redis.asyncio.sentinel as aio_sentinel
 import redis.connection as sync_connection
 import redis.sentinel as sync_sentinel
-from redis.exceptions import (
-    ConnectionError,
-    MaxConnectionsError,
-    ReadOnlyError,
-    RedisError,
-    ResponseError,
-    TimeoutError,
-)
+from redis.exceptions import ConnectionError, MaxConnectionsError, RedisError, ResponseError, TimeoutError
 
 from gsession_django.redis.commands import Batch
+from gsession_django.redis.exchange import (
+    aconnect_and_talk,
+    atalk,
+    connect_and_talk,
+    has_unread,
+    let_go,
+    looked_at,
+    may_repeat,
+    talk,
+)
 
 # What connections are kept of: not what a site has written itself, or what needs its pool between two operations.
 _KEPT_POOLS: Final = (
@@ -53,25 +54,6 @@ _NAMED_FOR: Final = 1.0
 _NEED_THEIR_POOL: Final = frozenset({"cache", "cache_config", "credential_provider"})
 
 
-class Exchange(Protocol):
-    """A way to send a batch and get its replies. What the server answers as an error is a ``ResponseError`` in them."""
-
-    def __call__(self, batch: Batch) -> list[Any]: ...
-
-    def leave_to_parent(self) -> None:
-        """In a forked child: let go of the connections, which are the parent's."""
-
-
-class AsyncExchange(Protocol):
-    """The same, awaited. It belongs to one event loop."""
-
-    async def __call__(self, batch: Batch) -> list[Any]: ...
-
-    def leave_to_parent(self) -> None: ...
-
-    async def aclose(self) -> None: ...
-
-
 class _Kept:
     """Connections that are kept between operations: leasing one from redis-py's pool costs as much as using it.
 
@@ -92,7 +74,7 @@ class _Kept:
         self._made: weakref.WeakSet[Any] = weakref.WeakSet()
 
     def leave_to_parent(self) -> None:
-        _let_go(self._made)
+        let_go(self._made)
 
     def _another(self) -> Any:
         """Return a connection that is not open."""
@@ -143,13 +125,13 @@ class Kept(_Kept):
                 connection.connect()
                 _settle(connection)
             try:
-                replies = (_talk if connection.has_unread is None else _talk_quickly)(connection, batch)
+                replies = (talk if connection.has_unread is None else _talk_quickly)(connection, batch)
             except (ConnectionError, TimeoutError) as error:
-                if not _may_repeat(batch, connection, error):
+                if not may_repeat(batch, connection, error):
                     raise
                 connection.disconnect()
                 replies = connection.retry.call_with_retry(
-                    lambda: _connect_and_talk(connection, batch), lambda error: connection.disconnect()
+                    lambda: connect_and_talk(connection, batch), lambda error: connection.disconnect()
                 )
                 _settle(connection)
         except BaseException:
@@ -175,8 +157,8 @@ class Kept(_Kept):
                 with suppress(RedisError, OSError):  # the master may be there without them
                     self._pool.get_master_address()
                 self._asked(start)
-            has_unread = connection.has_unread or connection.can_read
-            return not (has_unread() or self._has_to_go(connection))
+            look = connection.has_unread or connection.can_read
+            return not (look() or self._has_to_go(connection))
         except (RedisError, OSError):
             return False
 
@@ -204,18 +186,6 @@ def _settle(connection: Any) -> None:
     connection.has_unread = lambda: poll.poll(0) or has_data()
 
 
-def _talk(connection: Any, batch: Batch) -> list[Any]:
-    """The connection's own way: it looks after its health, and raises what the parser returns."""
-    connection.send_packed_command([batch.packed()])
-    replies: list[Any] = []
-    for _ in batch.commands:
-        try:
-            replies.append(connection.read_response(disable_decoding=True))
-        except ResponseError as error:
-            replies.append(_looked_at(error))
-    return replies
-
-
 def _talk_quickly(connection: Any, batch: Batch) -> list[Any]:
     """The same on a connection that is settled: the connection's own way to read a short reply takes three times as
     long as the parser's.
@@ -233,13 +203,8 @@ def _talk_quickly(connection: Any, batch: Batch) -> list[Any]:
         raise
     for reply in replies:
         if isinstance(reply, ResponseError):
-            _looked_at(reply)
+            looked_at(reply)
     return replies
-
-
-def _connect_and_talk(connection: Any, batch: Batch) -> list[Any]:
-    connection.connect()
-    return _talk(connection, batch)
 
 
 class AsyncKept(_Kept):
@@ -255,13 +220,13 @@ class AsyncKept(_Kept):
                 await connection.disconnect(nowait=True)
                 await connection.connect()
             try:
-                replies = await (_atalk if connection.health_check_interval else _atalk_quickly)(connection, batch)
+                replies = await (atalk if connection.health_check_interval else _atalk_quickly)(connection, batch)
             except (ConnectionError, TimeoutError) as error:
-                if not _may_repeat(batch, connection, error):
+                if not may_repeat(batch, connection, error):
                     raise
                 await connection.disconnect(nowait=True)
                 replies = await connection.retry.call_with_retry(
-                    lambda: _aconnect_and_talk(connection, batch), lambda error: connection.disconnect(nowait=True)
+                    lambda: aconnect_and_talk(connection, batch), lambda error: connection.disconnect(nowait=True)
                 )
         except BaseException:
             await connection.disconnect(nowait=True)
@@ -278,7 +243,7 @@ class AsyncKept(_Kept):
                     await self._pool.get_master_address()
                 self._asked(start)
             # redis-py looks at what the event loop has read; what came while the loop stood still is in the socket.
-            return not (await connection.can_read() or _has_unread(connection) or self._has_to_go(connection))
+            return not (await connection.can_read() or has_unread(connection) or self._has_to_go(connection))
         except (RedisError, OSError):
             return False
 
@@ -288,53 +253,6 @@ class AsyncKept(_Kept):
         if self._follows_master:
             for sentinel in self._pool.sentinel_manager.sentinels:
                 await sentinel.aclose()
-
-
-def _has_unread(connection: Any) -> bool:
-    """Whether there is something on the socket, its end too, that the event loop has not read."""
-    # Where it was reset, there is no end to read, and no socket any more.
-    if connection._writer.is_closing() or (file := _file_of(connection)) < 0:
-        return True
-    poll = select.poll()
-    poll.register(file, select.POLLIN)
-    return bool(poll.poll(0))
-
-
-def _file_of(connection: Any) -> int:
-    """Return the number of the file that a connection's socket is; below 0 if it is closed."""
-    if isinstance(connection, aio_connection.AbstractConnection):
-        sock = None if connection._writer is None else connection._writer.get_extra_info("socket")
-    else:
-        sock = connection._sock
-    return -1 if sock is None else int(sock.fileno())
-
-
-def _let_go(connections: Iterable[Any]) -> None:
-    """Let go of the sockets of these connections, which a parent process goes on using.
-
-    Whatever is done to these objects later, to close or finalise them, meets another file in their place: it neither
-    writes to the parent's sockets nor takes them out of its event loop, which the kernel shares between the two.
-    """
-    nowhere = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
-    for connection in connections:
-        if (file := _file_of(connection)) >= 0:
-            os.dup2(nowhere, file, inheritable=False)
-    os.close(nowhere)
-
-
-async def _atalk(connection: Any, batch: Batch) -> list[Any]:
-    """The connection's own way. It has a timeout for each reply, and before Python 3.12 begins a task to send."""
-    try:
-        await connection.send_packed_command([batch.packed()])
-    except RuntimeError as error:  # uvloop's, where the connection has been reset since it was looked at
-        raise ConnectionError(str(error)) from error
-    replies: list[Any] = []
-    for _ in batch.commands:
-        try:
-            replies.append(await connection.read_response(disable_decoding=True))
-        except ResponseError as error:
-            replies.append(_looked_at(error))
-    return replies
 
 
 async def _atalk_quickly(connection: Any, batch: Batch) -> list[Any]:
@@ -352,99 +270,7 @@ async def _atalk_quickly(connection: Any, batch: Batch) -> list[Any]:
         raise TimeoutError(f"no answer within {connection.socket_timeout:g} seconds") from error
     except OSError as error:
         raise ConnectionError(f"{type(error).__name__}: {error}") from error
-    return [_looked_at(reply) if isinstance(reply, ResponseError) else reply for reply in replies]
-
-
-async def _aconnect_and_talk(connection: Any, batch: Batch) -> list[Any]:
-    await connection.connect()
-    return await _atalk(connection, batch)
-
-
-def _looked_at(error: ResponseError) -> ResponseError:
-    """Return the error, unless it comes from a server that is a replica by now: Sentinel knows another."""
-    if isinstance(error, ReadOnlyError) or "READONLY" in str(error):  # in the middle, where a script met it
-        raise ConnectionError(str(error)) from error
-    return error.with_traceback(None)  # its frames hold the replies, and so the error, and the connection
-
-
-def _may_repeat(batch: Batch, connection: Any, error: Exception) -> bool:
-    """Whether to try once more, where that does no harm: after a connection was dropped, or as the settings say.
-
-    A server that is slow to answer is not asked twice, or a visitor would wait twice as long.
-    """
-    # A replica has refused it: as we found out, or redis-py. Any other context may be what the caller is about.
-    if isinstance(error.__cause__, ResponseError) or isinstance(error.__context__, ReadOnlyError):
-        return True
-    return batch.repeat and (not isinstance(error, TimeoutError) or connection.retry.get_retries() != 0)
-
-
-class Ordinary:
-    """Connections that redis-py's ordinary client leases from its pool, for what no connections are kept of."""
-
-    def __init__(self, client: Any) -> None:
-        self._pool = client.connection_pool
-
-    def __call__(self, batch: Batch) -> list[Any]:
-        # Not through a pipeline: whatever ends one, its connection goes back to the pool with what is still unread,
-        # and with RESP3 the pool does not look.
-        connection = self._pool.get_connection()
-        try:
-            try:
-                if connection.can_read():
-                    connection.disconnect()
-                return _connect_and_talk(connection, batch)
-            except (ConnectionError, TimeoutError) as error:
-                if not _may_repeat(batch, connection, error):
-                    raise
-            connection.disconnect()
-            replies: list[Any] = connection.retry.call_with_retry(
-                lambda: _connect_and_talk(connection, batch), lambda error: connection.disconnect()
-            )
-            return replies
-        except BaseException:
-            connection.disconnect()
-            raise
-        finally:
-            self._pool.release(connection)
-
-    def leave_to_parent(self) -> None:
-        """Nothing to do: in a child, redis-py closes what it has, and only closes it."""
-
-
-class AsyncOrdinary:
-    """The same for one event loop."""
-
-    def __init__(self, client: Any) -> None:
-        self._client = client
-        self._pool = client.connection_pool
-
-    async def __call__(self, batch: Batch) -> list[Any]:
-        connection = await self._pool.get_connection()
-        try:
-            try:
-                if await connection.can_read() or _has_unread(connection):
-                    await connection.disconnect(nowait=True)
-                return await _aconnect_and_talk(connection, batch)
-            except (ConnectionError, TimeoutError) as error:
-                if not _may_repeat(batch, connection, error):
-                    raise
-            await connection.disconnect(nowait=True)
-            replies: list[Any] = await connection.retry.call_with_retry(
-                lambda: _aconnect_and_talk(connection, batch), lambda error: connection.disconnect(nowait=True)
-            )
-            return replies
-        except BaseException:
-            await connection.disconnect(nowait=True)
-            raise
-        finally:
-            # A second cancellation would end it in the middle, and the pool would count the connection for ever.
-            await asyncio.shield(self._pool.release(connection))
-
-    def leave_to_parent(self) -> None:
-        _let_go([*self._pool._available_connections, *self._pool._in_use_connections])
-
-    async def aclose(self) -> None:
-        await self._client.aclose(close_connection_pool=True)
+    return [looked_at(reply) if isinstance(reply, ResponseError) else reply for reply in replies]
 
 
 def can_keep(pool: Any) -> bool:
