@@ -6,7 +6,6 @@ import weakref
 from collections.abc import AsyncGenerator, Iterator
 from typing import Any
 
-from redis.asyncio import Redis as AsyncRedis
 from redis.exceptions import NoScriptError, RedisError, ResponseError
 
 from gsession_django.redis.commands import Batch
@@ -127,12 +126,12 @@ class RedisClient:
 
 def _server(entry: CacheEntry) -> Exchange:
     pool = entry.make_pool()
-    return Kept(pool) if can_keep(pool) else Ordinary(entry.make_client(pool))
+    return Kept(pool) if can_keep(pool) else Ordinary(pool)
 
 
 def _aserver(entry: CacheEntry) -> AsyncExchange:
     pool = entry.make_async_pool()
-    return AsyncKept(pool) if can_keep(pool) else AsyncOrdinary(AsyncRedis(connection_pool=pool))
+    return AsyncKept(pool) if can_keep(pool) else AsyncOrdinary(pool)
 
 
 def _checked(replies: list[Any]) -> list[Any]:

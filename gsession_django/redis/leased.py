@@ -10,10 +10,10 @@ from gsession_django.redis.exchange import aconnect_and_talk, connect_and_talk, 
 
 
 class Ordinary:
-    """Connections that redis-py's ordinary client leases from its pool, for what no connections are kept of."""
+    """Connections leased as redis-py's ordinary client does, for pools and classes of which none are kept."""
 
-    def __init__(self, client: Any) -> None:
-        self._pool = client.connection_pool
+    def __init__(self, pool: Any) -> None:
+        self._pool = pool
 
     def __call__(self, batch: Batch) -> list[Any]:
         # Not through a pipeline: whatever ends one, its connection goes back to the pool with what is still unread,
@@ -45,9 +45,8 @@ class Ordinary:
 class AsyncOrdinary:
     """The same for one event loop."""
 
-    def __init__(self, client: Any) -> None:
-        self._client = client
-        self._pool = client.connection_pool
+    def __init__(self, pool: Any) -> None:
+        self._pool = pool
 
     async def __call__(self, batch: Batch) -> list[Any]:
         connection = await self._pool.get_connection()
@@ -75,4 +74,4 @@ class AsyncOrdinary:
         let_go([*self._pool._available_connections, *self._pool._in_use_connections])
 
     async def aclose(self) -> None:
-        await self._client.aclose(close_connection_pool=True)
+        await self._pool.disconnect()
