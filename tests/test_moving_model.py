@@ -187,8 +187,9 @@ def sign_out(world: World) -> Operation:
 
 def sign_in(world: World) -> Operation:
     """A request that gives the session another key."""
-    session = yield from fallback.load(world.engine(), world.source, KEY, ID, age)
-    assert session is not None
+    # In one go, to keep the number of states small: that of a first touch is tried by others.
+    load = fallback.load(world.engine(), world.source, KEY, ID, age)
+    assert (yield functools.partial(world.alone, load)) is not None
     yield functools.partial(world.source.remove, [KEY])
     world.ended = 1
     assert (yield "move", ID, NEW_ID, 1000)
@@ -271,9 +272,9 @@ def explore(
 def test_a_session_that_is_moved_is_never_lost_and_never_comes_back(
     monkeypatch: pytest.MonkeyPatch, actors: list[Callable[[World], Operation]], changes: bool
 ) -> None:
-    assert explore(monkeypatch, *actors, changes=changes) > 100
+    assert explore(monkeypatch, *actors, changes=changes) > 90
 
 
 @pytest.mark.parametrize("actors", [[copying, copying, sign_out], [first_touch, copying, sign_out]])
 def test_nor_is_one_that_is_copied(monkeypatch: pytest.MonkeyPatch, actors: list[Callable[[World], Operation]]) -> None:
-    assert explore(monkeypatch, *actors, keeps=True) > 100
+    assert explore(monkeypatch, *actors, keeps=True) > 90
