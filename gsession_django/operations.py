@@ -25,10 +25,15 @@ RESERVED_KEY: Final = "_gsession"
 def load(engine: Engine, session_id: str, age: Age) -> Operation:
     """Return what is stored, as a SessionMap, or ``None``."""
     try:
-        found = yield "get_session", session_id, age(), None
+        return (yield from read(engine, session_id, age))
     except DecodeError as error:
         _log_dropped(engine, session_id, error)
         return None
+
+
+def read(engine: Engine, session_id: str, age: Age) -> Operation:
+    """The same; what cannot be read is a ``DecodeError``, and not ``None``."""
+    found = yield "get_session", session_id, age(), None
     if found is None:
         return None
     if found is UNABLE:
