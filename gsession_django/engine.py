@@ -2,13 +2,14 @@
 
 What Django asks for may take several calls. Such an operation is written once, as a generator that yields the calls it
 wants made and is sent what they return (``operations.py``). It is driven by plain calls (:meth:`Engine.run`), by
-awaiting the storage's native twins, or in a thread (:meth:`Engine.arun`).
+awaiting the storage's native twins, or in a thread (:meth:`Engine.arun`). What it wants of another engine, one that
+sessions are moved from, it yields as a function without arguments.
 """
 
 import hashlib
 import os
 import threading
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from typing import TYPE_CHECKING, Any, Final
 
 from asgiref.sync import sync_to_async
@@ -34,7 +35,7 @@ UNABLE: Final = object()
 
 Call = tuple[Any, ...]
 """The name of a method of the Storage interface, and its arguments."""
-Operation = Generator[Call | Turn, Any, Any]
+Operation = Generator[Call | Turn | Callable[[], Any], Any, Any]
 
 
 def abilities(storage_class: type[Storage]) -> set[str]:
@@ -93,11 +94,13 @@ class Engine:
                 try:
                     if isinstance(call, tuple):
                         result = getattr(storage, call[0])(*call[1:]) if call[0] in able else UNABLE
-                    else:
+                    elif isinstance(call, Turn):
                         self.locks.wait(call)
                         result = None
-                except Disabled:
-                    result = self._unable(call)
+                    else:
+                        result = call()
+                except Disabled as error:
+                    result = self._unable(call, error)
                 except BaseException as error:
                     call = operation.throw(error)
                     continue
@@ -116,11 +119,13 @@ class Engine:
                 try:
                     if isinstance(call, tuple):
                         result = await getattr(storage, f"a{call[0]}")(*call[1:]) if call[0] in able else UNABLE
-                    else:
+                    elif isinstance(call, Turn):
                         await self.locks.await_turn(call)
                         result = None
-                except Disabled:
-                    result = self._unable(call)
+                    else:
+                        result = await sync_to_async(call)()
+                except Disabled as error:
+                    result = self._unable(call, error)
                 except BaseException as error:
                     call = operation.throw(error)
                     continue
@@ -128,8 +133,10 @@ class Engine:
         except StopIteration as stop:
             return stop.value
 
-    def _unable(self, call: Any) -> object:
+    def _unable(self, call: Any, error: Disabled) -> object:
         """Remember that the storage does not have what was called."""
+        if not isinstance(call, tuple):  # another engine's
+            raise error
         self.able.discard(call[0])
         return UNABLE
 
