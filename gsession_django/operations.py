@@ -32,15 +32,10 @@ def load(engine: Engine, session_id: str, age: Age, moving: bool = False) -> Ope
     `moving` is for who moves sessions: one that is being moved here is returned then, with the pairs that say so.
     """
     try:
-        return (yield from read(engine, session_id, age))
+        found = yield "get_session", session_id, age(), None
     except DecodeError as error:
         _log_dropped(engine, session_id, error)
         return None
-
-
-def read(engine: Engine, session_id: str, age: Age) -> Operation:
-    """The same; what cannot be read is a ``DecodeError``, and not ``None``."""
-    found = yield "get_session", session_id, age(), None
     if found is None:
         return None
     if found is UNABLE:

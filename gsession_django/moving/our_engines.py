@@ -1,6 +1,6 @@
 """The engines of this package, and those that sites write with it, as what sessions are moved from."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import islice
 from typing import Any
 
@@ -39,37 +39,34 @@ class OurSource:
             raise ImproperlyConfigured(f"{self.engine.name} cannot list its sessions: it has no ids().") from error
 
     def read(self, refs: Sequence[str]) -> Mapping[str, Found | None]:
-        engine = self.engine
+        engine, age = self.engine, self._store_class().get_session_cookie_age
         found: dict[str, Found | None] = {}
         for ref in refs:
             try:
-                session = engine.run(self._read(engine, ref))
+                session = engine.run(self._read(engine, ref, age))
             except DecodeError:
+                session = None
+            # What cannot be read is loaded like what is not there.
+            if session is None and engine.run(operations.exists(engine, ref, age)):
                 found[ref] = None
-                continue
-            if session is not None and session.ttl_left > 0:
+            elif session is not None and session.ttl_left > 0:
                 found[ref] = session
         return found
 
-    def _read(self, engine: Engine, session_id: str) -> Operation:
-        """Return a session; ``None`` if there is none. One that cannot be read is a DecodeError."""
-        store = self._store_class()
-        age = store.get_session_cookie_age
-        session: SessionMap | None = yield from operations.read(engine, session_id, age)
+    def _read(self, engine: Engine, session_id: str, age: Callable[[], int]) -> Operation:
+        """Return a session, if it can be read."""
+        session: SessionMap | None = yield from operations.load(engine, session_id, age)
         if session is None:
-            # The storage may have taken what it cannot read for what is not there.
-            if "exists" in engine.able and (yield from operations.exists(engine, session_id, age)):
-                raise DecodeError("it cannot be read")
             return None
         there = bool(session)
         if session.lacks(None):
             pairs: Mapping[str, Any] = yield from engine.need("get_map", session_id)
-            session.learn({key: value for key, value in pairs.items() if key != operations.RESERVED_KEY}, complete=True)
+            session.learn({key: value for key, value in pairs.items() if not _is_ours(key)}, complete=True)
         data = session.as_dict()
-        if there and not data:
-            raise DecodeError("none of its values can be read")
-        left = store._ttl_of(data.get(EXPIRY_KEY)) if session.ttl_left is None else session.ttl_left
-        return Found(data, left)
+        if there and not data:  # each of its values is absent, as it cannot be decoded
+            return None
+        left = session.ttl_left
+        return Found(data, self._store_class()._ttl_of(data.get(EXPIRY_KEY)) if left is None else left)
 
     def present(self, refs: Sequence[str]) -> set[str]:
         engine, age = self.engine, self._store_class().get_session_cookie_age
@@ -79,3 +76,8 @@ class OurSource:
         engine = self.engine
         for ref in refs:
             engine.run(operations.remove(engine, ref))
+
+
+def _is_ours(key: str) -> bool:
+    """Whether a key is one that no user ever sees."""
+    return key == operations.RESERVED_KEY or operations.is_moving(key)
