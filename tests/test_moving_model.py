@@ -1,8 +1,8 @@
 """How a session is moved, in every order that the steps of several can come in, and broken off at every point.
 
-Who takes part is an operation that is driven by hand, one call at a time, on the memory storage and a dict to move from.
-All that can happen next is tried from each state. In each, a visitor then comes alone: that is also what somebody finds
-who comes after any of the others was killed there.
+Who takes part is an operation that is driven by hand, one call at a time, on the memory storage and a dict. All that
+can happen next is tried from each state. In each, a visitor then comes alone: that is also what somebody finds who
+comes after any of the others was killed there.
 """
 
 import functools
@@ -18,7 +18,6 @@ from gsession_django.backends.memory import MemoryStorage, SessionStore
 from gsession_django.engine import Engine, Operation
 from gsession_django.moving import fallback, steps
 from gsession_django.moving.source import Found
-from gsession_django.operations import MOVING_KEY
 
 KEY, ID, NEW_ID = "the-session-key", "the-id", "the-new-id"
 DATA = {"user": 1, "cart": {"apple": 1}}
@@ -237,7 +236,7 @@ def explore(
         path = paths.pop()
         # Of their own for each copy, and the same ones for the same path.
         tokens = itertools.count()
-        monkeypatch.setattr(steps.secrets, "token_hex", lambda size, tokens=tokens: f"token {next(tokens)}")
+        monkeypatch.setattr("secrets.token_hex", lambda size, tokens=tokens: f"token {next(tokens)}")
         try:
             world = World(actors, path)
             state = world.state()

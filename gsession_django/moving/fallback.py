@@ -1,5 +1,7 @@
-"""What Django asks of a session while ``GSESSION["FALLBACK_ENGINE"]`` is set: one that the engine does not have is moved
-from the fallback on first touch, and one that ends does so at the fallback first, so that nothing comes back from there.
+"""What Django asks of a session while ``GSESSION["FALLBACK_ENGINE"]`` is set.
+
+One that the engine does not have is moved from the fallback on first touch. One that ends does so at the fallback
+first, so that nothing comes back from there.
 """
 
 from functools import partial
@@ -34,7 +36,12 @@ def load(engine: Engine, source: Source, session_key: str, session_id: str, age:
                 yield from steps.move(engine, source, {ref: (session_id, found)}, age)
 
 
-def remove(engine: Engine, source: Source, session_key: str, session_id: str) -> Operation:
-    """Remove a session, wherever it is."""
+def remove(source: Source, session_key: str) -> Operation:
+    """Remove a session at the fallback."""
     yield partial(source.remove, [source.ref_of(session_key)])
-    yield from operations.remove(engine, session_id)
+
+
+def taken(source: Source, session_key: str) -> Operation:
+    """Return whether the fallback has a session of this key."""
+    ref = source.ref_of(session_key)
+    return ref in (yield partial(source.present, [ref]))
