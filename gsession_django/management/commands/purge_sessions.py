@@ -2,8 +2,11 @@
 
 import argparse
 import contextlib
+import math
 import signal
+import sys
 import threading
+import time
 from collections.abc import Iterator
 from importlib import import_module
 from typing import Any
@@ -13,7 +16,7 @@ from django.core.management.base import BaseCommand, CommandError, CommandParser
 from tqdm import tqdm
 
 from gsession_django.engine import abilities
-from gsession_django.storage import Disabled, StorageUnavailable
+from gsession_django.storage import Disabled, Storage, StorageUnavailable
 from gsession_django.store import PURGE_BATCH_SIZE, SessionStore
 
 
@@ -30,6 +33,13 @@ class Command(BaseCommand):
             metavar="N",
             help="how many sessions are removed in one step (default: %(default)s)",
         )
+        parser.add_argument(
+            "--max-seconds",
+            type=_seconds,
+            default=math.inf,
+            metavar="N",
+            help="begin no step later than this; the next run goes on with the rest",
+        )
 
     def handle(self, *args: Any, **options: Any) -> None:
         name = options["engine"] or settings.SESSION_ENGINE
@@ -40,21 +50,39 @@ class Command(BaseCommand):
             return
         if "purge" not in abilities(store.storage_class):
             raise CommandError(_cannot(name, store))
-        removed = 0
-        with _interrupt() as interrupted, tqdm(unit=" sessions", disable=None, leave=False) as bar:
+        removed, dry_run, late = 0, options["dry_run"], False
+        with _interrupt() as interrupted:
             try:
-                for number in storage.purge(options["batch_size"], dry_run=options["dry_run"]):
-                    removed += number
-                    bar.update(number)
-                    if interrupted.is_set():
-                        break
+                # Whoever looks on wants to know how long it takes.
+                counts = sys.stderr.isatty() and not dry_run
+                total = _count(storage, options["batch_size"], interrupted) if counts else None
+                steps = () if interrupted.is_set() else storage.purge(options["batch_size"], dry_run=dry_run)
+                end = time.monotonic() + options["max_seconds"]
+                with tqdm(total=total, unit=" sessions", disable=None, leave=False) as bar:
+                    for number in steps:
+                        removed += number
+                        bar.update(number)
+                        if interrupted.is_set() or (late := time.monotonic() >= end):
+                            break
             except Disabled as error:
                 raise CommandError(_cannot(name, store)) from error
             except StorageUnavailable as error:
-                raise CommandError(f"{_summary(name, removed, options['dry_run'])} Then: {error}") from error
+                raise CommandError(f"{_summary(name, removed, dry_run)} Then: {error}") from error
         if interrupted.is_set():
-            raise CommandError(f"Interrupted. {_summary(name, removed, options['dry_run'])}", returncode=130)
-        self.stdout.write(_summary(name, removed, options["dry_run"]))
+            raise CommandError(f"Interrupted. {_summary(name, removed, dry_run)}", returncode=130)
+        self.stdout.write(_summary(name, removed, dry_run))
+        if late:
+            self.stdout.write(f"There may be more: it stopped after {options['max_seconds']:g} seconds, as asked for.")
+
+
+def _count(storage: Storage, batch_size: int, interrupted: threading.Event) -> int:
+    """Return how many sessions there are to remove."""
+    found = 0
+    for number in storage.purge(batch_size, dry_run=True):
+        found += number
+        if interrupted.is_set():
+            break
+    return found
 
 
 def _cannot(name: str, store: type[SessionStore]) -> str:
@@ -68,6 +96,13 @@ def _positive(text: str) -> int:
     number = int(text)
     if number < 1:
         raise argparse.ArgumentTypeError(f"{text} is not at least 1")
+    return number
+
+
+def _seconds(text: str) -> float:
+    number = float(text)
+    if not 0 < number < math.inf:
+        raise argparse.ArgumentTypeError(f"{text} is not more than 0")
     return number
 
 
