@@ -8,8 +8,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import django
-from django.apps import apps
 from django.db import connections
 from django.db.backends.base.base import BaseDatabaseWrapper
 from django.db.backends.signals import connection_created
@@ -106,9 +104,3 @@ def sqlite_entry(folder: str | Path, **values: Any) -> dict[str, Any]:
 def options_for(alias: str, **options: Any) -> dict[str, Any]:
     """Return the settings of a site whose sessions are in a database."""
     return {"SESSION_ENGINE": ENGINE, "GSESSION": {"ENGINES": {ENGINE: {"using": alias, **options}}}}
-
-
-def set_up() -> None:
-    """Let a process of its own, which pytest has not set up, use models."""
-    if not apps.ready:
-        django.setup()

@@ -44,7 +44,7 @@ class DatabaseStorage(Storage):
 
     @available
     def update_ttl(self, session_id: str, ttl: int) -> bool:
-        return self.table.change(sql.TOUCH, now(ttl), session_id, now()) > 0
+        return is_id(session_id) and self.table.change(sql.TOUCH, now(ttl), session_id, now()) > 0
 
     @available
     def create(self, session_id: str, session: SessionMap, ttl: int) -> bool:
