@@ -72,7 +72,8 @@ class Command(BaseCommand):
             except ImproperlyConfigured as error:
                 raise CommandError(str(error)) from error
             except (StorageUnavailable, DatabaseError) as error:
-                raise CommandError(f"{migration.summary()} Then: {error} Run it again to go on.") from error
+                reason = str(error).strip().rstrip(".")
+                raise CommandError(f"{migration.summary()} Then: {reason}. Run it again to go on.") from error
         if interrupted.is_set():
             raise CommandError(f"Interrupted. {migration.summary()} Run it again to go on.", returncode=130)
         self.stdout.write(migration.summary())
