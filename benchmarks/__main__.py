@@ -11,12 +11,12 @@ from pathlib import Path
 
 import django
 
-from benchmarks import engines, http, redis_engines, report, sizes
+from benchmarks import database_engines, engines, http, redis_engines, report, sizes
 from benchmarks.engines import UNTIL_THE_END, Comparison
 from benchmarks.measure import Operation, Plan, WrongResult, measure, one_core
 from benchmarks.operations import OPERATIONS
 
-COMPARISONS = (*engines.COMPARISONS, *redis_engines.COMPARISONS)
+COMPARISONS = (*engines.COMPARISONS, *redis_engines.COMPARISONS, *database_engines.COMPARISONS)
 HTTP, BYTES = "http", "bytes"
 
 
@@ -48,7 +48,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 wrong.append(f"{HTTP}: {error}")
         if wanted(BYTES):
             bytes_a_session += sizes.measure_sizes(sizes.QUICK if options.quick else sizes.SESSIONS)
-        machine = report.environment() | redis_engines.environment()
+        machine = report.environment() | redis_engines.environment() | database_engines.environment()
         machine["operations"] = "on all cores" if options.spread else "on one core"
     found = report.Report(machine, results, pages, bytes_a_session)
     print((report.as_markdown if options.markdown else report.as_text)(found))

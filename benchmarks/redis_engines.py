@@ -54,7 +54,7 @@ def _database(number: int) -> Iterator[str]:
 
 
 @contextmanager
-def _cache(backend: str, number: int) -> Iterator[Setup]:
+def on_redis(backend: str, number: int) -> Iterator[Setup]:
     with _database(number) as url:
         alias = f"redis-{number}"
         entry = {"BACKEND": backend, "LOCATION": url}
@@ -67,7 +67,7 @@ def _cache_and_database(number: int) -> Iterator[Setup]:
     if model._meta.db_table not in connection.introspection.table_names():
         with connection.schema_editor() as editor:
             editor.create_model(model)
-    with _cache(DJANGO_REDIS, number) as setup:
+    with on_redis(DJANGO_REDIS, number) as setup:
         yield setup
     model._default_manager.all().delete()
 
@@ -91,10 +91,12 @@ _ASYNC = frozenset({"async load", "async modify", "async touch", "async create",
 _OPERATIONS = _ASYNC | {"load", "modify", "touch", "touch, due", "create", "login"}
 _LARGE = frozenset({"load, 1 MB", "modify, 1 MB"})
 
-OUR_REDIS = _engine("redis", "gsession_django.backends.redis", _cache, DJANGO_REDIS, 1)
-OUR_REDIS_HASH = _engine("redis_hash", "gsession_django.backends.redis_hash", _cache, DJANGO_REDIS, 2)
-DJANGO_REDIS_CACHE = _engine("cache on django-redis", "django.contrib.sessions.backends.cache", _cache, DJANGO_REDIS, 3)
-DJANGO_CACHE = _engine("cache on Django's RedisCache", "django.contrib.sessions.backends.cache", _cache, DJANGO, 4)
+OUR_REDIS = _engine("redis", "gsession_django.backends.redis", on_redis, DJANGO_REDIS, 1)
+OUR_REDIS_HASH = _engine("redis_hash", "gsession_django.backends.redis_hash", on_redis, DJANGO_REDIS, 2)
+DJANGO_REDIS_CACHE = _engine(
+    "cache on django-redis", "django.contrib.sessions.backends.cache", on_redis, DJANGO_REDIS, 3
+)
+DJANGO_CACHE = _engine("cache on Django's RedisCache", "django.contrib.sessions.backends.cache", on_redis, DJANGO, 4)
 CACHED_DB = _engine("cached_db", "django.contrib.sessions.backends.cached_db", _cache_and_database, 5)
 BARE = replace(_engine("client.get", "benchmarks.bare", _bare, 6), operations=frozenset({"load"}))
 

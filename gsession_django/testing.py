@@ -23,6 +23,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 from django.contrib.sessions.backends.base import UpdateError
+from django.db import connections
 
 from gsession_django.engine import abilities, missing_twins
 from gsession_django.operations import RESERVED_KEY
@@ -509,13 +510,16 @@ class StorageContract(unittest.TestCase if TYPE_CHECKING else object):  # type: 
         barrier = threading.Barrier(THREADS, timeout=60)
 
         def work(writer: int) -> None:
-            for turn in range(ROUNDS):
-                store = self.store_class(key)
-                store.get("start")
-                write(store, writer, turn)
-                barrier.wait()
-                store.save()
-                barrier.wait()
+            try:
+                for turn in range(ROUNDS):
+                    store = self.store_class(key)
+                    store.get("start")
+                    write(store, writer, turn)
+                    barrier.wait()
+                    store.save()
+                    barrier.wait()
+            finally:
+                connections.close_all()  # a thread has connections of its own, if the sessions are in a database
 
         with ThreadPoolExecutor(THREADS) as pool:
             list(pool.map(work, range(THREADS)))

@@ -19,6 +19,9 @@ class Clock:
     def time(self) -> float:
         return time.time() + self.offset
 
+    def time_ns(self) -> int:
+        return time.time_ns() + round(self.offset * 1_000_000_000)
+
     def monotonic(self) -> float:
         return time.monotonic() + self.offset
 
@@ -26,8 +29,10 @@ class Clock:
 @contextmanager
 def moved_clock() -> Iterator[Clock]:
     """Yield the clock that the engines and the storages of the tests go by until the end of the block."""
+    from gsession_django.database import rows  # not in every process that imports this are there models
+
     clock = Clock()
     with ExitStack() as stack:
-        for module in (memory, file, session_file, session_folder, storages):
+        for module in (memory, file, rows, session_file, session_folder, storages):
             stack.enter_context(mock.patch.object(module, "time", clock))
         yield clock

@@ -1,25 +1,36 @@
-"""The two engines under test, each with a place of its own to keep sessions, and what visitors do with them."""
+"""The engines under test, each with a place of its own to keep sessions, and what visitors do with them."""
 
 import hashlib
 import os
 import zlib
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+from django.conf import settings
+from django.db import connections
 from django.test.utils import override_settings
 
 from gsession_django import SessionStore
 from gsession_django.backends import file, memory
+from tests import databases
 
-ENGINES = ["memory", "file"]
+SHARED = ["file", *databases.KINDS]
+"""Those that several processes share; the database engine is there once for each kind of database."""
+ENGINES = ["memory", *SHARED]
 _MODULES = {"memory": memory, "file": file}
 
 
 @contextmanager
 def engine(name: str, folder: Path | str, **options: Any) -> Iterator[type[SessionStore]]:
     """Yield the SessionStore of an engine that is new and empty, with these options."""
+    if name in databases.KINDS:
+        with databases.database(name) as alias, _on_database(alias, **options) as store_class:
+            yield store_class
+        return
     module = _MODULES[name]
     with override_settings(
         SESSION_ENGINE=module.__name__,
@@ -27,6 +38,35 @@ def engine(name: str, folder: Path | str, **options: Any) -> Iterator[type[Sessi
         GSESSION={"ENGINES": {module.__name__: options}},
     ):
         yield module.SessionStore
+
+
+@contextmanager
+def _on_database(alias: str, **options: Any) -> Iterator[type[SessionStore]]:
+    with override_settings(**databases.options_for(alias, **options)):
+        yield import_module(databases.ENGINE).SessionStore
+
+
+@dataclass(frozen=True)
+class Place:
+    """The engine that this process has now, for another process to have it too."""
+
+    settings: Mapping[str, Any]
+    databases: Mapping[str, Any]
+
+    @classmethod
+    def here(cls) -> "Place":
+        values = {name: getattr(settings, name) for name in ("SESSION_ENGINE", "SESSION_FILE_PATH", "GSESSION")}
+        alias = settings.GSESSION["ENGINES"][settings.SESSION_ENGINE].get("using")
+        return cls(values, {} if alias is None else {alias: connections.settings[alias]})
+
+    @contextmanager
+    def opened(self) -> Iterator[type[SessionStore]]:
+        """Yield the SessionStore of the engine."""
+        with ExitStack() as stack:
+            for alias, entry in self.databases.items():
+                stack.enter_context(databases.connected(entry, alias))
+            stack.enter_context(override_settings(**self.settings))
+            yield import_module(settings.SESSION_ENGINE).SessionStore
 
 
 def new_session(store_class: type[SessionStore], data: Mapping[str, Any]) -> str:

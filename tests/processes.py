@@ -18,7 +18,7 @@ from django.conf import settings
 # The fork server has imported this module, and Django with it, and has a single thread: what it forks is there in
 # milliseconds, and may fork on its own.
 _context = multiprocessing.get_context("forkserver")
-_context.set_forkserver_preload([__name__, "gsession_django.backends.file", "pytest"])
+_context.set_forkserver_preload([__name__, "tests.preload", "pytest"])
 
 T = TypeVar("T")
 

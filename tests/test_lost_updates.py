@@ -12,8 +12,7 @@ import pytest
 from django.contrib.sessions.backends.base import UpdateError
 
 from gsession_django import SessionStore
-from gsession_django.backends import file
-from tests.engines import ENGINES, engine, id_of, new_session, stored
+from tests.engines import ENGINES, SHARED, Place, engine, id_of, new_session, stored
 from tests.processes import TIMEOUT, Parent, let_them_meet, workers
 
 WRITERS, ROUNDS, FREE_ROUNDS, TASKS = 8, 10, 40, 50
@@ -50,9 +49,10 @@ def store_class(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[type
         yield found
 
 
-@pytest.fixture
-def file_store(tmp_path: Path) -> Iterator[type[SessionStore]]:
-    with engine("file", tmp_path) as found:
+@pytest.fixture(params=SHARED)
+def shared_store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[type[SessionStore]]:
+    """Yield the SessionStore of an engine that several processes share."""
+    with engine(request.param, tmp_path) as found:
         yield found
 
 
@@ -109,49 +109,51 @@ def test_eight_threads_that_run_freely_lose_nothing(store_class: type[SessionSto
     assert names_in(stored(store_class, key)) == all_names(FREE_ROUNDS)
 
 
-def write_in_lockstep(parent: Parent, writer: int, key: str, write: Write) -> None:
-    for turn in range(ROUNDS):
-        store = file.SessionStore(key)
-        store.get("cart")
-        write(store, f"{writer}-{turn}")
-        parent.meet()
-        store.save()
-        parent.meet()
+def write_in_lockstep(parent: Parent, writer: int, place: Place, key: str, write: Write) -> None:
+    with place.opened() as store_class:
+        for turn in range(ROUNDS):
+            store = store_class(key)
+            store.get("cart")
+            write(store, f"{writer}-{turn}")
+            parent.meet()
+            store.save()
+            parent.meet()
 
 
 @WRITES
 def test_eight_processes_that_all_read_before_one_saves_lose_nothing(
-    file_store: type[SessionStore], tmp_path: Path, write: Write
+    shared_store: type[SessionStore], tmp_path: Path, write: Write
 ) -> None:
-    key = new_session(file_store, {"cart": {}})
-    with workers(tmp_path, WRITERS, write_in_lockstep, key, write) as writers:
+    key = new_session(shared_store, {"cart": {}})
+    with workers(tmp_path, WRITERS, write_in_lockstep, Place.here(), key, write) as writers:
         for _ in range(2 * ROUNDS):
             let_them_meet(writers)
-    assert names_in(stored(file_store, key)) == all_names(ROUNDS)
+    assert names_in(stored(shared_store, key)) == all_names(ROUNDS)
 
 
-def write_freely(parent: Parent, writer: int, key: str, write: Write) -> None:
-    parent.meet()
-    requests = []
-    for turn in range(FREE_ROUNDS):
-        start = time.monotonic()
-        store = file.SessionStore(key)
-        store.get("cart")
-        write(store, f"{writer}-{turn}")
-        store.save()
-        requests.append((start, time.monotonic()))
-    parent.say(requests)
+def write_freely(parent: Parent, writer: int, place: Place, key: str, write: Write) -> None:
+    with place.opened() as store_class:
+        parent.meet()
+        requests = []
+        for turn in range(FREE_ROUNDS):
+            start = time.monotonic()
+            store = store_class(key)
+            store.get("cart")
+            write(store, f"{writer}-{turn}")
+            store.save()
+            requests.append((start, time.monotonic()))
+        parent.say(requests)
 
 
 @WRITES
 def test_eight_processes_that_run_freely_lose_nothing(
-    file_store: type[SessionStore], tmp_path: Path, write: Write
+    shared_store: type[SessionStore], tmp_path: Path, write: Write
 ) -> None:
-    key = new_session(file_store, {"cart": {}})
-    with workers(tmp_path, WRITERS, write_freely, key, write) as writers:
+    key = new_session(shared_store, {"cart": {}})
+    with workers(tmp_path, WRITERS, write_freely, Place.here(), key, write) as writers:
         let_them_meet(writers)
         requests = sorted(request for writer in writers for request in writer.hear())
-    assert names_in(stored(file_store, key)) == all_names(FREE_ROUNDS)
+    assert names_in(stored(shared_store, key)) == all_names(FREE_ROUNDS)
     overlapping = sum(later[0] < earlier[1] for earlier, later in itertools.pairwise(requests))
     assert overlapping > 0, "no two requests overlapped, so this has shown nothing"
 
@@ -248,60 +250,62 @@ def test_a_session_deleted_while_threads_save_it_freely_stays_deleted(
     assert list(store_class.get_storage().ids()) == []
 
 
-def save_after_a_meeting(parent: Parent, writer: int, key: str) -> None:
-    store = file.SessionStore(key)
-    own_item(store, str(writer))
-    parent.meet()
-    if writer == WRITERS:
-        store.flush()
-    parent.meet()
-    parent.say("deleted" if writer == WRITERS else ending_of(store.save))
+def save_after_a_meeting(parent: Parent, writer: int, place: Place, key: str) -> None:
+    with place.opened() as store_class:
+        store = store_class(key)
+        own_item(store, str(writer))
+        parent.meet()
+        if writer == WRITERS:
+            store.flush()
+        parent.meet()
+        parent.say("deleted" if writer == WRITERS else ending_of(store.save))
 
 
 def test_processes_that_hold_a_session_deleted_meanwhile_get_update_error(
-    file_store: type[SessionStore], tmp_path: Path
+    shared_store: type[SessionStore], tmp_path: Path
 ) -> None:
-    key = new_session(file_store, {"cart": {}})
-    with workers(tmp_path, WRITERS + 1, save_after_a_meeting, key) as those:
+    key = new_session(shared_store, {"cart": {}})
+    with workers(tmp_path, WRITERS + 1, save_after_a_meeting, Place.here(), key) as those:
         let_them_meet(those)
         let_them_meet(those)
         endings = [worker.hear() for worker in those]
     assert endings == ["UpdateError"] * WRITERS + ["deleted"]
-    assert stored(file_store, key) is None
-    assert list(file_store.get_storage().ids()) == []
+    assert stored(shared_store, key) is None
+    assert list(shared_store.get_storage().ids()) == []
 
 
-def save_until_it_is_gone(parent: Parent, writer: int, key: str) -> None:
+def save_until_it_is_gone(parent: Parent, writer: int, place: Place, key: str) -> None:
     """Save one item after another until the session is gone; then tell what was saved."""
-    parent.meet()
-    saved = []
-    for turn in turns():
-        store = file.SessionStore(key)
-        name = f"{writer}-{turn}"
-        if "cart" not in store:
-            break
-        own_item(store, name)
-        if ending_of(store.save) == "UpdateError":
-            break
-        saved.append(name)
-        if turn == 2:
-            parent.say("busy")
-    else:
-        raise AssertionError("it went on saving a session that is gone")
-    parent.say(saved)
+    with place.opened() as store_class:
+        parent.meet()
+        saved = []
+        for turn in turns():
+            store = store_class(key)
+            name = f"{writer}-{turn}"
+            if "cart" not in store:
+                break
+            own_item(store, name)
+            if ending_of(store.save) == "UpdateError":
+                break
+            saved.append(name)
+            if turn == 2:
+                parent.say("busy")
+        else:
+            raise AssertionError("it went on saving a session that is gone")
+        parent.say(saved)
 
 
 def test_a_session_deleted_while_processes_save_it_freely_stays_deleted(
-    file_store: type[SessionStore], tmp_path: Path
+    shared_store: type[SessionStore], tmp_path: Path
 ) -> None:
-    key = new_session(file_store, {"cart": {}})
-    with workers(tmp_path, WRITERS, save_until_it_is_gone, key) as those:
+    key = new_session(shared_store, {"cart": {}})
+    with workers(tmp_path, WRITERS, save_until_it_is_gone, Place.here(), key) as those:
         let_them_meet(those)
         assert {worker.hear() for worker in those} == {"busy"}
-        file_store(key).flush()
+        shared_store(key).flush()
         assert all(len(worker.hear()) >= 3 for worker in those)
-    assert stored(file_store, key) is None
-    assert list(file_store.get_storage().ids()) == []
+    assert stored(shared_store, key) is None
+    assert list(shared_store.get_storage().ids()) == []
 
 
 # A new key.
@@ -329,11 +333,11 @@ def test_threads_that_overlap_a_cycle_key_get_update_error(store_class: type[Ses
 
 
 def test_what_was_saved_before_a_cycle_key_is_all_there_under_the_new_key(
-    file_store: type[SessionStore], tmp_path: Path
+    shared_store: type[SessionStore], tmp_path: Path
 ) -> None:
-    key = new_session(file_store, {"cart": {}})
-    with workers(tmp_path, WRITERS, save_until_it_is_gone, key) as those:
-        held = file_store(key)
+    key = new_session(shared_store, {"cart": {}})
+    with workers(tmp_path, WRITERS, save_until_it_is_gone, Place.here(), key) as those:
+        held = shared_store(key)
         own_item(held, "mine")
         let_them_meet(those)
         assert {worker.hear() for worker in those} == {"busy"}
@@ -341,9 +345,9 @@ def test_what_was_saved_before_a_cycle_key_is_all_there_under_the_new_key(
         held.save()
         saved = {name for worker in those for name in worker.hear()}
     assert len(saved) >= 3 * WRITERS
-    assert names_in(stored(file_store, held.session_key)) == saved | {"mine"}
-    assert stored(file_store, key) is None
-    assert list(file_store.get_storage().ids()) == [held.session_id]
+    assert names_in(stored(shared_store, held.session_key)) == saved | {"mine"}
+    assert stored(shared_store, key) is None
+    assert list(shared_store.get_storage().ids()) == [held.session_id]
 
 
 def test_what_threads_saved_before_a_cycle_key_is_all_there_under_the_new_key(store_class: type[SessionStore]) -> None:
@@ -376,35 +380,36 @@ def test_what_threads_saved_before_a_cycle_key_is_all_there_under_the_new_key(st
     assert stored(store_class, key) is None
 
 
-def cycle_or_delete(parent: Parent, writer: int, keys: list[str]) -> None:
+def cycle_or_delete(parent: Parent, writer: int, place: Place, keys: list[str]) -> None:
     """The first process cycles the key, the second deletes the session, the others save it: all at once."""
-    for key in keys:
-        store = file.SessionStore(key)
-        own_item(store, str(writer))
-        parent.meet()
-        if writer == 1:
-            store.flush()
-            parent.say(("deleted", None))
-        else:
-            if writer == 0:
-                store.cycle_key()
-            parent.say((ending_of(store.save), store.session_id))
+    with place.opened() as store_class:
+        for key in keys:
+            store = store_class(key)
+            own_item(store, str(writer))
+            parent.meet()
+            if writer == 1:
+                store.flush()
+                parent.say(("deleted", None))
+            else:
+                if writer == 0:
+                    store.cycle_key()
+                parent.say((ending_of(store.save), store.session_id))
 
 
 def test_of_a_cycle_key_and_a_deletion_at_once_either_wins_and_nothing_comes_back(
-    file_store: type[SessionStore], tmp_path: Path
+    shared_store: type[SessionStore], tmp_path: Path
 ) -> None:
-    keys = [new_session(file_store, {"cart": {"before": 1}}) for _ in range(30)]
-    live = set(file_store.get_storage().ids())
-    with workers(tmp_path, 4, cycle_or_delete, keys) as those:
+    keys = [new_session(shared_store, {"cart": {"before": 1}}) for _ in range(30)]
+    live = set(shared_store.get_storage().ids())
+    with workers(tmp_path, 4, cycle_or_delete, Place.here(), keys) as those:
         for key in keys:
             let_them_meet(those)
             (ending, new_id), *_ = [worker.hear() for worker in those]
-            live.discard(id_of(file_store, key))
+            live.discard(id_of(shared_store, key))
             if ending == "saved":  # it was there when its key was cycled, so the deletion found nothing
                 live.add(new_id)
-            assert set(file_store.get_storage().ids()) & {new_id, id_of(file_store, key)} == live & {new_id}
-    assert set(file_store.get_storage().ids()) == live
+            assert set(shared_store.get_storage().ids()) & {new_id, id_of(shared_store, key)} == live & {new_id}
+    assert set(shared_store.get_storage().ids()) == live
 
 
 def test_a_session_deleted_before_its_key_is_cycled_is_not_brought_back(store_class: type[SessionStore]) -> None:
@@ -432,7 +437,7 @@ def test_what_could_not_be_saved_can_be_taken_out_again_and_the_rest_saved(store
     assert stored(store_class, key) == {"cart": {"mine": "mine", "theirs": "theirs"}}
 
 
-# Async: the memory engine has native twins, the file engine runs each operation in a thread.
+# Async: the memory engine has native twins, the others run each operation in a thread.
 
 
 @WRITES

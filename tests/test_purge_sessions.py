@@ -154,6 +154,21 @@ def test_ctrl_c_stops_between_two_batches_and_says_what_was_done(monkeypatch: py
     assert signal.getsignal(signal.SIGINT) is before
 
 
+def test_it_stops_between_two_batches_when_its_time_is_over_and_the_next_run_goes_on(folder: Path) -> None:
+    fill(live=1, expired=30)
+    stopped = purge(max_seconds=1e-9)
+    assert stopped.endswith("There may be more: it stopped after 1e-09 seconds, as asked for.\n")
+    assert 1 < files(folder) < 31
+    assert "stopped" not in purge(max_seconds=600)
+    assert files(folder) == 1
+
+
+@pytest.mark.parametrize("number", ["0", "-1", "nan", "inf", "x"])
+def test_the_time_it_may_take_is_more_than_none(folder: Path, number: str) -> None:
+    with pytest.raises(CommandError, match="--max-seconds"):
+        call_command("purge_sessions", f"--max-seconds={number}")
+
+
 def test_it_runs_in_a_thread_too(folder: Path) -> None:
     fill(live=0, expired=1)
     said: list[str] = []
@@ -192,3 +207,4 @@ def test_on_a_terminal_it_shows_a_progress_bar(folder: Path) -> None:
         assert process.stdout is not None
         assert process.stdout.read() == f"Removed 2 expired sessions of {FILE}.\n"
     assert b" sessions/s]" in shown
+    assert b" 0/2 " in shown, "what there is to remove was counted, so that the bar tells how long it takes"

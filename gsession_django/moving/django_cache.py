@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Final, TypeVar
 
+from django.contrib.sessions.backends import cached_db
 from django.contrib.sessions.backends.cache import SessionStore as CacheStore
 from django.core.cache.backends.redis import RedisCache
 from django.core.exceptions import ImproperlyConfigured
@@ -23,6 +24,8 @@ T = TypeVar("T")
 
 # Stands for a session key, to see what the cache makes of one.
 _SOME_KEY: Final = "anykeyofasession"
+# What the keys of cached_db begin with, which may be in the same cache: of these, the engine's own prefix is a part.
+_OTHERS: Final = cached_db.KEY_PREFIX
 # Keys that one SCAN looks at.
 _SCAN_COUNT: Final = 1000
 
@@ -53,7 +56,7 @@ class CacheSource:
         seen, batch = set(), []  # SCAN may return a key twice
         while (key := self._asked(lambda: next(keys, None))) is not None:
             ref = key.decode(errors="replace").removeprefix(self._before).removesuffix(self._after)
-            if ref not in seen:
+            if ref not in seen and not f"{self._store_class.cache_key_prefix}{ref}".startswith(_OTHERS):
                 seen.add(ref)
                 batch.append(ref)
             if len(batch) == size:

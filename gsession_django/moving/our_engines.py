@@ -16,15 +16,19 @@ from gsession_django.store import SessionStore
 
 
 class OurSource:
-    """Any engine with a storage."""
+    """Any engine with a storage.
+
+    Attributes:
+        store_class: its SessionStore.
+    """
 
     def __init__(self, name: str, store_class: type[SessionStore]) -> None:
         self.name = name
-        self._store_class = store_class
+        self.store_class = store_class
 
     @property
     def engine(self) -> Engine:
-        return engine_of(self._store_class)
+        return engine_of(self.store_class)
 
     def ref_of(self, session_key: str) -> str:
         return self.engine.id_of(session_key)
@@ -39,7 +43,7 @@ class OurSource:
             raise ImproperlyConfigured(f"{self.engine.name} cannot list its sessions: it has no ids().") from error
 
     def read(self, refs: Sequence[str]) -> Mapping[str, Found | None]:
-        engine, age = self.engine, self._store_class().get_session_cookie_age
+        engine, age = self.engine, self.store_class().get_session_cookie_age
         found: dict[str, Found | None] = {}
         for ref in refs:
             try:
@@ -66,10 +70,10 @@ class OurSource:
         if there and not data:  # each of its values is absent, as it cannot be decoded
             return None
         left = session.ttl_left
-        return Found(data, self._store_class()._ttl_of(data.get(EXPIRY_KEY)) if left is None else left)
+        return Found(data, self.store_class()._ttl_of(data.get(EXPIRY_KEY)) if left is None else left)
 
     def present(self, refs: Sequence[str]) -> set[str]:
-        engine, age = self.engine, self._store_class().get_session_cookie_age
+        engine, age = self.engine, self.store_class().get_session_cookie_age
         return {ref for ref in refs if engine.run(operations.exists(engine, ref, age))}
 
     def remove(self, refs: Sequence[str]) -> None:

@@ -89,6 +89,16 @@ def copy(engine: Engine, source: Source, batch: Mapping[str, tuple[str, Found]],
     return outcomes | dict.fromkeys(others, Outcome.SKIPPED)
 
 
+def foresee(engine: Engine, batch: Mapping[str, tuple[str, Found]], age: Age) -> Operation:
+    """Return the outcome for each ref that :func:`move` or :func:`copy` would have now. Nothing is changed."""
+    outcomes = {}
+    for ref, (session_id, found) in batch.items():
+        session = yield from operations.load_all(engine, session_id, age, moving=True)
+        skipped = session is not None and _is_another(session, found)
+        outcomes[ref] = Outcome.SKIPPED if skipped else Outcome.MOVED
+    return outcomes
+
+
 def finish(
     engine: Engine, source: Source, moving: Mapping[str, tuple[str, Pairs]], age: Age, keep: bool = False
 ) -> Operation:
@@ -131,6 +141,11 @@ def pairs_of(session: SessionMap) -> Pairs:
     return {key: session.get(key) for key in session.held(MOVING_KEY)}
 
 
+def _is_another(session: SessionMap, found: Found) -> bool:
+    """Whether the target has a session of its own, rather than one that is being moved, or a copy of what was read."""
+    return not pairs_of(session) and session.as_dict() != decode(encode(found.data))
+
+
 def _begin(engine: Engine, batch: Mapping[str, tuple[str, Found]], age: Age) -> Operation:
     """Take step 2. Return those to go on with, for :func:`finish`, and the refs whose id another session has."""
     moving: dict[str, tuple[str, Pairs]] = {}
@@ -143,11 +158,10 @@ def _begin(engine: Engine, batch: Mapping[str, tuple[str, Found]], age: Age) -> 
                 break
             session = yield from operations.load_all(engine, session_id, age, moving=True)
             if session is not None:
-                pairs = pairs_of(session)
-                if pairs or session.as_dict() == decode(encode(found.data)):
-                    moving[ref] = session_id, pairs
-                else:
+                if _is_another(session, found):
                     others.append(ref)
+                else:
+                    moving[ref] = session_id, pairs_of(session)
                 break
         else:
             others.append(ref)

@@ -1,0 +1,96 @@
+"""The engines in a database: SQLite in a file, and PostgreSQL, a server that is started when it is first needed."""
+
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from functools import cache, partial
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from django.apps import apps
+from django.conf import settings
+from django.db import connections
+
+from benchmarks.engines import UNTIL_THE_END, Comparison, Engine, Peer, Setup
+from benchmarks.redis_engines import DJANGO_REDIS, on_redis
+from tests.database_servers import PostgreSQL
+from tests.databases import connected, migrate
+
+# The models, by name: importing them takes Django to be set up.
+OURS, DJANGO = "gsession_django.Session", "sessions.Session"
+
+
+class Router:
+    """Sends every model to the database that the engine whose turn it is has in its settings."""
+
+    def db_for_read(self, model: Any, **hints: Any) -> str | None:
+        return settings.BENCHMARK_DATABASE
+
+    db_for_write = db_for_read
+
+
+@cache
+def server() -> PostgreSQL:
+    return UNTIL_THE_END.enter_context(PostgreSQL(durable=True))
+
+
+def environment() -> dict[str, str]:
+    """Return what the report says of the server, if one was needed."""
+    if not server.cache_info().currsize:
+        return {}
+    with server().connect() as connection:
+        return {"PostgreSQL": connection.execute("SHOW server_version").fetchone()[0]}
+
+
+@cache
+def postgresql() -> str:
+    return _with_tables(server().entry(CONN_MAX_AGE=None))
+
+
+@cache
+def sqlite() -> str:
+    folder = UNTIL_THE_END.enter_context(TemporaryDirectory(prefix="benchmark-database-"))
+    # What sites are told to use: without it each save would wait for the disk.
+    options = {"init_command": "PRAGMA journal_mode=WAL; PRAGMA synchronous=NORMAL"}
+    return _with_tables(
+        {"ENGINE": "django.db.backends.sqlite3", "NAME": f"{folder}/db.sqlite3", "OPTIONS": options},
+    )
+
+
+def _with_tables(entry: dict[str, Any]) -> str:
+    alias = UNTIL_THE_END.enter_context(connected(entry))
+    migrate(alias)
+    with connections[alias].schema_editor() as editor:
+        editor.create_model(apps.get_model(DJANGO))
+    return alias
+
+
+@contextmanager
+def _in_table(model: str, database: Callable[[], str]) -> Iterator[Setup]:
+    alias = database()
+    yield Setup(settings={"BENCHMARK_DATABASE": alias})
+    apps.get_model(model)._default_manager.using(alias).all().delete()
+
+
+@contextmanager
+def _cached_db(database: Callable[[], str]) -> Iterator[Setup]:
+    with _in_table(DJANGO, database) as of_database, on_redis(DJANGO_REDIS, 7) as of_cache:
+        yield Setup(settings={**of_database.settings, **of_cache.settings}, caches=of_cache.caches)
+
+
+_OPERATIONS = frozenset({"load", "create", "modify", "touch", "touch, due", "login", "async load", "async modify"})
+
+
+def _comparison(name: str, database: Callable[[], str], **targets: float) -> Comparison:
+    def engine(engine: str, module: str, setup: Callable[..., AbstractContextManager[Setup]], *args: Any) -> Engine:
+        return Engine(f"{engine} on {name}", module, partial(setup, *args, database), _OPERATIONS)
+
+    ours = engine("database", "gsession_django.backends.database", _in_table, OURS)
+    django = engine("Django db", "django.contrib.sessions.backends.db", _in_table, DJANGO)
+    cached = engine("cached_db", "django.contrib.sessions.backends.cached_db", _cached_db)
+    return Comparison(name, (ours,), (Peer(django, targets), Peer(cached, {})))
+
+
+COMPARISONS = (
+    _comparison("SQLite", sqlite, load=0.9, modify=0.95, create=0.75, login=0.75),
+    _comparison("PostgreSQL", postgresql, load=0.9, modify=0.9, create=0.5, login=0.6),
+)

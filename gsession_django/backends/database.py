@@ -1,0 +1,140 @@
+"""Sessions in a database, through Django's ORM: for a site that has one, and wants no other server for its sessions."""
+
+from collections.abc import Iterator
+from typing import Any
+
+from django.core.checks import CheckMessage
+from django.db import IntegrityError
+
+from gsession_django.database import checks, walk
+from gsession_django.database import statements as sql
+from gsession_django.database.rows import check_new_id, is_id, new_version, now
+from gsession_django.database.table import SessionTable, available
+from gsession_django.serializers import DecodeError
+from gsession_django.session_map import SessionMap
+from gsession_django.storage import Storage
+from gsession_django.store import SessionStore as BaseSessionStore
+
+
+class DatabaseStorage(Storage):
+    """Keeps each session in a row of the table ``gsession_django_session``.
+
+    Args:
+        using: the alias in ``DATABASES``. ``None`` is the database that the routers write to, also for reading.
+    """
+
+    def __init__(self, using: str | None = None) -> None:
+        self.table = SessionTable(using)
+
+    def _session(self, row: tuple[Any, Any, Any]) -> SessionMap:
+        data, version, expires = row
+        values = self.decode(self.table.data_of(data))
+        if not isinstance(values, dict):
+            raise DecodeError(f"a {type(values).__name__} is no session")
+        return SessionMap(values, version, (expires - now()) / 1000)
+
+    @available
+    def get_session(self, session_id: str, ttl: int, data: Any = None) -> SessionMap | None:
+        row = self.table.read(sql.READ, session_id, now()) if is_id(session_id) else None
+        return None if row is None else self._session(row)
+
+    @available
+    def exists(self, session_id: str) -> bool:
+        return is_id(session_id) and self.table.read(sql.LOOK, session_id, now()) is not None
+
+    @available
+    def update_ttl(self, session_id: str, ttl: int) -> bool:
+        return is_id(session_id) and self.table.change(sql.TOUCH, now(ttl), session_id, now()) > 0
+
+    @available
+    def create(self, session_id: str, session: SessionMap, ttl: int) -> bool:
+        check_new_id(session_id)
+        data, version = self.table.data(self.encode(session.as_dict())), new_version()
+        while True:
+            try:
+                with self.table.savepoint():
+                    self.table.change(sql.CREATE, session_id, data, version, now(ttl))
+            except IntegrityError:
+                if not self.table.change(sql.REMOVE_EXPIRED, session_id, now()):
+                    return False
+            else:
+                session.version = version
+                return True
+
+    @available
+    def apply(self, session_id: str, session: SessionMap, ttl: int) -> bool:
+        if not is_id(session_id):
+            return False
+        table, version, known = self.table, new_version(), session.version
+        if session.cleared:
+            data = table.data(self.encode(session.as_dict()))
+            there = table.change(sql.REPLACE, data, version, now(ttl), session_id, now()) > 0
+        elif known is None or not self._save(session_id, session.as_dict(), version, ttl, known):
+            there = self._merge(session_id, session, version, ttl)
+        else:
+            there = True
+        session.version = version
+        return there
+
+    def _save(self, session_id: str, data: dict[str, Any], version: int, ttl: int | None, known: int) -> bool:
+        """Write to the row if it is still the one that was read; ``None`` leaves its expiry as it is."""
+        stored = self.table.data(self.encode(data))
+        if ttl is None:
+            return self.table.change(sql.SAVE_DATA, stored, version, session_id, now(), known) > 0
+        return self.table.change(sql.SAVE, stored, version, now(ttl), session_id, now(), known) > 0
+
+    def _merge(self, session_id: str, session: SessionMap, version: int, ttl: int) -> bool:
+        while (row := self._reread(session_id)) is not None:
+            try:
+                current = self._session(row)
+            except DecodeError:  # nobody can load it: it is gone
+                return False
+            renews = session.renews_ttl(current)
+            if self._save(session_id, session.merged_onto(current), version, ttl if renews else None, row[1]):
+                return True
+        return False
+
+    def _reread(self, session_id: str) -> tuple[Any, Any, Any] | None:
+        """Read the row again, in a transaction for update: it may be shown there as it was when that began."""
+        if not self.table.in_transaction:
+            return self.table.read(sql.READ, session_id, now())
+        rows = self.table.rows.filter(id=session_id, expires__gt=now()).select_for_update()
+        return rows.values_list("data", "version", "expires").first()
+
+    @available
+    def move(self, session_id: str, new_id: str, ttl: int) -> bool:
+        check_new_id(new_id)
+        if not is_id(session_id):
+            return False
+        while True:
+            try:
+                with self.table.savepoint():
+                    return self.table.change(sql.MOVE, new_id, session_id, now()) > 0 or self.exists(new_id)
+            except IntegrityError:
+                if not self.table.change(sql.REMOVE_EXPIRED, new_id, now()):
+                    return False
+
+    @available
+    def remove_all(self, session_id: str) -> None:
+        if is_id(session_id):
+            self.table.change(sql.REMOVE, session_id)
+
+    def purge(self, batch_size: int, dry_run: bool = False) -> Iterator[int]:
+        return walk.purge(self.table, now(), batch_size, dry_run)
+
+    def ids(self) -> Iterator[str]:
+        return walk.live_ids(self.table, now())
+
+
+class SessionStore(BaseSessionStore):
+    """The engine ``gsession_django.backends.database``."""
+
+    storage_class = DatabaseStorage
+
+    @classmethod
+    def check(cls) -> list[CheckMessage]:
+        return list(checks.check_using(cls.__module__))
+
+    @classmethod
+    def check_deployment(cls) -> list[CheckMessage]:
+        return list(checks.check_table(cls.__module__))

@@ -1,0 +1,45 @@
+"""What is wrong with the settings of the database engine, or with its database."""
+
+from collections.abc import Iterator
+
+from django.core.checks import CheckMessage, Error, Warning
+from django.db import DatabaseError, connections, router
+
+from gsession_django.conf import conf
+from gsession_django.models import Session
+
+
+def check_using(engine: str) -> Iterator[CheckMessage]:
+    """Check that the alias in the engine's option ``using`` is one of ``DATABASES``."""
+    using = conf().engines.get(engine, {}).get("using")
+    if using is not None and using not in connections.settings:
+        yield Error(
+            f'GSESSION["ENGINES"][{engine!r}]["using"] = {using!r} is not in DATABASES.',
+            hint=f"Name one of {', '.join(map(repr, connections.settings))}, or leave the option out: then the routers "
+            "choose.",
+            id="gsession_django.E016",
+        )
+
+
+def check_table(engine: str) -> Iterator[CheckMessage]:
+    """Check that the table is there."""
+    alias = conf().engines.get(engine, {}).get("using") or router.db_for_write(Session)
+    if alias not in connections.settings:
+        return
+    try:
+        with connections[alias].cursor() as cursor:
+            tables = connections[alias].introspection.table_names(cursor)
+    except DatabaseError as error:
+        yield Warning(
+            f"DATABASES[{alias!r}], where the engine {engine!r} keeps sessions, could not be asked: {error}.",
+            hint="Run the check where the database can be reached.",
+            id="gsession_django.W007",
+        )
+        return
+    if Session._meta.db_table not in tables:
+        yield Error(
+            f"DATABASES[{alias!r}] lacks the table {Session._meta.db_table!r}, where {engine!r} keeps sessions.",
+            hint=f"Run manage.py migrate gsession_django --database {alias}. Where nothing is done then, the "
+            "allow_migrate() of a router in DATABASE_ROUTERS says no.",
+            id="gsession_django.E017",
+        )

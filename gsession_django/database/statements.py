@@ -1,0 +1,98 @@
+"""The SQL statements of the database engine.
+
+Django's ORM makes each, once for a kind of database: that takes longer than it takes SQLite to run it.
+"""
+
+from collections.abc import Callable
+from typing import Any, Final
+
+from django.db.backends.base.base import BaseDatabaseWrapper
+from django.db.models import QuerySet
+from django.db.models.sql import DeleteQuery, InsertQuery, Query, UpdateQuery
+
+from gsession_django.models import Session
+
+Sessions = QuerySet[Session]
+
+# Any values at all: only the SQL is kept of a query.
+_ANY: Final[dict[str, Any]] = {"id": "-", "data": b"", "version": 0, "expires": 0}
+
+
+class Statement:
+    """One SQL statement. Its parameters are those of the ORM, in the order in which the query names them.
+
+    Args:
+        make: returns the query, with any values for parameters, as the ORM has it.
+    """
+
+    def __init__(self, make: Callable[[Sessions], Query]) -> None:
+        self._make = make
+        self._sql: dict[type[BaseDatabaseWrapper], str] = {}
+
+    def sql(self, connection: BaseDatabaseWrapper) -> str:
+        """Return its SQL for a kind of database."""
+        try:
+            return self._sql[type(connection)]
+        except KeyError:
+            compiler = self._make(Session._default_manager.all()).get_compiler(connection=connection)
+            compiled = compiler.as_sql()  # of an insert it is a list
+            sql: str = (compiled[0] if isinstance(compiled, list) else compiled)[0]
+            self._sql[type(connection)] = sql
+            return sql
+
+
+def selecting(rows: Callable[[Sessions], Any]) -> Statement:
+    """Return the statement that reads what `rows` makes of all sessions."""
+    return Statement(lambda sessions: rows(sessions).query)
+
+
+def updating(rows: Callable[[Sessions], Sessions], *columns: str) -> Statement:
+    """Return the statement that writes to these columns; its parameters are their values, and then those of `rows`."""
+
+    def make(sessions: Sessions) -> Query:
+        query: Any = rows(sessions).query.chain(UpdateQuery)
+        query.add_update_values({column: _ANY[column] for column in columns})
+        return query  # type: ignore[no-any-return]
+
+    return Statement(make)
+
+
+def inserting() -> Statement:
+    """Return the statement that adds a row; its parameters are the values of all columns."""
+
+    def make(sessions: Sessions) -> Query:
+        query = InsertQuery(Session)
+        query.insert_values(Session._meta.concrete_fields, [Session(**_ANY)])
+        return query
+
+    return Statement(make)
+
+
+def deleting(rows: Callable[[Sessions], Sessions]) -> Statement:
+    """Return the statement that removes `rows`."""
+    return Statement(lambda sessions: rows(sessions).query.chain(DeleteQuery))
+
+
+def _one(sessions: Sessions) -> Sessions:
+    return sessions.filter(id="-")
+
+
+def _live(sessions: Sessions) -> Sessions:
+    return _one(sessions).filter(expires__gt=0)
+
+
+def _as_read(sessions: Sessions) -> Sessions:
+    return _live(sessions).filter(version=0)
+
+
+# The comment is the parameters.
+READ: Final = selecting(lambda sessions: _live(sessions).values_list("data", "version", "expires"))  # id, now
+LOOK: Final = selecting(lambda sessions: _live(sessions).values_list("version"))  # id, now
+CREATE: Final = inserting()  # id, data, version, expires
+SAVE: Final = updating(_as_read, "data", "version", "expires")  # data, version, expires; id, now, the version as read
+SAVE_DATA: Final = updating(_as_read, "data", "version")  # data, version; id, now, the version as read
+REPLACE: Final = updating(_live, "data", "version", "expires")  # data, version, expires; id, now
+TOUCH: Final = updating(_live, "expires")  # expires; id, now
+MOVE: Final = updating(_live, "id")  # the new id; id, now
+REMOVE: Final = deleting(_one)  # id
+REMOVE_EXPIRED: Final = deleting(lambda sessions: _one(sessions).filter(expires__lte=0))  # id, now

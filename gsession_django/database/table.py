@@ -1,0 +1,118 @@
+"""The table that sessions are in, in one database."""
+
+import functools
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, Concatenate, ParamSpec, Protocol, TypeVar
+
+from django.db import InterfaceError, OperationalError, connections, router, transaction
+from django.db.backends.base.base import BaseDatabaseWrapper
+
+from gsession_django.database.statements import Sessions, Statement
+from gsession_django.models import Session
+from gsession_django.storage import StorageUnavailable
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+_DATA: Any = Session._meta.get_field("data")
+_DATA_COLUMN = _DATA.get_col(Session._meta.db_table)
+
+
+class HasTable(Protocol):
+    """What has the table of sessions."""
+
+    table: "SessionTable"
+
+
+def available(method: Callable[Concatenate[Any, P], T]) -> Callable[Concatenate[Any, P], T]:
+    """Let a method raise StorageUnavailable where the database cannot be reached, and its other errors as they are."""
+
+    @functools.wraps(method)
+    def wrapper(self: HasTable, /, *args: P.args, **kwargs: P.kwargs) -> T:
+        try:
+            return method(self, *args, **kwargs)
+        except (InterfaceError, OperationalError) as error:
+            connection = self.table.connection
+            if not _is_unreachable(connection, error):
+                raise
+            raise StorageUnavailable(
+                f"The database of the sessions, DATABASES[{connection.alias!r}], cannot be reached: "
+                f"{' '.join(str(error).split())}. See that it runs, and that HOST, PORT, USER and PASSWORD are right."
+            ) from error
+
+    return wrapper
+
+
+def _is_unreachable(connection: BaseDatabaseWrapper, error: Exception) -> bool:
+    """Whether the connection is lost, or was never made, rather than that the database refused a statement."""
+    if isinstance(error, InterfaceError) or connection.connection is None:
+        return True
+    if connection.vendor == "postgresql":  # is_usable() would run a statement, which a failed transaction refuses
+        return bool(connection.connection.closed)
+    if connection.vendor == "mysql":
+        # Errors of the client library, the server is shutting down, the connection was killed.
+        code = error.args[0] if error.args else None
+        return isinstance(code, int) and (2000 <= code < 3000 or code in (1053, 1927))
+    return not connection.is_usable()
+
+
+class SessionTable:
+    """The table in one database.
+
+    Args:
+        using: the alias of the database; ``None`` for the one that the routers write to, also for reading, since a
+            replica that lags behind would sign people out.
+    """
+
+    def __init__(self, using: str | None) -> None:
+        self._using = using
+
+    @property
+    def alias(self) -> str:
+        """The alias of the database."""
+        return self._using or router.db_for_write(Session)
+
+    @property
+    def connection(self) -> BaseDatabaseWrapper:
+        return connections[self.alias]
+
+    @property
+    def rows(self) -> Sessions:
+        return Session._default_manager.using(self.alias)
+
+    def read(self, statement: Statement, *parameters: Any) -> tuple[Any, ...] | None:
+        """Run a statement that reads, and return the first row, if there is one."""
+        connection = self.connection
+        with connection.cursor() as cursor:
+            cursor.execute(statement.sql(connection), parameters)
+            row: tuple[Any, ...] | None = cursor.fetchone()
+            return row
+
+    def change(self, statement: Statement, *parameters: Any) -> int:
+        """Run a statement that writes, and return how many rows it was about."""
+        connection = self.connection
+        with connection.cursor() as cursor:
+            cursor.execute(statement.sql(connection), parameters)
+            return int(cursor.rowcount)
+
+    def data(self, stored: bytes) -> Any:
+        """Return encoded pairs as the database takes them."""
+        return _DATA.get_db_prep_value(stored, self.connection)
+
+    def data_of(self, column: Any) -> bytes:
+        """Return encoded pairs, of what the database returned."""
+        connection = self.connection
+        for convert in connection.ops.get_db_converters(_DATA_COLUMN):
+            column = convert(column, _DATA_COLUMN, connection)
+        return bytes(column)
+
+    @property
+    def in_transaction(self) -> bool:
+        """Whether a statement is part of a transaction that goes on after it."""
+        connection = self.connection
+        return connection.in_atomic_block or not connection.get_autocommit()
+
+    def savepoint(self) -> AbstractContextManager[None]:
+        """Return what keeps a failed statement from spoiling the transaction that it is in, if it is in one."""
+        return transaction.atomic(self.alias) if self.in_transaction else nullcontext()

@@ -1,0 +1,45 @@
+"""The table of the engine ``gsession_django.backends.database``."""
+
+from typing import Any
+
+from django.db import models
+from django.db.backends.base.base import BaseDatabaseWrapper
+
+ID_LENGTH = 128
+"""Characters that a session id has at most. A hashed one has 64."""
+
+
+class SessionIdField(models.CharField):  # type: ignore[type-arg]
+    """Text that is compared byte by byte. By default MySQL and MariaDB take ``A`` for ``a``."""
+
+    def db_type(self, connection: BaseDatabaseWrapper) -> str | None:
+        if connection.vendor == "postgresql":
+            # What "varchar" is short for. Of a column by that name Django makes a second index, for LIKE, which no
+            # query of ours needs, and every change of a row has to write to.
+            return f"character varying({self.max_length})"
+        return super().db_type(connection)
+
+    def db_parameters(self, connection: BaseDatabaseWrapper) -> Any:
+        parameters = super().db_parameters(connection)
+        parameters["collation"] = {"mysql": "utf8mb4_bin", "postgresql": "C"}.get(connection.vendor)
+        return parameters
+
+
+class Session(models.Model):
+    """One session.
+
+    Attributes:
+        id: the session id, by default the SHA-256 of the session key.
+        data: all pairs, as ``SESSION_SERIALIZER`` left them.
+        version: another number after each change; a touch is none.
+        expires: when it expires, in milliseconds since 1970, UTC: a number, so that no time zone and no daylight saving
+            moves it.
+    """
+
+    id = SessionIdField(primary_key=True, max_length=ID_LENGTH)
+    data = models.BinaryField()
+    version = models.BigIntegerField()
+    expires = models.BigIntegerField(db_index=True)
+
+    def __str__(self) -> str:
+        return str(self.id)
