@@ -151,7 +151,8 @@ def test_a_session_that_the_old_engine_cannot_read_is_unknown() -> None:
 
 
 @pytest.mark.usefixtures("db_to_redis")
-def test_a_session_of_the_new_engine_is_not_overwritten() -> None:
+@pytest.mark.parametrize("end", [lambda request: request.delete(), lambda request: request.cycle_key()])
+def test_a_session_of_the_new_engine_is_not_overwritten(end: Callable[[Any], None]) -> None:
     key = old_session({"user": 1})
     with override_settings(GSESSION={}):
         at(key, {"user": 2}).save(must_create=True)
@@ -159,7 +160,7 @@ def test_a_session_of_the_new_engine_is_not_overwritten() -> None:
     assert at_source(key) == {"user": 1}
     assert set(run_move(key).values()) == {steps.Outcome.SKIPPED}
     assert at_source(key) == {"user": 1}
-    store(key).delete()
+    end(store(key))
     assert at_source(key) is None
     assert stored(settings.SESSION_ENGINE, key) is None
 
@@ -172,6 +173,19 @@ def test_one_that_was_copied_is_moved_by_removing_what_was_copied() -> None:
     assert set(run_move(key, steps.copy).values()) == {steps.Outcome.MOVED}
     assert set(run_move(key).values()) == {steps.Outcome.MOVED}
     assert moved(key) == {"user": 1, "cart": {"apple": 1}}
+
+
+@pytest.mark.usefixtures("db_to_redis")
+def test_one_that_is_in_use_since_another_has_moved_it_counts_as_moved() -> None:
+    key = old_session({"user": 1})
+    engine = new_engine()
+    assert engine.fallback is not None
+    found = engine.fallback.read([key])[key]
+    assert found is not None
+    clears_and_saves(store(key))
+    outcomes = engine.run(steps.move(engine, engine.fallback, {key: (engine.id_of(key), found)}, lambda: 1000))
+    assert outcomes == {key: steps.Outcome.MOVED}
+    assert moved(key) == {"new": 1}
 
 
 def at(key: str, data: dict[str, Any]) -> Any:
