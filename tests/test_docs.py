@@ -33,6 +33,7 @@ from markdown_it import MarkdownIt
 from markdown_it.token import Token
 
 from gsession_django import checks, conf
+from gsession_django.backends.database import DatabaseStorage
 from gsession_django.backends.file import FileStorage
 from gsession_django.backends.memory import MemoryStorage
 from gsession_django.storage import Storage
@@ -304,7 +305,7 @@ def test_settings_are_those_of_the_code() -> None:
 def test_engine_options_are_those_of_the_code() -> None:
     options = {
         (engine, name): parameter.default
-        for engine, storage in (("memory", MemoryStorage), ("file", FileStorage))
+        for engine, storage in (("memory", MemoryStorage), ("file", FileStorage), ("database", DatabaseStorage))
         for name, parameter in inspect.signature(storage).parameters.items()
     }
     options |= {("every engine", name): getattr(Storage, name) for name in checks.OPTIONS_OF_EVERY_ENGINE}
