@@ -10,10 +10,12 @@ from typing import Any
 from django.apps import AppConfig
 from django.conf import settings
 from django.core.checks import CheckMessage, Error, Warning, register
+from django.core.exceptions import ImproperlyConfigured
 
 from gsession_django import serializers
 from gsession_django.conf import KEYS
 from gsession_django.engine import abilities, missing_abilities, missing_twins
+from gsession_django.moving.choice import source_of
 from gsession_django.store import SessionStore
 
 OPTIONS_OF_EVERY_ENGINE = ("hash_ids",)
@@ -31,7 +33,7 @@ def check_settings(app_configs: Sequence[AppConfig] | None = None, **kwargs: Any
                 id="gsession_django.E001",
             )
         ]
-    return [*_check_keys(given), *_check_touch_interval(given), *_check_engines(given)]
+    return [*_check_keys(given), *_check_touch_interval(given), *_check_engines(given), *_check_fallback(given)]
 
 
 @register("gsession_django", deploy=True)
@@ -82,6 +84,38 @@ def _check_engines(given: dict[str, Any]) -> Iterator[CheckMessage]:
         yield from _check_engine("SESSION_ENGINE", settings.SESSION_ENGINE, {}, ours=False)
     for name, options in engines.items():
         yield from _check_engine('GSESSION["ENGINES"]', name, options, ours=True)
+
+
+def _check_fallback(given: dict[str, Any]) -> Iterator[CheckMessage]:
+    name, engine = given.get("FALLBACK_ENGINE"), settings.SESSION_ENGINE
+    if name is None:
+        return
+    if name == engine:
+        yield Error(
+            f'GSESSION["FALLBACK_ENGINE"] and SESSION_ENGINE name the same engine, {name!r}.',
+            hint="SESSION_ENGINE is the one that sessions are moved to. Once all are, leave FALLBACK_ENGINE out.",
+            id="gsession_django.E019",
+        )
+        return
+    try:
+        source_of(name)
+    except (ImproperlyConfigured, AttributeError) as error:  # the latter where the name is no text
+        yield Error(
+            f'GSESSION["FALLBACK_ENGINE"] = {name!r} is no engine that sessions can be moved from. {error}',
+            hint="Name the engine that SESSION_ENGINE named before, as in docs/migrating.md, or leave it out.",
+            id="gsession_django.E018",
+        )
+    with suppress(ImportError):
+        store = _session_store(import_module(engine))
+        lacking = ["create", "apply"] if store is None else {"create", "apply"} - abilities(store.storage_class)
+        if lacking:
+            yield Error(
+                f'GSESSION["FALLBACK_ENGINE"] moves no sessions to SESSION_ENGINE = {engine!r}: it has no '
+                f"{' and no '.join(f'{name}()' for name in sorted(lacking, reverse=True))}.",
+                hint="Sessions can be moved to an engine of gsession_django whose storage has both create() and "
+                "apply(). Use such a one, or leave FALLBACK_ENGINE out.",
+                id="gsession_django.E020",
+            )
 
 
 def _check_engine(setting: str, name: str, options: dict[str, Any], ours: bool) -> Iterator[CheckMessage]:

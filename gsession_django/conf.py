@@ -16,13 +16,16 @@ class Conf:
         engines: keyword arguments of an engine's Storage, by the engine's module (``GSESSION["ENGINES"]``).
         touch_interval: seconds for which a touch that only ``SESSION_SAVE_EVERY_REQUEST`` asked for may wait, but never
             longer than a tenth of the TTL (``GSESSION["TOUCH_INTERVAL"]``).
+        fallback_engine: the engine's module that sessions are moved from on first touch, if they are unknown to the one
+            that ``SESSION_ENGINE`` names (``GSESSION["FALLBACK_ENGINE"]``).
     """
 
     engines: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     touch_interval: float = 10
+    fallback_engine: str | None = None
 
 
-KEYS = {"ENGINES": "engines", "TOUCH_INTERVAL": "touch_interval"}
+KEYS = {"ENGINES": "engines", "TOUCH_INTERVAL": "touch_interval", "FALLBACK_ENGINE": "fallback_engine"}
 
 _conf: Conf | None = None
 

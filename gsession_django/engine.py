@@ -2,16 +2,19 @@
 
 What Django asks for may take several calls. Such an operation is written once, as a generator that yields the calls it
 wants made and is sent what they return (``operations.py``). It is driven by plain calls (:meth:`Engine.run`), by
-awaiting the storage's native twins, or in a thread (:meth:`Engine.arun`).
+awaiting the storage's native twins, or in a thread (:meth:`Engine.arun`). What it wants of another engine, one that
+sessions are moved from, it yields as a function without arguments.
 """
 
 import hashlib
 import os
 import threading
-from collections.abc import Generator
+from collections.abc import Callable, Generator
+from importlib import import_module
 from typing import TYPE_CHECKING, Any, Final
 
 from asgiref.sync import sync_to_async
+from django.conf import settings
 from django.core.exceptions import ImproperlyConfigured
 from django.core.signals import setting_changed
 
@@ -20,6 +23,7 @@ from gsession_django.locks import IdLocks, Turn
 from gsession_django.storage import Disabled, Storage
 
 if TYPE_CHECKING:
+    from gsession_django.moving.source import Source
     from gsession_django.store import SessionStore
 
 # All that is called in a request, and so decides whether a storage is async.
@@ -34,7 +38,7 @@ UNABLE: Final = object()
 
 Call = tuple[Any, ...]
 """The name of a method of the Storage interface, and its arguments."""
-Operation = Generator[Call | Turn, Any, Any]
+Operation = Generator[Call | Turn | Callable[[], Any], Any, Any]
 
 
 def abilities(storage_class: type[Storage]) -> set[str]:
@@ -65,9 +69,10 @@ class Engine:
         is_async: whether it has native twins.
         hash_ids: whether it is given hashed session keys.
         locks: what keeps apart, in this process, the operations that are composed of several calls.
+        fallback: what sessions are moved from on first touch that this engine does not have, if anything.
     """
 
-    __slots__ = ("able", "hash_ids", "is_async", "locks", "name", "storage")
+    __slots__ = ("able", "fallback", "hash_ids", "is_async", "locks", "name", "storage")
 
     def __init__(self, store: "type[SessionStore]") -> None:
         options = dict(conf().engines.get(store.__module__, {}))
@@ -79,6 +84,7 @@ class Engine:
         self.storage = store.storage_class(**options)
         self.is_async = not missing_twins(store.storage_class)
         self.locks = IdLocks()
+        self.fallback = _fallback_of(store)
 
     def id_of(self, session_key: str) -> str:
         """Return what the storage is given for a session key."""
@@ -93,11 +99,13 @@ class Engine:
                 try:
                     if isinstance(call, tuple):
                         result = getattr(storage, call[0])(*call[1:]) if call[0] in able else UNABLE
-                    else:
+                    elif isinstance(call, Turn):
                         self.locks.wait(call)
                         result = None
-                except Disabled:
-                    result = self._unable(call)
+                    else:
+                        result = call()
+                except Disabled as error:
+                    result = self._unable(call, error)
                 except BaseException as error:
                     call = operation.throw(error)
                     continue
@@ -116,11 +124,13 @@ class Engine:
                 try:
                     if isinstance(call, tuple):
                         result = await getattr(storage, f"a{call[0]}")(*call[1:]) if call[0] in able else UNABLE
-                    else:
+                    elif isinstance(call, Turn):
                         await self.locks.await_turn(call)
                         result = None
-                except Disabled:
-                    result = self._unable(call)
+                    else:
+                        result = await sync_to_async(call)()
+                except Disabled as error:
+                    result = self._unable(call, error)
                 except BaseException as error:
                     call = operation.throw(error)
                     continue
@@ -128,8 +138,10 @@ class Engine:
         except StopIteration as stop:
             return stop.value
 
-    def _unable(self, call: Any) -> object:
+    def _unable(self, call: Any, error: Disabled) -> object:
         """Remember that the storage does not have what was called."""
+        if not isinstance(call, tuple):  # another engine's
+            raise error
         self.able.discard(call[0])
         return UNABLE
 
@@ -143,6 +155,19 @@ class Engine:
     def cannot_hold_a_session(self, name: str) -> ImproperlyConfigured:
         """Return what to raise where the storage does not have the method `name`, without which there is no session."""
         return ImproperlyConfigured(f"{self.name} cannot hold a session: its {name}() is disabled, or not there.")
+
+
+def _fallback_of(store: "type[SessionStore]") -> "Source | None":
+    """Return what ``GSESSION["FALLBACK_ENGINE"]`` names, for the engine that ``SESSION_ENGINE`` names."""
+    name = conf().fallback_engine
+    if name is None or getattr(import_module(settings.SESSION_ENGINE), "SessionStore", None) is not store:
+        return None
+    if name == settings.SESSION_ENGINE:
+        raise ImproperlyConfigured(f'GSESSION["FALLBACK_ENGINE"] and SESSION_ENGINE name the same engine, {name!r}.')
+    # Here, as it knows the engines that stand on this module.
+    from gsession_django.moving.choice import source_of
+
+    return source_of(name)
 
 
 ENGINES: "Final[dict[type[SessionStore], Engine]]" = {}

@@ -17,13 +17,20 @@ Age = Callable[[], int]
 
 RESERVED_KEY: Final = "_gsession"
 """What a per-key storage is given to keep where a session has no pairs. No user ever sees it."""
+MOVING_KEY: Final = "_gsession_moving."
+"""Begins the keys that a session has only while it is moved here (``moving/steps.py``). No user ever sees them."""
+BEGUN: Final = "begun"
+"""Under such a key: it may have ended where it is moved from. Only who looks there knows, so till then it is none."""
 
 
 # Reading.
 
 
-def load(engine: Engine, session_id: str, age: Age) -> Operation:
-    """Return what is stored, as a SessionMap, or ``None``."""
+def load(engine: Engine, session_id: str, age: Age, moving: bool = False) -> Operation:
+    """Return what is stored, as a SessionMap, or ``None``.
+
+    `moving` is for who moves sessions: one that is being moved here is returned then, with the pairs that say so.
+    """
     try:
         found = yield "get_session", session_id, age(), None
     except DecodeError as error:
@@ -40,14 +47,19 @@ def load(engine: Engine, session_id: str, age: Age) -> Operation:
         session.partial = not session and "get" in engine.able
     if _needs_a_pair(engine):
         session.hide(RESERVED_KEY)
+    if not moving and (keys := session.held(MOVING_KEY)):
+        if BEGUN in map(session.get, keys):
+            return None
+        for key in keys:
+            session.hide(key)
     return session
 
 
-def load_all(engine: Engine, session_id: str, age: Age) -> Operation:
+def load_all(engine: Engine, session_id: str, age: Age, moving: bool = False) -> Operation:
     """The same, with all its pairs."""
-    session = yield from load(engine, session_id, age)
+    session = yield from load(engine, session_id, age, moving)
     if session is not None and session.lacks(None):
-        session.learn((yield from _all_pairs(engine, session_id)), complete=True)
+        session.learn((yield from _all_pairs(engine, session_id, moving)), complete=True)
     return session
 
 
@@ -82,13 +94,18 @@ def _one_value(engine: Engine, session_id: str, key: str) -> Operation:
         return None
 
 
-def _all_pairs(engine: Engine, session_id: str) -> Operation:
+def _all_pairs(engine: Engine, session_id: str, moving: bool = False) -> Operation:
     try:
         data: Mapping[str, Any] = yield from engine.need("get_map", session_id)
     except DecodeError as error:
         _log_dropped(engine, session_id, error)
         return {}
-    return {key: value for key, value in data.items() if key != RESERVED_KEY}
+    return {key: value for key, value in data.items() if key != RESERVED_KEY and (moving or not is_moving(key))}
+
+
+def is_moving(key: Any) -> bool:
+    """Whether `key` is one that a session has only while it is being moved."""
+    return isinstance(key, str) and key.startswith(MOVING_KEY)
 
 
 def _log_dropped(engine: Engine, session_id: str, error: DecodeError) -> None:

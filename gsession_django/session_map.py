@@ -278,6 +278,15 @@ class SessionMap(MutableMapping[str, Any]):
         """Drop what a storage keeps for itself, as if it had not been read."""
         self._values.pop(key, None)
 
+    def held(self, prefix: str) -> list[str]:
+        """Return the keys that begin with `prefix`, of those that are known: nothing is fetched."""
+        try:
+            if prefix not in "".join(self._values):  # as a rule, and found out in no time
+                return []
+        except TypeError:  # a key is no text
+            pass
+        return [key for key in self._values if type(key) is str and key.startswith(prefix)]
+
     def _fetch_rest(self) -> None:
         if self.lacks(None):
             self._fetch(None)

@@ -17,6 +17,7 @@ from django.utils.module_loading import import_string
 from gsession_django import operations
 from gsession_django.conf import conf
 from gsession_django.engine import ENGINES, UNABLE, Engine, Operation, engine_of
+from gsession_django.moving import fallback
 from gsession_django.session_map import EXPIRY_KEY, SessionMap
 from gsession_django.storage import Storage, StorageUnavailable
 
@@ -166,13 +167,20 @@ class SessionStore(SessionBase):
     def _load(self) -> Operation:
         key, session = self.session_key, None
         if key is not None:
-            session = yield from operations.load(self._engine, self._id_of(key), self.get_session_cookie_age)
+            session = yield from self._stored(key)
         if session is None:
             self._session_key = None
             return SessionMap({})
         if session.lacks(None):
             session.source = self
         return session
+
+    def _stored(self, key: str) -> Operation:
+        """Return what is stored under a session key, as a SessionMap, or ``None``."""
+        engine, session_id, age = self._engine, self._id_of(key), self.get_session_cookie_age
+        if engine.fallback is None:
+            return operations.load(engine, session_id, age)
+        return fallback.load(engine, engine.fallback, key, session_id, age)
 
     def _get_session(self, no_load: bool = False) -> SessionMap:
         self.accessed = True
@@ -224,6 +232,8 @@ class SessionStore(SessionBase):
     def _exists(self, session_key: str | None) -> Operation:
         if session_key is None or not self._validate_session_key(session_key):
             return False
+        if self._engine.fallback is not None:
+            return (yield from self._stored(session_key)) is not None
         session_id = self._id_of(session_key)
         return (yield from operations.exists(self._engine, session_id, self.get_session_cookie_age))
 
@@ -282,6 +292,8 @@ class SessionStore(SessionBase):
             return
         self.accessed = True
         engine, session_id, age = self._engine, self._id_of(key), self.get_session_cookie_age
+        if engine.fallback is not None and session.cleared:
+            session = self._session_cache = yield from self._cleared_by_keys(key, session)
         if session.partial:
             yield from self._fetch(session, EXPIRY_KEY)
         ttl = self._ttl_of(session.get(EXPIRY_KEY))
@@ -291,6 +303,22 @@ class SessionStore(SessionBase):
             there = self._may_wait(session, ttl) or (yield from operations.touch(engine, session_id, session, ttl, age))
         if not there:
             raise UpdateError
+
+    def _cleared_by_keys(self, key: str, session: SessionMap) -> Operation:
+        """Return a session that was cleared as one whose keys were all removed.
+
+        It may be that it has to be moved first. And what says how far a move has come must not go with the rest.
+        """
+        stored: SessionMap | None = yield from self._stored(key)
+        if stored is None:
+            raise UpdateError
+        if stored.lacks(None):
+            yield from self._fetch(stored, None)
+        data = session.as_dict()
+        for name in stored.as_dict():
+            del stored[name]
+        stored.update(data)
+        return stored
 
     def _may_wait(self, session: SessionMap, ttl: int) -> bool:
         """Whether the touch is one that only ``SESSION_SAVE_EVERY_REQUEST`` asked for, and not due yet."""
@@ -303,9 +331,13 @@ class SessionStore(SessionBase):
         if session.source is not None:
             yield from self._fetch(session, None)
         ttl = self._ttl_of(session.get(EXPIRY_KEY))
-        # Composed, create knows nothing of other sessions. For a random key of ours it need not; this one is given.
-        taken = "create" not in self._engine.able and (yield from self._exists(key))
-        if taken or not (yield from operations.create(self._engine, self._id_of(key), session, ttl)):
+        engine = self._engine
+        if engine.fallback is not None:
+            taken = yield from fallback.taken(engine.fallback, key)
+        else:
+            # Composed, create knows nothing of other sessions. For a random key of ours it need not; this one is given.
+            taken = "create" not in engine.able and (yield from self._exists(key))
+        if taken or not (yield from operations.create(engine, self._id_of(key), session, ttl)):
             raise CreateError
 
     # Ending, and changing the key.
@@ -328,6 +360,8 @@ class SessionStore(SessionBase):
         if key is not None and self._validate_session_key(key):
             if key == self.session_key:
                 self.was_moved = False  # no cookie is to bring it back
+            if self._engine.fallback is not None:
+                yield from fallback.remove(self._engine.fallback, key)
             yield from operations.remove(self._engine, self._id_of(key))
 
     def cycle_key(self) -> None:
@@ -345,6 +379,8 @@ class SessionStore(SessionBase):
         if session.source is not None:
             yield from self._fetch(session, EXPIRY_KEY)
         ttl = self._ttl_of(session.get(EXPIRY_KEY))
+        if self._engine.fallback is not None:
+            yield from fallback.remove(self._engine.fallback, self.session_key)
         for _ in range(_KEY_ATTEMPTS):
             new_key = yield from self._new_key(ttl)
             new_id = self._id_of(new_key)

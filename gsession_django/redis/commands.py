@@ -8,10 +8,17 @@ from typing import Any, Final, TypeVar
 Command = tuple[Any, ...]
 T = TypeVar("T")
 
+_GLOB: Final = str.maketrans({character: f"\\{character}" for character in "*?[]^-\\"})
+
 
 def digest(data: bytes) -> str:
     """Return what ``redis.sha1hex()`` makes of the same bytes."""
     return hashlib.sha1(data, usedforsecurity=False).hexdigest()
+
+
+def escaped(text: str) -> str:
+    """Return a pattern, as SCAN takes them, that only `text` matches."""
+    return text.translate(_GLOB)
 
 
 def _pack_in_python(command: Command) -> bytes:

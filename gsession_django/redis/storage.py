@@ -10,7 +10,7 @@ from redis.crc import key_slot
 
 from gsession_django.redis import checks
 from gsession_django.redis.client import RedisClient
-from gsession_django.redis.commands import Batch, Command, Operation, Script
+from gsession_django.redis.commands import Batch, Command, Operation, Script, escaped
 from gsession_django.redis.move import Held, beside, move_between_nodes
 from gsession_django.redis.settings import WAIT_TIMEOUT, CacheEntry
 from gsession_django.storage import Storage
@@ -22,7 +22,6 @@ T = TypeVar("T")
 
 # Keys that one SCAN looks at: a few hundred microseconds of the server's time.
 _SCAN_COUNT: Final = 1000
-_GLOB: Final = str.maketrans({character: f"\\{character}" for character in "*?[]^-\\"})
 
 
 def both(
@@ -135,7 +134,7 @@ class BaseRedisStorage(Storage):
 
     def ids(self) -> Iterator[str]:
         before, after = self._before, self._after
-        pattern = f"{before.translate(_GLOB)}*{after.translate(_GLOB)}"
+        pattern = f"{escaped(before)}*{escaped(after)}"
         seen = set()  # SCAN may return a key twice
         for key in self.client.scan(pattern, _SCAN_COUNT):
             session_id = key.decode().removeprefix(before).removesuffix(after)

@@ -1,23 +1,22 @@
 """``manage.py purge_sessions``: removes expired sessions."""
 
 import argparse
-import contextlib
 import math
-import signal
 import sys
 import threading
 import time
-from collections.abc import Iterator
-from importlib import import_module
-from typing import Any
+from typing import Any, Final
 
 from django.conf import settings
 from django.core.management.base import BaseCommand, CommandError, CommandParser
 from tqdm import tqdm
 
 from gsession_django.engine import abilities
+from gsession_django.management.common import interrupt, positive, session_store
 from gsession_django.storage import Disabled, Storage, StorageUnavailable
 from gsession_django.store import PURGE_BATCH_SIZE, SessionStore
+
+_OTHERS: Final = "Use clearsessions for Django's own."
 
 
 class Command(BaseCommand):
@@ -28,7 +27,7 @@ class Command(BaseCommand):
         parser.add_argument("--dry-run", action="store_true", help="count the expired sessions and remove none")
         parser.add_argument(
             "--batch-size",
-            type=_positive,
+            type=positive,
             default=PURGE_BATCH_SIZE,
             metavar="N",
             help="how many sessions are removed in one step (default: %(default)s)",
@@ -43,7 +42,7 @@ class Command(BaseCommand):
 
     def handle(self, *args: Any, **options: Any) -> None:
         name = options["engine"] or settings.SESSION_ENGINE
-        store = _session_store(name, "--engine" if options["engine"] else "SESSION_ENGINE")
+        store = session_store(name, "--engine" if options["engine"] else "SESSION_ENGINE", _OTHERS)
         storage = store.get_storage()
         if storage.expires_itself:
             self.stdout.write(f"Nothing to do: expired sessions of {name} go by themselves.")
@@ -51,7 +50,7 @@ class Command(BaseCommand):
         if "purge" not in abilities(store.storage_class):
             raise CommandError(_cannot(name, store))
         removed, dry_run, late = 0, options["dry_run"], False
-        with _interrupt() as interrupted:
+        with interrupt() as interrupted:
             try:
                 # Whoever looks on wants to know how long it takes.
                 counts = sys.stderr.isatty() and not dry_run
@@ -92,13 +91,6 @@ def _cannot(name: str, store: type[SessionStore]) -> str:
     )
 
 
-def _positive(text: str) -> int:
-    number = int(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"{text} is not at least 1")
-    return number
-
-
 def _seconds(text: str) -> float:
     number = float(text)
     if not 0 < number < math.inf:
@@ -106,32 +98,6 @@ def _seconds(text: str) -> float:
     return number
 
 
-def _session_store(name: str, setting: str) -> type[SessionStore]:
-    try:
-        store: Any = import_module(name).SessionStore
-    except (ImportError, AttributeError, ValueError) as error:
-        raise CommandError(f"{setting} names {name!r}, which is no session engine: {error}.") from error
-    if isinstance(store, type) and issubclass(store, SessionStore):
-        return store
-    raise CommandError(
-        f"{setting} names {name!r}, which is no engine of gsession_django. Use clearsessions for Django's own."
-    )
-
-
 def _summary(name: str, removed: int, dry_run: bool) -> str:
     sessions = "1 expired session" if removed == 1 else f"{removed} expired sessions"
     return f"{'Found' if dry_run else 'Removed'} {sessions} of {name}."
-
-
-@contextlib.contextmanager
-def _interrupt() -> Iterator[threading.Event]:
-    """Yield what Ctrl-C sets, so that it ends the purge between two batches and not in the midst of one."""
-    interrupted = threading.Event()
-    if threading.current_thread() is not threading.main_thread():  # where no signal arrives
-        yield interrupted
-        return
-    before = signal.signal(signal.SIGINT, lambda *args: interrupted.set())
-    try:
-        yield interrupted
-    finally:
-        signal.signal(signal.SIGINT, before)

@@ -1,0 +1,230 @@
+"""Django's engines that keep sessions in a database or in files, as what sessions are moved from."""
+
+import errno
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, Final
+
+from django.contrib.sessions.backends.base import SessionBase
+from django.contrib.sessions.backends.cached_db import SessionStore as CachedDatabaseStore
+from django.contrib.sessions.backends.db import SessionStore as DatabaseStore
+from django.contrib.sessions.backends.file import SessionStore as FileStore
+from django.contrib.sessions.base_session import AbstractBaseSession
+from django.contrib.sessions.exceptions import InvalidSessionKey
+from django.core import signing
+from django.core.exceptions import ImproperlyConfigured
+from django.db import InterfaceError, OperationalError, connections, router
+from django.db.models import QuerySet
+from django.utils import timezone
+
+from gsession_django.moving.source import Found
+from gsession_django.storage import StorageUnavailable
+
+# What opening a file says where there is none, or none can have such a name.
+_NO_FILE: Final = (errno.ENOENT, errno.ENAMETOOLONG)
+
+
+def decoded(store: Any, text: str) -> dict[str, Any] | None:
+    """Return the session that an engine of Django's encoded; ``None`` if it cannot be read.
+
+    Django's ``decode()`` makes an empty session of that, and an empty one is what a ``decode()`` of the site's own is
+    taken to mean by it too.
+    """
+    try:
+        if type(store).decode is not SessionBase.decode:
+            data = store.decode(text) or None
+        else:
+            data = signing.loads(text, salt=store.key_salt, serializer=store.serializer)
+    except Exception:  # pickle, for one, may raise anything at all
+        return None
+    return data if isinstance(data, dict) else None
+
+
+def expiry_age(store: Any, expiry: Any) -> float | None:
+    """Return how many seconds Django gives a session with such an expiry; ``None`` if that is no expiry at all."""
+    try:
+        return float(store.get_expiry_age(expiry=expiry))
+    except (TypeError, ValueError):
+        return None
+
+
+class DatabaseSource:
+    """``django.contrib.sessions.backends.db`` and its subclasses.
+
+    All is read where it is written: a replica that lags behind would not know of a session that has just begun, or has
+    just ended.
+    """
+
+    def __init__(self, name: str, store_class: type[DatabaseStore]) -> None:
+        self.name = name
+        self._store_class = store_class
+        try:
+            self._model: type[AbstractBaseSession] = store_class.get_model_class()
+        except RuntimeError as error:
+            raise ImproperlyConfigured(
+                f"The engine {name!r} has no model for its sessions: {error} Put the app that has it into "
+                "INSTALLED_APPS, for Django's own engines 'django.contrib.sessions'."
+            ) from error
+
+    def ref_of(self, session_key: str) -> str:
+        return session_key
+
+    def batches(self, size: int) -> Iterator[Sequence[str]]:
+        keys = self._rows().order_by("session_key").values_list("session_key", flat=True)
+        page = self._asked(lambda: list(keys[:size]))
+        while page:
+            yield page
+            rest = keys.filter(session_key__gt=page[-1])
+            page = self._asked(lambda rest=rest: list(rest[:size]))  # type: ignore[misc]
+
+    def read(self, refs: Sequence[str]) -> Mapping[str, Found | None]:
+        now, store, found = timezone.now(), self._store_class(), {}
+        for row in self._of(refs, lambda rows: list(rows.filter(expire_date__gt=now))):
+            data = decoded(store, row.session_data)
+            left = (row.expire_date - now).total_seconds()
+            found[row.session_key] = None if data is None else Found(data, left)
+        return {ref: found[ref] for ref in refs if ref in found}  # some databases do not know upper from lower case
+
+    def present(self, refs: Sequence[str]) -> set[str]:
+        now = timezone.now()
+        keys = self._of(refs, lambda rows: list(rows.filter(expire_date__gt=now).values_list("session_key", flat=True)))
+        return set(refs).intersection(keys)
+
+    def remove(self, refs: Sequence[str]) -> None:
+        self._of(refs, lambda rows: [rows.delete()])
+
+    def _rows(self) -> QuerySet[Any]:
+        return self._model.objects.using(router.db_for_write(self._model))
+
+    def _of(self, refs: Sequence[str], ask: Callable[[QuerySet[Any]], list[Any]]) -> list[Any]:
+        """Return what `ask` answers about the rows of these sessions, in as many queries as the database wants."""
+        rows, answers = self._rows(), []
+        size = connections[rows.db].ops.bulk_batch_size(["session_key"], refs) or 1
+        for start in range(0, len(refs), size):
+            some = rows.filter(session_key__in=refs[start : start + size])
+            answers += self._asked(lambda some=some: ask(some))  # type: ignore[misc]
+        return answers
+
+    def _asked(self, ask: Callable[[], list[Any]]) -> list[Any]:
+        try:
+            return ask()
+        except (InterfaceError, OperationalError) as error:
+            raise StorageUnavailable(
+                f"The engine {self.name!r} cannot use its database, DATABASES[{self._rows().db!r}]: "
+                f"{' '.join(str(error).split())}. See that its server runs, and that it can be reached."
+            ) from error
+
+
+class CachedDatabaseSource(DatabaseSource):
+    """``django.contrib.sessions.backends.cached_db`` and its subclasses: the row is the truth.
+
+    The cache would still have a session whose row is gone, and so bring it back. It goes first, so that nobody finds
+    it there alone, and once more in case the engine has just put it there again.
+    """
+
+    _store_class: type[CachedDatabaseStore]
+
+    def remove(self, refs: Sequence[str]) -> None:
+        self._forget(refs)
+        super().remove(refs)
+        self._forget(refs)
+
+    def _forget(self, refs: Sequence[str]) -> None:
+        cache: Any = self._store_class()._cache  # type: ignore[attr-defined]
+        keys = [f"{self._store_class.cache_key_prefix}{ref}" for ref in refs]
+        try:
+            # Of django-redis the client: the cache would leave a failure out, if IGNORE_EXCEPTIONS is set.
+            getattr(cache, "client", cache).delete_many(keys)
+        except Exception as error:  # each cache has its own
+            raise StorageUnavailable(
+                f"The engine {self.name!r} cannot use its cache, which SESSION_CACHE_ALIAS names: "
+                f"{type(error).__name__}: {error}. See that its server runs, and that it can be reached."
+            ) from error
+
+
+class FileSource:
+    """``django.contrib.sessions.backends.file`` and its subclasses."""
+
+    def __init__(self, name: str, store_class: type[FileStore]) -> None:
+        self.name = name
+        self._store_class = store_class
+        store_class()  # raises ImproperlyConfigured if there is no such folder
+
+    def ref_of(self, session_key: str) -> str:
+        return session_key
+
+    def batches(self, size: int) -> Iterator[Sequence[str]]:
+        store = self._store_class()
+        prefix = store.file_prefix
+        try:
+            names = os.listdir(store.storage_path)
+        except OSError as error:
+            raise self._unavailable(error) from error
+        keys = [name.removeprefix(prefix) for name in names if name.startswith(prefix)]
+        keys = [key for key in keys if self._path(key) is not None]
+        for start in range(0, len(keys), size):
+            yield keys[start : start + size]
+
+    def read(self, refs: Sequence[str]) -> Mapping[str, Found | None]:
+        found = {}
+        for ref in refs:
+            try:
+                session = self._read(ref)
+            except OSError as error:
+                if error.errno not in _NO_FILE:
+                    raise self._unavailable(error) from error
+                self._check()
+                continue
+            if session is None or session.ttl_left > 0:
+                found[ref] = session
+        return found
+
+    def present(self, refs: Sequence[str]) -> set[str]:
+        return set(self.read(refs))  # whether it has expired, the session says
+
+    def remove(self, refs: Sequence[str]) -> None:
+        for ref in refs:
+            if (path := self._path(ref)) is None:
+                continue
+            try:
+                os.unlink(path)
+            except OSError as error:
+                if error.errno not in _NO_FILE:
+                    raise self._unavailable(error) from error
+                self._check()
+
+    def _path(self, ref: str) -> str | None:
+        """Return where the session is, if there is one; ``None`` for a key that no session can have."""
+        try:
+            path: str = self._store_class()._key_to_file(ref)  # type: ignore[attr-defined]
+            return path
+        except InvalidSessionKey:
+            return None
+
+    def _read(self, ref: str) -> Found | None:
+        """Return a session, or ``None`` if it cannot be read; an ``OSError`` says that there is none."""
+        store: Any = self._store_class(ref)
+        try:
+            with open(store._key_to_file(), encoding="ascii") as file:
+                text = file.read()
+        except InvalidSessionKey as error:
+            raise FileNotFoundError(errno.ENOENT, str(error)) from error
+        except UnicodeDecodeError:
+            return None
+        if not text:  # of a session that is just being made
+            raise FileNotFoundError(errno.ENOENT, "nothing has been written yet")
+        data = decoded(store, text)
+        age = None if data is None else expiry_age(store, store._expiry_date(data))
+        return None if data is None or age is None else Found(data, age)
+
+    def _check(self) -> None:
+        """Raise StorageUnavailable if the folder is not there: then nobody knows that a session is not."""
+        path = self._store_class().storage_path
+        if not os.path.isdir(path):
+            raise self._unavailable(FileNotFoundError(f"there is no folder {path!r}"))
+
+    def _unavailable(self, error: OSError) -> StorageUnavailable:
+        return StorageUnavailable(
+            f"The engine {self.name!r} cannot use its folder (SESSION_FILE_PATH): {error}. See that it is there, and "
+            "that it belongs to this process's user."
+        )

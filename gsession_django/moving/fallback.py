@@ -1,0 +1,47 @@
+"""What Django asks of a session while ``GSESSION["FALLBACK_ENGINE"]`` is set.
+
+One that the engine does not have is moved from the fallback on first touch. One that ends does so at the fallback
+first, so that nothing comes back from there.
+"""
+
+from functools import partial
+
+from gsession_django import operations
+from gsession_django.engine import Engine, Operation
+from gsession_django.moving import steps
+from gsession_django.moving.source import Found, Source
+from gsession_django.operations import Age
+from gsession_django.session_map import SessionMap
+
+
+def load(engine: Engine, source: Source, session_key: str, session_id: str, age: Age) -> Operation:
+    """Return what is stored, moved here if it was not, as a SessionMap; ``None`` if neither engine has it."""
+    ref = source.ref_of(session_key)
+    looked = False
+    while True:
+        session: SessionMap | None = yield from operations.load(engine, session_id, age, moving=True)
+        if session is not None and session.partial:
+            session = yield from operations.load_all(engine, session_id, age, moving=True)
+        if session is not None:
+            if not (pairs := steps.pairs_of(session)):
+                return session
+            yield from steps.finish(engine, source, {ref: (session_id, pairs)}, age)
+        elif looked:
+            # It was moved between the first look here and the one there, or there is none.
+            return None
+        else:
+            looked = True
+            found: Found | None = (yield partial(source.read, [ref])).get(ref)
+            if found is not None:
+                yield from steps.move(engine, source, {ref: (session_id, found)}, age)
+
+
+def remove(source: Source, session_key: str) -> Operation:
+    """Remove a session at the fallback."""
+    yield partial(source.remove, [source.ref_of(session_key)])
+
+
+def taken(source: Source, session_key: str) -> Operation:
+    """Return whether the fallback has a session of this key."""
+    ref = source.ref_of(session_key)
+    return ref in (yield partial(source.present, [ref]))

@@ -1,0 +1,87 @@
+"""The engines of this package, and those that sites write with it, as what sessions are moved from."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import islice
+from typing import Any
+
+from django.core.exceptions import ImproperlyConfigured
+
+from gsession_django import operations
+from gsession_django.engine import Engine, Operation, engine_of
+from gsession_django.moving.source import Found
+from gsession_django.serializers import DecodeError
+from gsession_django.session_map import EXPIRY_KEY, SessionMap
+from gsession_django.storage import Disabled
+from gsession_django.store import SessionStore
+
+
+class OurSource:
+    """Any engine with a storage.
+
+    Attributes:
+        store_class: its SessionStore.
+    """
+
+    def __init__(self, name: str, store_class: type[SessionStore]) -> None:
+        self.name = name
+        self.store_class = store_class
+
+    @property
+    def engine(self) -> Engine:
+        return engine_of(self.store_class)
+
+    def ref_of(self, session_key: str) -> str:
+        return self.engine.id_of(session_key)
+
+    def batches(self, size: int) -> Iterator[Sequence[str]]:
+        """The same as of every source; ``ImproperlyConfigured`` if the storage cannot list its sessions."""
+        try:
+            ids = iter(self.engine.storage.ids())
+            while batch := list(islice(ids, size)):
+                yield batch
+        except Disabled as error:
+            raise ImproperlyConfigured(f"{self.engine.name} cannot list its sessions: it has no ids().") from error
+
+    def read(self, refs: Sequence[str]) -> Mapping[str, Found | None]:
+        engine, age = self.engine, self.store_class().get_session_cookie_age
+        found: dict[str, Found | None] = {}
+        for ref in refs:
+            try:
+                session = engine.run(self._read(engine, ref, age))
+            except DecodeError:
+                session = None
+            # What cannot be read is loaded like what is not there.
+            if session is None and engine.run(operations.exists(engine, ref, age)):
+                found[ref] = None
+            elif session is not None and session.ttl_left > 0:
+                found[ref] = session
+        return found
+
+    def _read(self, engine: Engine, session_id: str, age: Callable[[], int]) -> Operation:
+        """Return a session, if it can be read."""
+        session: SessionMap | None = yield from operations.load(engine, session_id, age)
+        if session is None:
+            return None
+        there = bool(session)
+        if session.lacks(None):
+            pairs: Mapping[str, Any] = yield from engine.need("get_map", session_id)
+            session.learn({key: value for key, value in pairs.items() if not _is_ours(key)}, complete=True)
+        data = session.as_dict()
+        if there and not data:  # each of its values is absent, as it cannot be decoded
+            return None
+        left = session.ttl_left
+        return Found(data, self.store_class()._ttl_of(data.get(EXPIRY_KEY)) if left is None else left)
+
+    def present(self, refs: Sequence[str]) -> set[str]:
+        engine, age = self.engine, self.store_class().get_session_cookie_age
+        return {ref for ref in refs if engine.run(operations.exists(engine, ref, age))}
+
+    def remove(self, refs: Sequence[str]) -> None:
+        engine = self.engine
+        for ref in refs:
+            engine.run(operations.remove(engine, ref))
+
+
+def _is_ours(key: str) -> bool:
+    """Whether a key is one that no user ever sees."""
+    return key == operations.RESERVED_KEY or operations.is_moving(key)
