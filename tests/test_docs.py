@@ -37,6 +37,7 @@ from gsession_django.backends.database import DatabaseStorage
 from gsession_django.backends.file import FileStorage
 from gsession_django.backends.memory import MemoryStorage
 from gsession_django.storage import Storage
+from tests.databases import connected
 
 ROOT = Path(__file__).resolve().parent.parent
 README = ROOT / "README.md"
@@ -187,6 +188,9 @@ class Page:
     def apply(self, settings: dict[str, Any]) -> None:
         if not settings:
             return
+        for alias, entry in settings.pop("DATABASES", {}).items():  # which cannot be overridden
+            if alias != "default":
+                self.stack.enter_context(connected(entry, alias))
         if "SESSION_FILE_PATH" in settings:  # a folder of a server
             settings["SESSION_FILE_PATH"] = str(self.folder)
         self.stack.enter_context(override_settings(**settings))
