@@ -22,9 +22,11 @@ from pytest_django import Settings
 from gsession_django import StorageUnavailable
 from gsession_django.moving.choice import source_of
 from gsession_django.moving.source import Found
-from tests import databases
+from tests import databases, redis_clusters
 from tests.old_sites import DJANGOS, OURS, Router, new_session, old_site, store_of, stored
+from tests.redis_clusters import cluster_settings
 from tests.redis_servers import RedisServer, shared
+from tests.test_redis_sentinel import shared as sentinels
 
 PICKLE = "tests.test_serializers.PickleSerializer"
 ENGINES = {**{f"Django's {name}": engine for name, engine in DJANGOS.items()}, **OURS}
@@ -320,6 +322,32 @@ def test_django_redis_reads_what_djangos_redis_cache_wrote(site: None, settings:
     settings.CACHES = {**settings.CACHES, "sessions": entry}
     assert data_of(engine, key) == {"key": "value"}
     assert stored(engine, key) == {"key": "value"}
+
+
+def cluster_entry() -> dict[str, Any]:
+    entry: dict[str, Any] = cluster_settings("", redis_clusters.shared().url())["CACHES"]["sessions"]
+    return entry
+
+
+def sentinel_entry() -> dict[str, Any]:
+    return {"BACKEND": "django_redis.cache.RedisCache", **sentinels().entry()}
+
+
+@pytest.mark.parametrize("entry", [cluster_entry, sentinel_entry])
+def test_sessions_are_found_in_a_cluster_and_behind_sentinel(
+    site: None, settings: Settings, entry: Callable[[], dict[str, Any]]
+) -> None:
+    engine = DJANGOS["cache"]
+    prefix = settings.CACHES["sessions"]["KEY_PREFIX"]
+    settings.CACHES = {**settings.CACHES, "sessions": {**entry(), "KEY_PREFIX": prefix}}
+    keys = [new_session(engine, {"number": number}, 300) for number in range(20)]
+    source = source_of(engine)
+    assert sorted(ref for batch in source.batches(8) for ref in batch) == sorted(keys)
+    found = source.read(keys)
+    assert [session and session.data["number"] for session in found.values()] == [*range(20)]
+    assert all(session and 280 < session.ttl_left <= 300 for session in found.values())
+    source.remove(keys[:10])
+    assert source.present(keys) == {*keys[10:]}
 
 
 @each_engine

@@ -1,0 +1,394 @@
+"""manage.py migrate_sessions moves sessions, with their keys, data and TTL, and says what it did."""
+
+import os
+import pty
+import signal
+import subprocess
+import sys
+import termios
+from collections.abc import Callable, Iterator
+from datetime import timedelta
+from importlib import import_module
+from io import StringIO
+from pathlib import Path
+from typing import Any
+
+import pytest
+from django.core.management import CommandError, call_command
+from django.test import override_settings
+from pytest_django import Settings
+
+from gsession_django import Storage
+from tests import engine_that_purges, sites, storages
+from tests.old_sites import DJANGOS, OURS, new_session, old_site, store_of, stored
+from tests.redis_servers import RedisServer
+
+# From where to where: each of Django's, each of ours to another, and each of ours as a target.
+WAYS = [
+    (DJANGOS["db"], OURS["redis_hash"]),
+    (DJANGOS["db"], OURS["database"]),
+    (DJANGOS["cached_db"], OURS["redis"]),
+    (DJANGOS["file"], OURS["file"]),
+    (DJANGOS["cache"], OURS["redis_hash"]),
+    (DJANGOS["cache on Django's Redis"], OURS["redis_hash"]),
+    (OURS["file"], OURS["redis"]),
+    (OURS["redis"], OURS["redis_hash"]),
+    (OURS["redis_hash"], OURS["database"]),
+    (OURS["database"], OURS["file"]),
+]
+NAMES = {engine: name for name, engine in [*OURS.items(), *((f"Django's {name}", it) for name, it in DJANGOS.items())]}
+AUTHENTICATION = "django.contrib.auth.middleware.AuthenticationMiddleware"
+DB, HASH, FILE = DJANGOS["db"], OURS["redis_hash"], OURS["file"]
+
+each_way = pytest.mark.parametrize(
+    ("source", "target"), WAYS, ids=[f"{NAMES[source]} to {NAMES[target]}" for source, target in WAYS]
+)
+
+
+@pytest.fixture
+def site(tmp_path: Path) -> Iterator[None]:
+    with old_site(tmp_path, SESSION_COOKIE_AGE=1000):
+        yield
+
+
+def migrate(source: str, target: str | None = None, *options: str) -> str:
+    output = StringIO()
+    to = [] if target is None else ["--to", target]
+    call_command("migrate_sessions", "--from", source, *to, *options, stdout=output)
+    return output.getvalue()
+
+
+def fails(source: str, target: str | None = None, *options: str) -> CommandError:
+    with pytest.raises(CommandError) as raised:
+        migrate(source, target, *options)
+    return raised.value
+
+
+def said(source: str, target: str, moved: str, skipped: int = 0, expired: int = 0, unreadable: int = 0) -> str:
+    return f"{moved} from {source} to {target}; skipped {skipped}, expired {expired}, unreadable {unreadable}."
+
+
+def sessions(engine: str, *numbers: int) -> list[str]:
+    """Let visitors have sessions, each with a number in it, and return their keys."""
+    return [new_session(engine, {"number": number}) for number in numbers]
+
+
+def numbers(engine: str, keys: list[str]) -> list[int | None]:
+    """Return the number in each of these sessions, ``None`` where there is none."""
+    return [(stored(engine, key) or {}).get("number") for key in keys]
+
+
+def count(engine: str) -> int:
+    """Return how many sessions an engine of ours keeps."""
+    return sum(1 for _ in store_of(engine).get_storage().ids())
+
+
+def before_each(monkeypatch: pytest.MonkeyPatch, engine: str, method: str, call: Callable[[int], None]) -> None:
+    """Have `call` called before each call of a method of an engine's storage, with how many there have been."""
+    storage: type[Storage] = type(store_of(engine).get_storage())
+    original = getattr(storage, method)
+    calls = 0
+
+    def wrapper(*args: Any) -> Any:
+        nonlocal calls
+        call(calls)
+        calls += 1
+        return original(*args)
+
+    monkeypatch.setattr(storage, method, wrapper)
+
+
+# Moving.
+
+
+@each_way
+def test_sessions_are_moved_with_what_they_hold_and_have_left_to_live(site: None, source: str, target: str) -> None:
+    expiries = {None: 1000, 300: 300, timedelta(seconds=500): 500, 0: 1000}
+    keys = {new_session(source, {"cart": {"apple": [1, None]}, "ä": "ö"}, expiry): expiry for expiry in expiries}
+    before = {key: dict(store_of(source, key).items()) for key in keys}
+    assert migrate(source, target) == said(source, target, "Moved 4 sessions") + "\n"
+    for key, expiry in keys.items():
+        store = store_of(target, key)
+        assert dict(store.items()) == before[key]
+        assert expiries[expiry] - 20 < store.ttl_left <= expiries[expiry] + 1
+        assert store.get_expire_at_browser_close() is (expiry == 0)
+        assert not store_of(source).exists(key)
+
+
+@each_way
+def test_a_visitor_stays_signed_in(site: None, source: str, target: str) -> None:
+    pages = {"ROOT_URLCONF": sites.__name__, "AUTHENTICATION_BACKENDS": [sites._BACKEND]}
+    before = sites.OURS if source in OURS.values() else sites.DJANGOS
+    with override_settings(SESSION_ENGINE=source, MIDDLEWARE=[before, AUTHENTICATION], **pages):
+        key = sites.Visitor().signed_in(count=3).key
+    with override_settings(SESSION_ENGINE=target, MIDDLEWARE=[sites.OURS, AUTHENTICATION], **pages):
+        migrate(source)
+        visitor = sites.Visitor(key=key)
+        assert visitor.sees("read") == "ada 3 3"
+        assert visitor.sees("modify") == "ada 4 4"
+        assert visitor.key == key
+        visitor.does("sign_out")
+        assert stored(target, key) is None
+
+
+def test_the_ids_of_our_engines_are_carried_as_they_are_and_plain_ones_hashed(site: None, settings: Settings) -> None:
+    redis = OURS["redis"]
+    given = settings.GSESSION["ENGINES"]
+    settings.GSESSION = {"ENGINES": {**given, FILE: {"hash_ids": False}, redis: {"hash_ids": False}}}
+    keys = sessions(FILE, 1, 2)
+    assert migrate(FILE, redis) == said(FILE, redis, "Moved 2 sessions") + "\n"
+    assert sorted(store_of(redis).get_storage().ids()) == sorted(keys)
+    migrate(redis, HASH)
+    assert numbers(HASH, keys) == [1, 2]
+    assert not {*store_of(HASH).get_storage().ids()} & {*keys}
+    ids = {*store_of(HASH).get_storage().ids()}
+    migrate(HASH, OURS["database"])
+    assert {*store_of(OURS["database"]).get_storage().ids()} == ids
+
+
+def test_hashed_ids_cannot_become_plain_ones(site: None, settings: Settings) -> None:
+    settings.GSESSION = {"ENGINES": {FILE: {"hash_ids": False}}}
+    (key,) = sessions(HASH, 1)
+    assert "knows sessions by hashed session keys, and FileStorage" in str(fails(HASH, FILE))
+    assert numbers(HASH, [key]) == [1]
+
+
+def test_the_target_is_session_engine_if_none_is_named(site: None, settings: Settings) -> None:
+    settings.SESSION_ENGINE = FILE
+    keys = sessions(DB, 1)
+    assert migrate(DB) == said(DB, FILE, "Moved 1 session") + "\n"
+    assert numbers(FILE, keys) == [1]
+
+
+def test_sessions_are_moved_in_batches(monkeypatch: pytest.MonkeyPatch, site: None) -> None:
+    keys = sessions(DB, *range(7))
+    left: list[int] = []
+    before_each(monkeypatch, HASH, "create", lambda calls: left.append(store_of(DB).model.objects.count()))
+    migrate(DB, HASH, "--batch-size", "3")
+    assert left == [7, 7, 7, 4, 4, 4, 1]
+    assert sorted(filter(None, numbers(HASH, keys))) == [1, 2, 3, 4, 5, 6]
+
+
+# What is not moved.
+
+
+@each_way
+def test_what_has_expired_is_left_where_it_is(site: None, source: str, target: str) -> None:
+    new_session(source, {"number": 1}, timedelta(seconds=-5))
+    listed = {DJANGOS["db"]: 1, DJANGOS["cached_db"]: 1, DJANGOS["file"]: 1}.get(source, 0)
+    assert migrate(source, target) == said(source, target, "Moved 0 sessions", expired=listed) + "\n"
+    assert count(target) == 0
+    if source == DB:
+        assert store_of(DB).model.objects.count() == 1
+
+
+def test_what_cannot_be_read_is_left_where_it_is(site: None, settings: Settings) -> None:
+    keys, before = sessions(DB, 1), settings.SECRET_KEY
+    settings.SECRET_KEY = "another"
+    keys += sessions(DB, 2)
+    first, second = migrate(DB, HASH).splitlines()
+    assert first == said(DB, HASH, "Moved 1 session", unreadable=1)
+    assert "Their signature may be that of another SECRET_KEY" in second
+    assert numbers(HASH, keys) == [None, 2]
+    settings.SECRET_KEY = before
+    assert numbers(DB, keys) == [1, None]
+
+
+def test_what_the_target_has_of_its_own_is_never_overwritten(site: None) -> None:
+    redis = OURS["redis"]
+    keys = sessions(redis, 1, 2)
+    migrate(redis, HASH, "--copy")
+    for engine, number in ((redis, 10), (HASH, 100)):
+        store = store_of(engine, keys[0])
+        store["number"] = number
+        store.save()
+    first, second = migrate(redis, HASH).splitlines()
+    assert first == said(redis, HASH, "Moved 1 session", skipped=1)
+    assert second == f"Skipped: {HASH} has these sessions too, with other data. Both were left as they are."
+    assert numbers(redis, keys) == [10, None]
+    assert numbers(HASH, keys) == [100, 2]
+
+
+@pytest.mark.parametrize("options", [[], ["--copy"]], ids=["move", "copy"])
+def test_one_that_ends_meanwhile_stays_ended(monkeypatch: pytest.MonkeyPatch, site: None, options: list[str]) -> None:
+    keys = sorted(sessions(DB, 1, 2, 3))
+    before_each(monkeypatch, HASH, "create", lambda calls: store_of(DB, keys[0]).delete() if calls == 1 else None)
+    verb = "Copied" if options else "Moved"
+    first = said(DB, HASH, f"{verb} 2 sessions").replace("unreadable 0", "unreadable 0, ended meanwhile 1")
+    assert migrate(DB, HASH, *options) == first + "\n"
+    assert numbers(HASH, keys)[0] is None
+    assert count(HASH) == 2
+
+
+# Running it in other ways.
+
+
+@each_way
+def test_a_copy_leaves_the_source_as_it_is(site: None, source: str, target: str) -> None:
+    keys = sessions(source, 1, 2, 3)
+    assert migrate(source, target, "--copy") == said(source, target, "Copied 3 sessions") + "\n"
+    assert numbers(source, keys) == numbers(target, keys) == [1, 2, 3]
+    assert migrate(source, target, "--copy") == said(source, target, "Copied 3 sessions") + "\n"
+    assert migrate(source, target) == said(source, target, "Moved 3 sessions") + "\n"
+    assert [store_of(source).exists(key) for key in keys] == [False] * 3
+    assert numbers(target, keys) == [1, 2, 3]
+
+
+@each_way
+def test_a_dry_run_changes_nothing_and_says_what_would_be_done(site: None, source: str, target: str) -> None:
+    keys = sessions(source, 1, 2, 3)
+    migrate(source, target, "--copy")
+    store = store_of(target, keys[0])
+    store["number"] = 10
+    store.save()
+    store_of(target, keys[1]).delete()
+    first, _ = migrate(source, target, "--dry-run").splitlines()
+    assert first == said(source, target, "Would move 2 sessions", skipped=1)
+    first, _ = migrate(source, target, "--dry-run", "--copy").splitlines()
+    assert first == said(source, target, "Would copy 2 sessions", skipped=1)
+    assert numbers(source, keys) == [1, 2, 3]
+    assert numbers(target, keys) == [10, None, 3]
+    assert count(target) == 2
+
+
+@each_way
+def test_a_second_run_finds_nothing_to_do(site: None, source: str, target: str) -> None:
+    keys = sessions(source, 1, 2)
+    migrate(source, target)
+    assert migrate(source, target) == said(source, target, "Moved 0 sessions") + "\n"
+    assert numbers(target, keys) == [1, 2]
+
+
+def test_ctrl_c_ends_it_between_two_batches_and_the_next_run_goes_on(
+    monkeypatch: pytest.MonkeyPatch, site: None
+) -> None:
+    keys = sessions(DB, *range(1, 8))
+    with monkeypatch.context() as patch:
+        interrupt = lambda calls: os.kill(os.getpid(), signal.SIGINT) if calls == 3 else None  # noqa: E731
+        before_each(patch, HASH, "create", interrupt)
+        error = fails(DB, HASH, "--batch-size", "3")
+    assert str(error) == f"Interrupted. {said(DB, HASH, 'Moved 6 sessions')} Run it again to go on."
+    assert error.returncode == 130
+    assert migrate(DB, HASH) == said(DB, HASH, "Moved 1 session") + "\n"
+    assert numbers(HASH, keys) == [1, 2, 3, 4, 5, 6, 7]
+
+
+@pytest.mark.parametrize(("method", "nth"), [("create", 4), ("apply", 7)])
+def test_an_outage_of_the_target_says_what_was_done_before(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, method: str, nth: int
+) -> None:
+    with RedisServer(appendonly="yes") as server, old_site(tmp_path, url=server.url()):
+        keys = sessions(DB, *range(1, 8))
+        with monkeypatch.context() as patch:
+            before_each(patch, HASH, method, lambda calls: server.kill() if calls == nth else None)
+            text = str(fails(DB, HASH, "--batch-size", "3"))
+        assert text.startswith(f"{said(DB, HASH, 'Moved 3 sessions')} Then: CACHES['sessions'] (redis://127.0.0.1:")
+        assert text.endswith("Look at the server, and at this entry. Run it again to go on.")
+        server.restart()
+        assert migrate(DB, HASH) == said(DB, HASH, "Moved 4 sessions") + "\n"
+        assert numbers(HASH, keys) == [1, 2, 3, 4, 5, 6, 7]
+        assert store_of(DB).model.objects.count() == 0
+
+
+@pytest.mark.parametrize(("method", "nth"), [("create", 4), ("apply", 7)])
+def test_an_outage_of_the_source_says_what_was_done_before(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, method: str, nth: int
+) -> None:
+    source = DJANGOS["cache on Django's Redis"]
+    with RedisServer(appendonly="yes") as server, old_site(tmp_path, url=server.url()):
+        keys = sessions(source, *range(1, 8))
+        with monkeypatch.context() as patch:
+            before_each(patch, FILE, method, lambda calls: server.kill() if calls == nth else None)
+            text = str(fails(source, FILE, "--batch-size", "3"))
+        assert text.startswith(f"{said(source, FILE, 'Moved 3 sessions')} Then: The engine {source!r} cannot use its ")
+        server.restart()
+        assert migrate(source, FILE).startswith("Moved 4 sessions")
+        assert sorted(filter(None, numbers(FILE, keys))) == [1, 2, 3, 4, 5, 6, 7]
+        assert migrate(source, FILE).startswith("Moved 0 sessions")
+
+
+# What is refused.
+
+
+@pytest.mark.parametrize(
+    ("source", "target", "says"),
+    [
+        ("no.such", FILE, "'no.such' is no session engine: No module named 'no'"),
+        (DB, "no.such", "--to names 'no.such', which is no session engine: No module named 'no'"),
+        (HASH, DB, f"--to names '{DB}', which is no engine of gsession_django. Sessions are moved to one of those"),
+        ("django.contrib.sessions.backends.signed_cookies", FILE, "nothing on a server"),
+        (FILE, FILE, f"Sessions are to be moved from '{FILE}' to the same engine"),
+        ("gsession_django.backends.memory", FILE, "in the memory of a process, where no other can reach them"),
+        (DB, "gsession_django.backends.memory", "in the memory of a process, where no other can reach them"),
+        (DB, "tests.engine_that_cannot_purge", "WholeMapStorage of the engine 'tests.engine_that_cannot_purge': its"),
+        ("tests.engine_that_cannot_purge", FILE, "cannot list its sessions: it has no ids()"),
+    ],
+)
+def test_what_cannot_be_moved_is_refused(site: None, source: str, target: str, says: str) -> None:
+    assert says in str(fails(source, target))
+
+
+def test_a_session_engine_that_is_none_of_ours_is_refused(site: None, settings: Settings) -> None:
+    settings.SESSION_ENGINE = DB
+    assert str(fails(HASH)).startswith(f"SESSION_ENGINE names '{DB}', which is no engine of gsession_django.")
+
+
+def test_a_target_that_finds_out_that_it_cannot_is_an_error(monkeypatch: pytest.MonkeyPatch, site: None) -> None:
+    class Store(engine_that_purges.SessionStore):
+        storage_class = storages.SometimesDisabledStorage
+
+    monkeypatch.setattr(engine_that_purges, "SessionStore", Store)
+    keys = sessions(DB, 1)
+    assert "its storage needs create() and apply()" in str(fails(DB, "tests.engine_that_purges"))
+    assert numbers(DB, keys) == [1]
+
+
+@pytest.mark.parametrize("hash_ids", [True, False])
+def test_two_names_of_one_place_are_refused(
+    monkeypatch: pytest.MonkeyPatch, site: None, settings: Settings, hash_ids: bool
+) -> None:
+    """Each session would be found at the target, equal, and so be removed at the source."""
+
+    class Store(import_module(HASH).SessionStore):  # type: ignore[misc]
+        pass
+
+    monkeypatch.setattr(engine_that_purges, "SessionStore", Store)
+    settings.GSESSION = {"ENGINES": {Store.__module__: {"hash_ids": hash_ids}, HASH: {"hash_ids": hash_ids}}}
+    keys = sessions(HASH, 1)
+    assert "keep their sessions in one and the same place" in str(fails(HASH, "tests.engine_that_purges"))
+    assert numbers(HASH, keys) == [1]
+    assert count(HASH) == 1
+
+
+def test_a_source_has_to_be_named(site: None) -> None:
+    with pytest.raises(CommandError, match="--from"):
+        call_command("migrate_sessions")
+
+
+@pytest.mark.parametrize("number", ["0", "-1", "x"])
+def test_a_batch_has_at_least_one_session(site: None, number: str) -> None:
+    with pytest.raises(CommandError, match="--batch-size"):
+        migrate(DB, HASH, f"--batch-size={number}")
+
+
+# On a terminal.
+
+
+def test_on_a_terminal_it_shows_a_progress_bar(site: None, tmp_path: Path) -> None:
+    sessions(DJANGOS["file"], 1, 2)
+    environment = {**os.environ, "DJANGO_SETTINGS_MODULE": "tests.settings", "GSESSION_TEST_FILE_PATH": str(tmp_path)}
+    args = [sys.executable, "-m", "django", "migrate_sessions", "--from", DJANGOS["file"], "--to", FILE]
+    ours, theirs = pty.openpty()
+    termios.tcsetwinsize(theirs, (24, 80))
+    with subprocess.Popen(args, env=environment, stdout=subprocess.PIPE, stderr=theirs, text=True) as process:
+        os.close(theirs)
+        shown = b""
+        try:
+            while part := os.read(ours, 4096):
+                shown += part
+        except OSError:  # how a terminal ends on Linux
+            pass
+        os.close(ours)
+        assert process.stdout is not None
+        assert process.stdout.read() == said(DJANGOS["file"], FILE, "Moved 2 sessions") + "\n"
+    assert b" sessions [" in shown
