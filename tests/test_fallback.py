@@ -12,6 +12,7 @@ from django.conf import settings
 from django.contrib.sessions.backends.base import CreateError, UpdateError
 from django.core.checks import run_checks
 from django.core.exceptions import ImproperlyConfigured
+from django.db import transaction
 from django.test import override_settings
 
 from gsession_django import SessionMap, StorageUnavailable
@@ -433,6 +434,23 @@ def test_a_session_that_is_cleared_by_who_did_not_see_it_end_does_not_come_back(
     late.goes()
     assert stored(settings.SESSION_ENGINE, key) is None
     assert at_target(key) is None
+
+
+@pytest.mark.usefixtures("db_to_redis")
+@pytest.mark.parametrize("end", ["flush", "cycle_key"])
+def test_a_session_that_ends_in_a_transaction_is_not_moved_by_who_does_not_see_that_yet(end: str) -> None:
+    key = old_session({"user": 1})
+    with transaction.atomic(using=alias()):
+        request = store(key)
+        assert request["user"] == 1
+        getattr(request, end)()
+        other = Mover(command, key)
+        # In a thread, with a connection of its own, which sees the session. It comes as far as to remove it.
+        assert processes.promised(other.goes, 4).result(processes.TIMEOUT)
+        assert at_target(key) is not None
+    processes.promised(other.goes).result(processes.TIMEOUT)
+    assert stored(settings.SESSION_ENGINE, key) is None
+    assert (at_source(key), at_target(key)) == (None, None)
 
 
 # Killed.
