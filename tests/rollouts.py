@@ -15,7 +15,7 @@ from django.test import override_settings
 from gsession_django import operations
 from gsession_django.engine import Engine, Operation
 from gsession_django.moving import fallback, steps
-from tests import databases, sites
+from tests import databases, processes, sites
 from tests.old_sites import DJANGOS, OURS, old_site, store_of
 
 SOURCES = {name: DJANGOS[name] for name in ("db", "file", "cache")}
@@ -47,7 +47,10 @@ def rollout(folder: Path, source: str, target: str, *, kind: str = "sqlite", **v
         "GSESSION": {"FALLBACK_ENGINE": source, "TOUCH_INTERVAL": 0},
     }
     with old_site(folder, kind, **{**site, **values}):
-        yield
+        entry = settings.CACHES["sessions"]
+        patient = {**entry["OPTIONS"], "SOCKET_CONNECT_TIMEOUT": processes.TIMEOUT, "SOCKET_TIMEOUT": processes.TIMEOUT}
+        with override_settings(CACHES={**settings.CACHES, "sessions": {**entry, "OPTIONS": patient}}):
+            yield
 
 
 def old_release() -> Any:

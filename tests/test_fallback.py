@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import functools
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -69,7 +70,7 @@ def db_to_redis(tmp_path: Path) -> Iterator[None]:
 class EachItsLoop:
     """Stands in for ``asyncio.Runner``: nothing is kept in an event loop while the settings change."""
 
-    run = staticmethod(asyncio.run)
+    run = staticmethod(functools.partial(asyncio.run, debug=False))  # debugging costs more than all else
 
 
 @pytest.fixture(params=["sync", "async"])
@@ -338,7 +339,7 @@ def test_so_do_tasks() -> None:
     async def visit() -> None:
         await asyncio.gather(*(aadds(key, number) for number in range(TASKS)))
 
-    asyncio.run(visit())
+    asyncio.run(visit(), debug=False)
     assert moved(key) == all_added(TASKS)
 
 
