@@ -23,7 +23,8 @@ class Router:
     """Sends every model to the database that the engine whose turn it is has in its settings."""
 
     def db_for_read(self, model: Any, **hints: Any) -> str | None:
-        return settings.BENCHMARK_DATABASE
+        alias: str | None = getattr(settings, "BENCHMARK_DATABASE", None)
+        return alias
 
     db_for_write = db_for_read
 

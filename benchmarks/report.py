@@ -14,6 +14,10 @@ import django
 
 _HEADINGS = ("operation", "engine", "time", "beside", "time", "ratio", "middle half", "target", "reached", "rounds")
 _PAGE_HEADINGS = ("page", "served by", "engine", "per second", "beside", "per second", "ratio", "middle half", "rounds")
+_PURGE_HEADINGS = (
+    *("expired", "of", "purged by", "time", "slowest request before", "meanwhile", "ratio"),
+    *("99.9 % within, before", "meanwhile", "full scan", "ratio"),
+)
 _SIZE_HEADINGS = ("engine", "sessions", "keys each", "bytes each, MEMORY USAGE", "bytes each, used_memory")
 
 Table = list[tuple[str, ...]]
@@ -28,6 +32,7 @@ class Report:
     results: "Sequence[Result]"
     pages: "Sequence[PageResult]"
     sizes: "Sequence[SizeResult]"
+    purges: "Sequence[PurgeResult]"
 
 
 @dataclass(frozen=True)
@@ -93,6 +98,29 @@ class SizeResult:
     used_memory: float
 
 
+@dataclass(frozen=True)
+class PurgeResult:
+    """A purge of a large table. Times are in seconds.
+
+    Attributes:
+        sessions, expired: how many there were.
+        seconds: how long the purge took.
+        slowest_before, slowest: the slowest request of a client before the purge, and while it ran.
+        most_before, most: the time within which 999 of 1000 requests were done.
+        scan: how long it takes to look at every row.
+    """
+
+    by: str
+    sessions: int
+    expired: int
+    seconds: float
+    slowest_before: float | None = None
+    slowest: float | None = None
+    most_before: float | None = None
+    most: float | None = None
+    scan: float | None = None
+
+
 def compare(
     operation: str, ours: str, our_times: Sequence[float], peer: str, peer_times: Sequence[float], target: float | None
 ) -> Result:
@@ -147,6 +175,7 @@ def as_json(report: Report) -> dict[str, Any]:
         "results": [asdict(result) | {"reached": result.reached} for result in report.results],
         "pages": [asdict(result) for result in report.pages],
         "sizes": [asdict(result) for result in report.sizes],
+        "purges": [asdict(result) for result in report.purges],
     }
 
 
@@ -179,6 +208,8 @@ def _tables(report: Report) -> Iterator[Table]:
         yield [_PAGE_HEADINGS, *(tuple(_page_cells(result)) for result in report.pages)]
     if report.sizes:
         yield [_SIZE_HEADINGS, *(tuple(_size_cells(result)) for result in report.sizes)]
+    if report.purges:
+        yield [_PURGE_HEADINGS, *(tuple(_purge_cells(result)) for result in report.purges)]
 
 
 def _cells(result: Result) -> Iterator[str]:
@@ -198,6 +229,18 @@ def _page_cells(result: PageResult) -> Iterator[str]:
 def _size_cells(result: SizeResult) -> Iterator[str]:
     yield from (result.engine, str(result.sessions), f"{result.keys:g}")
     yield from (f"{result.memory_usage:.0f}", f"{result.used_memory:.0f}")
+
+
+def _purge_cells(result: PurgeResult) -> Iterator[str]:
+    def time(seconds: float | None) -> str:
+        return "" if seconds is None else _duration(seconds * 1e9)
+
+    def ratio(mine: float | None, other: float | None) -> str:
+        return "" if mine is None or other is None else f"{mine / other:.3f}"
+
+    yield from (f"{result.expired:,}", f"{result.sessions:,}", result.by, time(result.seconds))
+    yield from (time(result.slowest_before), time(result.slowest), ratio(result.slowest, result.slowest_before))
+    yield from (time(result.most_before), time(result.most), time(result.scan), ratio(result.seconds, result.scan))
 
 
 def _duration(nanoseconds: float) -> str:

@@ -17,6 +17,6 @@ DATABASES = {
         "OPTIONS": {"init_command": "PRAGMA journal_mode=WAL; PRAGMA synchronous=NORMAL"},
     }
 }
-BENCHMARK_DATABASE = None
+BENCHMARK_DATABASE: str | None = None
 DATABASE_ROUTERS = ["benchmarks.database_engines.Router"]
 USE_TZ = True

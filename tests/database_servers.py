@@ -199,7 +199,8 @@ class MariaDB(DatabaseServer):
 
     def _install(self) -> None:
         self._server, installer = mariadb_programs()
-        options = ["--auth-root-authentication-method=normal", "--innodb-log-file-size=8M"]
+        # Not the system's folder for temporary files: any MariaDB that starts empties it of tables, others' too.
+        options = ["--auth-root-authentication-method=normal", "--innodb-log-file-size=8M", f"--tmpdir={self.folder}"]
         self._run_to_end(installer, "--no-defaults", f"--datadir={self.folder / 'data'}", *options)
 
     def _command(self) -> Sequence[str]:
@@ -209,6 +210,7 @@ class MariaDB(DatabaseServer):
             "bind_address": "127.0.0.1",
             "socket": "socket",
             "pid_file": "pid",
+            "tmpdir": str(self.folder),
             "skip_name_resolve": "ON",
             "character_set_server": "utf8mb4",
             "innodb_log_file_size": "8M",

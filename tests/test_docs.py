@@ -33,9 +33,11 @@ from markdown_it import MarkdownIt
 from markdown_it.token import Token
 
 from gsession_django import checks, conf
+from gsession_django.backends.database import DatabaseStorage
 from gsession_django.backends.file import FileStorage
 from gsession_django.backends.memory import MemoryStorage
 from gsession_django.storage import Storage
+from tests.databases import connected
 
 ROOT = Path(__file__).resolve().parent.parent
 README = ROOT / "README.md"
@@ -186,6 +188,9 @@ class Page:
     def apply(self, settings: dict[str, Any]) -> None:
         if not settings:
             return
+        for alias, entry in settings.pop("DATABASES", {}).items():  # which cannot be overridden
+            if alias != "default":
+                self.stack.enter_context(connected(entry, alias))
         if "SESSION_FILE_PATH" in settings:  # a folder of a server
             settings["SESSION_FILE_PATH"] = str(self.folder)
         self.stack.enter_context(override_settings(**settings))
@@ -304,7 +309,7 @@ def test_settings_are_those_of_the_code() -> None:
 def test_engine_options_are_those_of_the_code() -> None:
     options = {
         (engine, name): parameter.default
-        for engine, storage in (("memory", MemoryStorage), ("file", FileStorage))
+        for engine, storage in (("memory", MemoryStorage), ("file", FileStorage), ("database", DatabaseStorage))
         for name, parameter in inspect.signature(storage).parameters.items()
     }
     options |= {("every engine", name): getattr(Storage, name) for name in checks.OPTIONS_OF_EVERY_ENGINE}

@@ -1,0 +1,270 @@
+"""Purging a large table in PostgreSQL while clients read and write sessions in it: ours beside Django's."""
+
+import multiprocessing
+import os
+import random
+import statistics
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from importlib import import_module
+from multiprocessing.connection import Connection
+from typing import Any, Final
+
+import django
+from django.apps import apps
+from django.conf import settings
+from django.core.management import call_command
+from django.db import connections
+from django.test.utils import override_settings
+
+from benchmarks.database_engines import DJANGO, OURS, postgresql, server
+from benchmarks.measure import WrongResult
+from benchmarks.operations import SESSION
+from benchmarks.report import PurgeResult
+from tests.databases import connected
+
+_CLIENTS: Final = 4
+_TIMEOUT: Final = 600.0
+_LIVE_TTL: Final = 14 * 24 * 3600
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How much is measured.
+
+    Attributes:
+        sessions: how many there are in the table.
+        many, few: how many of them are expired.
+        seconds: how long the clients run before each purge.
+        repeats: how often the few are removed, and the table scanned, with no clients.
+    """
+
+    sessions: int
+    many: int
+    few: int
+    seconds: float
+    repeats: int
+
+
+NORMAL = Plan(sessions=1_000_000, many=900_000, few=100, seconds=20, repeats=5)
+QUICK = Plan(sessions=50_000, many=45_000, few=100, seconds=2, repeats=3)
+
+
+@dataclass(frozen=True)
+class _Purger:
+    """An engine, its command, and how its table is filled in SQL.
+
+    Attributes:
+        rows: what is selected for a row, from the first row `t` and a number `i`; `{expires}` is its expiry, in seconds
+            since 1970.
+        expires: the expiry of a row, in seconds since 1970.
+        set_expires: sets it to `{expires}`.
+    """
+
+    name: str
+    module: str
+    model: str
+    command: str
+    rows: str
+    expires: str
+    set_expires: str
+
+    @property
+    def table(self) -> str:
+        return str(apps.get_model(self.model)._meta.db_table)
+
+
+_PURGERS: Final = (
+    _Purger(
+        "purge_sessions",
+        "gsession_django.backends.database",
+        OURS,
+        "purge_sessions",
+        "encode(sha256(i::text::bytea), 'hex'), t.data, i, (1000 * ({expires}))::bigint",
+        "expires / 1000.0",
+        "expires = (1000 * ({expires}))::bigint",
+    ),
+    _Purger(
+        "Django's clearsessions",
+        "django.contrib.sessions.backends.db",
+        DJANGO,
+        "clearsessions",
+        "md5(i::text), t.session_data, to_timestamp({expires})",
+        "extract(epoch from expire_date)",
+        "expire_date = to_timestamp({expires})",
+    ),
+)
+_NOW: Final = "extract(epoch from clock_timestamp())"
+_EXPIRED: Final = f"{_NOW} - 1 - 30 * 86400 * random()"
+_LIVE: Final = f"{_NOW} + {_LIVE_TTL}"
+
+
+def measure_purges(plan: Plan) -> Iterator[PurgeResult]:
+    alias = postgresql()
+    server().run_on(os.sched_getaffinity(0))
+    for purger in _PURGERS:
+        with override_settings(SESSION_ENGINE=purger.module, BENCHMARK_DATABASE=alias):
+            keys = _fill(purger, alias, plan)
+            with _clients(purger, keys) as clients:
+                yield _beside(clients, purger, alias, plan)
+            if _count(alias, purger, "true") != plan.sessions - plan.many + len(keys):
+                raise WrongResult(f"{purger.name}: {_count(alias, purger, 'true')} sessions are left")
+            _refill(purger, alias, plan)
+            yield _alone(purger, alias, plan)
+            _sql(alias, f"TRUNCATE {purger.table}")
+
+
+def _sql(alias: str, statement: str) -> Any:
+    with connections[alias].cursor() as cursor:
+        cursor.execute(statement)
+        return cursor.fetchone() if cursor.description else None
+
+
+def _count(alias: str, purger: _Purger, condition: str) -> int:
+    (number,) = _sql(alias, f"SELECT count(*) FROM {purger.table} WHERE {condition}")
+    return int(number)
+
+
+def _settle(alias: str, purger: _Purger) -> None:
+    _sql(alias, f"VACUUM ANALYZE {purger.table}")
+    _sql(alias, "CHECKPOINT")
+
+
+def _insert(purger: _Purger, alias: str, first: int, last: int, expires: str) -> None:
+    rows = purger.rows.format(expires=expires)
+    table = purger.table
+    first_row = f"(SELECT * FROM {table} LIMIT 1) t"
+    _sql(alias, f"INSERT INTO {table} SELECT {rows} FROM generate_series({first}, {last}) i, {first_row}")
+
+
+def _fill(purger: _Purger, alias: str, plan: Plan) -> list[str]:
+    """Store the sessions of the clients, whose keys are returned, and so many as the plan says, in no order."""
+    store_class = import_module(purger.module).SessionStore
+    keys = []
+    for _ in range(2000):
+        store = store_class()
+        store.update(SESSION)
+        store.save()
+        keys.append(store.session_key)
+    _insert(purger, alias, 1, plan.sessions, f"CASE WHEN i <= {plan.many} THEN {_EXPIRED} ELSE {_LIVE} END")
+    _settle(alias, purger)
+    return keys
+
+
+def _refill(purger: _Purger, alias: str, plan: Plan) -> None:
+    _insert(purger, alias, 1, plan.many, _LIVE)
+    _settle(alias, purger)
+
+
+# With clients.
+
+
+def _beside(clients: "Sequence[_Client]", purger: _Purger, alias: str, plan: Plan) -> PurgeResult:
+    begun = time.monotonic()
+    time.sleep(plan.seconds)
+    start = time.monotonic()
+    call_command(purger.command, stdout=open(os.devnull, "w"))  # noqa: SIM115
+    end = time.monotonic()
+    requests = [request for client in clients for request in client.end()]
+    without = [seconds for at, seconds in requests if begun <= at < start - 1]
+    meanwhile = [seconds for at, seconds in requests if at + seconds >= start and at < end]
+    return PurgeResult(
+        purger.name,
+        plan.sessions,
+        plan.many,
+        end - start,
+        max(without),
+        max(meanwhile),
+        _per_mille(without),
+        _per_mille(meanwhile),
+    )
+
+
+def _per_mille(times: Sequence[float]) -> float:
+    """Return the time within which 999 of 1000 requests were done."""
+    return statistics.quantiles(times, n=1000)[-1]
+
+
+class _Client:
+    """A process that reads and writes sessions, one request after another, until it is told to end."""
+
+    def __init__(self, purger: _Purger, keys: Sequence[str], number: int) -> None:
+        context = multiprocessing.get_context("spawn")
+        self._pipe, theirs = context.Pipe()
+        self.process = context.Process(
+            target=_ask, args=(theirs, purger.module, server().entry(CONN_MAX_AGE=None), keys, number), daemon=True
+        )
+        self.process.start()
+
+    def wait(self) -> None:
+        self._hear()
+
+    def end(self) -> list[tuple[float, float]]:
+        """Return when each request began, and how many seconds it took."""
+        self._pipe.send("end")
+        requests: list[tuple[float, float]] = self._hear()
+        return requests
+
+    def _hear(self) -> Any:
+        if not self._pipe.poll(_TIMEOUT):
+            raise TimeoutError("A client has not answered.")
+        return self._pipe.recv()
+
+
+def _ask(pipe: "Connection[Any, Any]", module: str, entry: dict[str, Any], keys: Sequence[str], number: int) -> None:
+    os.environ["DJANGO_SETTINGS_MODULE"] = "benchmarks.settings"
+    django.setup()
+    chance, requests = random.Random(number), []
+    with connected(entry) as alias:
+        settings.BENCHMARK_DATABASE = alias
+        store_class = import_module(module).SessionStore
+        store_class(keys[0]).load()
+        pipe.send("ready")
+        while not pipe.poll():
+            key = chance.choice(keys)
+            begun = time.monotonic()
+            store = store_class(key)
+            if store["language"] is not None and chance.random() < 0.5:
+                store["language"] = f"en-{chance.random()}"
+                store.save()
+            requests.append((begun, time.monotonic() - begun))
+    pipe.send(requests)
+
+
+@contextmanager
+def _clients(purger: _Purger, keys: Sequence[str]) -> Iterator[list[_Client]]:
+    with ExitStack() as stack:
+        clients = [_Client(purger, keys, number) for number in range(_CLIENTS)]
+        for client in clients:
+            stack.callback(client.process.join)
+            stack.callback(client.process.kill)
+        for client in clients:
+            client.wait()
+        yield clients
+
+
+# Without.
+
+
+def _alone(purger: _Purger, alias: str, plan: Plan) -> PurgeResult:
+    scans, purges = [], []
+    for _ in range(plan.repeats):
+        _sql(
+            alias,
+            f"UPDATE {purger.table} SET {purger.set_expires.format(expires=_EXPIRED)} WHERE ctid IN "
+            f"(SELECT ctid FROM {purger.table} ORDER BY random() LIMIT {plan.few})",
+        )
+        _settle(alias, purger)
+        start = time.perf_counter()
+        expired = _count(alias, purger, f"{purger.expires} < {_NOW}")  # an expression, for which there is no index
+        scans.append(time.perf_counter() - start)
+        if expired != plan.few:
+            raise WrongResult(f"{purger.name}: {expired} sessions are expired in place of {plan.few}")
+        start = time.perf_counter()
+        call_command(purger.command, stdout=open(os.devnull, "w"))  # noqa: SIM115
+        purges.append(time.perf_counter() - start)
+        if left := _count(alias, purger, f"{purger.expires} < {_NOW}"):
+            raise WrongResult(f"{purger.name}: {left} expired sessions are left")
+    return PurgeResult(purger.name, plan.sessions, plan.few, statistics.median(purges), scan=statistics.median(scans))
