@@ -53,7 +53,9 @@ class RedisServer:
 
     def __init__(self, **config: str) -> None:
         self._folder = tempfile.mkdtemp(prefix="gsession-redis-")
-        self._config = {"save": "", "appendonly": "no", **config}
+        # With `appendonly`, what is answered is with the operating system then, and outlives a killed server: by default
+        # Redis answers before it writes where the disk is busy.
+        self._config = {"save": "", "appendonly": "no", "appendfsync": "no", **config}
         self.start()
 
     def start(self) -> None:
