@@ -61,7 +61,7 @@ class _Walk:
             try:
                 return self._try_to_remove(now, batch_size)
             except OperationalError:
-                if self.table.connection.in_atomic_block:  # the refusal is that of the whole transaction
+                if self.table.in_transaction:  # the refusal is that of the whole transaction
                     raise
         return self._try_to_remove(now, batch_size)
 
