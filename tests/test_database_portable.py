@@ -1,13 +1,13 @@
-"""The database engine on Oracle, which is not among the databases of the tests, as far as Django says what it lacks."""
+"""The database engine on Oracle and MySQL, which the tests do not have, as far as is known of them."""
 
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from django.db import connections, transaction
+from django.db import OperationalError, connections, transaction
 from django.test.utils import override_settings
 
-from gsession_django import SessionMap
+from gsession_django import SessionMap, StorageUnavailable
 from gsession_django.backends.database import DatabaseStorage
 from gsession_django.models import Session
 from tests.databases import connected, database, options_for
@@ -59,3 +59,12 @@ def test_no_statement_is_given_a_text_that_is_empty_which_oracle_takes_for_null(
         assert list(storage.ids()) == ["!", "session"]
     assert given
     assert "" not in given
+
+
+def test_a_connection_that_mysql_has_ended_as_it_was_idle_is_a_database_that_cannot_be_reached() -> None:
+    def refuse(*args: Any) -> Any:
+        raise OperationalError(4031, "The client was disconnected by the server because of inactivity.")
+
+    unavailable = pytest.raises(StorageUnavailable, match="because of inactivity")
+    with database("mariadb") as alias, connections[alias].execute_wrapper(refuse), unavailable:
+        DatabaseStorage(using=alias).get_session("session", 60)
