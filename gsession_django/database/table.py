@@ -61,9 +61,9 @@ def _is_unreachable(connection: BaseDatabaseWrapper, error: Exception) -> bool:
     if connection.vendor == "postgresql":  # is_usable() would run a statement, which a failed transaction refuses
         return bool(connection.connection.closed)
     if connection.vendor == "mysql":
-        # Errors of the client library, the server is shutting down, the connection was killed.
+        # Errors of the client library, the server is shutting down, the connection was killed, or idle for too long.
         code = error.args[0] if error.args else None
-        return isinstance(code, int) and (2000 <= code < 3000 or code in (1053, 1927))
+        return isinstance(code, int) and (2000 <= code < 3000 or code in (1053, 1927, 4031))
     return not connection.is_usable()
 
 
