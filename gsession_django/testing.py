@@ -372,6 +372,8 @@ class StorageContract(unittest.TestCase if TYPE_CHECKING else object):  # type: 
         held = self._with(removed, "key", 2)
         self.storage.remove_all(removed)
         self.assertFalse(self.storage.apply(removed, held, 60))
+        held.clear()
+        self.assertFalse(self.storage.apply(removed, held, 60), "of a session that was cleared")
         self.assertIsNone(self.read(removed))
         expired = self.put({"key": 1}, ttl=0)
         self.assertFalse(self.storage.apply(expired, SessionMap({"key": 1}), 60))

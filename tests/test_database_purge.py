@@ -246,6 +246,20 @@ def test_in_a_transaction_it_is_not_tried_again(store_class: type[SessionStore])
     assert refusal.times == 1
 
 
+def test_nor_where_nothing_is_committed_by_itself(store_class: type[SessionStore]) -> None:
+    storage = storage_of(store_class)
+    fill(storage, live=1, expired=1)
+    refusal, alias = Refusal(2), storage.table.alias
+    transaction.set_autocommit(False, alias)
+    try:
+        with storage.table.connection.execute_wrapper(refusal), pytest.raises(OperationalError):
+            list(storage.purge(10))
+    finally:
+        transaction.rollback(alias)
+        transaction.set_autocommit(True, alias)
+    assert refusal.times == 1
+
+
 def test_sessions_are_used_and_made_while_it_runs(store_class: type[SessionStore]) -> None:
     storage = storage_of(store_class)
     fill(storage, live=0, expired=3000)

@@ -99,7 +99,7 @@ class DatabaseStorage(Storage):
         if not self.table.in_transaction:
             return self.table.read(sql.READ, session_id, now())
         rows = self.table.rows.filter(id=session_id, expires__gt=now()).select_for_update()
-        return rows.values_list("data", "version", "expires").first()
+        return next(iter(rows.values_list("data", "version", "expires")), None)  # first() is a LIMIT: not on Oracle
 
     @available
     def move(self, session_id: str, new_id: str, ttl: int) -> bool:

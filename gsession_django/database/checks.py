@@ -1,18 +1,19 @@
 """What is wrong with the settings of the database engine, or with its database."""
 
 from collections.abc import Iterator
+from typing import Any
 
+from django.conf import settings
 from django.core.checks import CheckMessage, Error, Warning
 from django.db import DatabaseError, connections, router
 
-from gsession_django.conf import conf
 from gsession_django.models import Session
 
 
 def check_using(engine: str) -> Iterator[CheckMessage]:
     """Check that the alias in the engine's option ``using`` is one of ``DATABASES``."""
-    using = conf().engines.get(engine, {}).get("using")
-    if using is not None and using not in connections.settings:
+    using = _using(engine)
+    if using is not None and using not in list(connections.settings):
         yield Error(
             f'GSESSION["ENGINES"][{engine!r}]["using"] = {using!r} is not in DATABASES.',
             hint=f"Name one of {', '.join(map(repr, connections.settings))}, or leave the option out: then the routers "
@@ -23,8 +24,8 @@ def check_using(engine: str) -> Iterator[CheckMessage]:
 
 def check_table(engine: str) -> Iterator[CheckMessage]:
     """Check that the table is there."""
-    alias = conf().engines.get(engine, {}).get("using") or router.db_for_write(Session)
-    if alias not in connections.settings:
+    alias = _using(engine) or router.db_for_write(Session)
+    if alias not in list(connections.settings):
         return
     try:
         with connections[alias].cursor() as cursor:
@@ -43,3 +44,11 @@ def check_table(engine: str) -> Iterator[CheckMessage]:
             "allow_migrate() of a router in DATABASE_ROUTERS says no.",
             id="gsession_django.E017",
         )
+
+
+def _using(engine: str) -> Any:
+    """Return the option, whatever it is. Where the settings cannot hold one, other checks say what is wrong."""
+    found = getattr(settings, "GSESSION", {})
+    for key in ("ENGINES", engine, "using"):
+        found = found.get(key) if isinstance(found, dict) else None
+    return found

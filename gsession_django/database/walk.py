@@ -22,7 +22,7 @@ _ATTEMPTS: Final = 10
 
 def live_ids(table: SessionTable, now: int) -> Iterator[str]:
     """Do what ``Storage.ids`` says."""
-    walk, last = _Walk(table), ""
+    walk, last = _Walk(table), " "  # comes before all ids; no text at all is NULL to Oracle
     while page := walk.live(now, last):
         yield from page
         last = page[-1]
@@ -61,7 +61,7 @@ class _Walk:
             try:
                 return self._try_to_remove(now, batch_size)
             except OperationalError:
-                if self.table.connection.in_atomic_block:  # the refusal is that of the whole transaction
+                if self.table.in_transaction:  # the refusal is that of the whole transaction
                     raise
         return self._try_to_remove(now, batch_size)
 
@@ -72,7 +72,9 @@ class _Walk:
         until = next(iter(next_batch), None)
         self.done = until is None
         batch = expired if until is None else expired.filter(expires__lte=until)
-        if self.table.connection.features.has_select_for_update_skip_locked:
+        features = self.table.connection.features
+        # Oracle has both, and not together.
+        if features.has_select_for_update_skip_locked and features.supports_select_for_update_with_limit:
             with transaction.atomic(self.table.alias):
                 removed = self._remove(now, batch.select_for_update(skip_locked=True)[:batch_size])
         else:
