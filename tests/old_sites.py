@@ -24,6 +24,9 @@ DJANGOS = {
 """Those of Django's that sessions can be moved from. ``cache`` and ``cached_db`` are on django-redis."""
 OURS = {name: f"gsession_django.backends.{name}" for name in ("file", "redis", "redis_hash", "database")}
 
+PATIENCE = 60.0
+"""Seconds for which a busy machine may let a server wait."""
+
 
 class Router:
     """Lets Django's sessions be in the database of this alias."""
@@ -64,13 +67,18 @@ def old_site(folder: Path, kind: str = "sqlite", url: str | None = None, **value
                     "BACKEND": "django_redis.cache.RedisCache",
                     "LOCATION": url,
                     "KEY_PREFIX": f"{prefix}-[new]*",
-                    "OPTIONS": {"CONNECTION_POOL_KWARGS": {"retry": None}, "IGNORE_EXCEPTIONS": True},
+                    "OPTIONS": {
+                        "CONNECTION_POOL_KWARGS": {"retry": None},
+                        "IGNORE_EXCEPTIONS": True,
+                        "SOCKET_CONNECT_TIMEOUT": PATIENCE,
+                        "SOCKET_TIMEOUT": PATIENCE,
+                    },
                 },
                 "old": {
                     "BACKEND": "django.core.cache.backends.redis.RedisCache",
                     "LOCATION": url,
                     "KEY_PREFIX": f"{prefix}-[old]*",
-                    "OPTIONS": {"retry": None},
+                    "OPTIONS": {"retry": None, "socket_connect_timeout": PATIENCE, "socket_timeout": PATIENCE},
                 },
             },
             "GSESSION": {"ENGINES": {OURS["database"]: {"using": alias}}},
