@@ -205,7 +205,12 @@ def test_several_purges_at_once_remove_each_session_once(store_class: type[Sessi
             connections.close_all()
 
     with ThreadPoolExecutor(4) as pool:
-        assert sum(pool.map(work, range(4))) == 2000
+        removed = sum(pool.map(work, range(4)))
+    # On MariaDB a purge that passes over a row may hold it for a moment, in which others pass over it as well.
+    passed_over = len(left(storage) - live(5))
+    assert passed_over < 100
+    assert removed + passed_over == 2000
+    assert sum(storage.purge(50)) == passed_over
     assert left(storage) == live(5)
 
 
