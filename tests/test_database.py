@@ -144,6 +144,17 @@ def test_create_is_one_statement(kind: str, alias: str, store_class: type[Sessio
     assert given == ["INSERT"]
 
 
+def test_what_was_just_made_is_saved_again_with_one_statement(
+    kind: str, alias: str, store_class: type[SessionStore]
+) -> None:
+    store = store_class()
+    store["cart"] = {"apple": 1}
+    store.save()
+    with statements(kind, alias) as given:
+        saves(store)
+    assert given == ["UPDATE"]
+
+
 @pytest.mark.parametrize("conflicts", [1, 3])
 def test_each_conflict_costs_one_read_and_one_write_more(
     kind: str, alias: str, store_class: type[SessionStore], conflicts: int
