@@ -436,3 +436,13 @@ def test_ids_that_differ_in_case_or_by_an_accent_are_others(alias: str) -> None:
     assert [dict(session or {}) for session in found] == [{"id": session_id} for session_id in ids]
     storage.remove_all("abcdefgh")
     assert set(storage.ids()) == {*ids} - {"abcdefgh"}
+
+
+@pytest.mark.parametrize("kind", ["postgresql"])
+def test_on_postgresql_ids_are_compared_byte_by_byte_whatever_the_databases_collation(alias: str) -> None:
+    with connections[alias].cursor() as cursor:
+        cursor.execute(
+            "SELECT collation_name FROM information_schema.columns "
+            "WHERE table_name = 'gsession_django_session' AND column_name = 'id'"
+        )
+        assert cursor.fetchall() == [("C",)]
