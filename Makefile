@@ -11,6 +11,7 @@ help:  ## Show this list
 
 .PHONY: test
 test: $(READY)  ## Run all tests, ruff and mypy through tox, on every Python that is found
+	@$(VENV)/bin/python -m tests.database_programs
 	@rm -f $(RESULT)
 	@$(VENV)/bin/tox run --result-json $(RESULT); status=$$?; \
 	test ! -e $(RESULT) || $(VENV)/bin/python .ci/report.py $(RESULT); exit $$status

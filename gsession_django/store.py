@@ -360,9 +360,10 @@ class SessionStore(SessionBase):
         if key is not None and self._validate_session_key(key):
             if key == self.session_key:
                 self.was_moved = False  # no cookie is to bring it back
-            if self._engine.fallback is not None:
-                yield from fallback.remove(self._engine.fallback, key)
-            yield from operations.remove(self._engine, self._id_of(key))
+            engine, session_id = self._engine, self._id_of(key)
+            if engine.fallback is not None:
+                yield from fallback.remove(engine, engine.fallback, key, session_id)
+            yield from operations.remove(engine, session_id)
 
     def cycle_key(self) -> None:
         self._run(self._cycle_key())
@@ -380,7 +381,7 @@ class SessionStore(SessionBase):
             yield from self._fetch(session, EXPIRY_KEY)
         ttl = self._ttl_of(session.get(EXPIRY_KEY))
         if self._engine.fallback is not None:
-            yield from fallback.remove(self._engine.fallback, self.session_key)
+            yield from fallback.remove(self._engine, self._engine.fallback, self.session_key, old_id)
         for _ in range(_KEY_ATTEMPTS):
             new_key = yield from self._new_key(ttl)
             new_id = self._id_of(new_key)

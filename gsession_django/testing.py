@@ -9,6 +9,9 @@ A storage author subclasses it, together with a test case of Django's, in a proj
     class MyStorageTests(StorageContract, SimpleTestCase):
         store_class = SessionStore
 
+A storage in SQLite has to be tested in a file (``TEST["NAME"]`` in ``DATABASES``): of a database in memory, which is
+Django's default for tests, threads lock tables for each other without waiting.
+
 It runs under ``manage.py test`` and under pytest, and tests whichever methods the storage has; those that it lacks, and
 the tests of them, are not there.
 """
@@ -372,6 +375,8 @@ class StorageContract(unittest.TestCase if TYPE_CHECKING else object):  # type: 
         held = self._with(removed, "key", 2)
         self.storage.remove_all(removed)
         self.assertFalse(self.storage.apply(removed, held, 60))
+        held.clear()
+        self.assertFalse(self.storage.apply(removed, held, 60), "of a session that was cleared")
         self.assertIsNone(self.read(removed))
         expired = self.put({"key": 1}, ttl=0)
         self.assertFalse(self.storage.apply(expired, SessionMap({"key": 1}), 60))
@@ -518,6 +523,9 @@ class StorageContract(unittest.TestCase if TYPE_CHECKING else object):  # type: 
                     barrier.wait()
                     store.save()
                     barrier.wait()
+            except BaseException:
+                barrier.abort()  # or the others would wait for it, and their errors hide this one
+                raise
             finally:
                 connections.close_all()  # a thread has connections of its own, if the sessions are in a database
 

@@ -23,12 +23,11 @@ import psycopg
 import pymysql
 
 from tests import guard
+from tests.database_programs import mariadb_programs, postgresql_programs
 
 pymysql.install_as_MySQLdb()
 
 _PATIENCE = 60.0
-DEBIAN = Path("/usr/lib/postgresql")
-BESIDE_PATH = os.pathsep.join(["/usr/local/sbin", "/usr/sbin"])  # where no ordinary user looks
 
 
 class DatabaseServer:
@@ -230,28 +229,6 @@ class MariaDB(DatabaseServer):
             "PORT": self.port,
             **values,
         }
-
-
-def postgresql_programs() -> Path:
-    """Return the folder of PostgreSQL's programs: the one that ``pg_config`` names, else the newest of Debian's."""
-    folders = sorted(DEBIAN.glob("*/bin"), key=lambda folder: float(folder.parent.name))
-    if config := shutil.which("pg_config"):
-        named = subprocess.run([config, "--bindir"], capture_output=True, text=True, check=True).stdout.strip()
-        folders.append(Path(named))
-    for folder in reversed(folders):
-        if (folder / "postgres").exists() and (folder / "initdb").exists():
-            return folder
-    raise RuntimeError("The tests need PostgreSQL's server. Install it: apt-get install postgresql")
-
-
-def mariadb_programs() -> tuple[str, str]:
-    """Return the paths of MariaDB's server, and of what makes its first tables."""
-    path = os.pathsep.join([os.environ.get("PATH", os.defpath), BESIDE_PATH])
-    server = shutil.which("mariadbd", path=path) or shutil.which("mysqld", path=path)
-    installer = shutil.which("mariadb-install-db", path=path)
-    if server is None or installer is None:
-        raise RuntimeError("The tests need MariaDB's server. Install it: apt-get install mariadb-server-core")
-    return server, installer
 
 
 def _check_reachable(folder: Path) -> None:

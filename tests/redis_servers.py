@@ -53,8 +53,8 @@ class RedisServer:
 
     def __init__(self, **config: str) -> None:
         self._folder = tempfile.mkdtemp(prefix="gsession-redis-")
-        # With `appendonly`, what is answered is with the operating system then, and outlives a killed server: by default
-        # Redis answers before it writes where the disk is busy.
+        # So that with `appendonly` what is answered is written, and outlives a killed server: by default Redis answers
+        # first where the disk is busy.
         self._config = {"save": "", "appendonly": "no", "appendfsync": "no", **config}
         self.start()
 

@@ -26,6 +26,7 @@ from tests.redis_servers import settings_for
 ENGINES = ["gsession_django.backends.redis", "gsession_django.backends.redis_hash"]
 OURS = "gsession_django.middleware.SessionMiddleware"
 DJANGOS = "django.contrib.sessions.middleware.SessionMiddleware"
+AUTHENTICATION = "django.contrib.auth.middleware.AuthenticationMiddleware"
 LOGIN_REQUIRED = "django.contrib.auth.middleware.LoginRequiredMiddleware"
 MESSAGES = "django.contrib.messages.middleware.MessageMiddleware"
 BETWEEN = f"{__name__}.call_between"
@@ -266,21 +267,20 @@ def site(
         more: what comes after it and ``AuthenticationMiddleware``.
         values: other settings.
     """
-    values = {
+    found = settings_for(engine, url, entry)
+    found["GSESSION"]["TOUCH_INTERVAL"] = 0
+    with override_settings(**{**settings_of_the_site([middleware, AUTHENTICATION, *more]), **found, **values}):
+        yield
+
+
+def settings_of_the_site(middleware: list[str]) -> dict[str, Any]:
+    """Return the settings of the site above, but for where its sessions are."""
+    return {
         "ROOT_URLCONF": __name__,
         "AUTHENTICATION_BACKENDS": [_BACKEND],
         "LOGIN_URL": "/sign_in/",
-        "MIDDLEWARE": [
-            middleware,
-            "django.contrib.auth.middleware.AuthenticationMiddleware",
-            *more,
-        ],
-        **values,
+        "MIDDLEWARE": middleware,
     }
-    found = settings_for(engine, url, entry)
-    found["GSESSION"]["TOUCH_INTERVAL"] = 0
-    with override_settings(**found, **values):
-        yield
 
 
 def store_class() -> type[SessionStore]:

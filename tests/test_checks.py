@@ -103,7 +103,7 @@ def test_the_hints_say_what_would_be_right(settings: Settings) -> None:
     settings.GSESSION = {"ENGINES": {MEMORY: {"max": 5}}}
     assert only(check_settings()).hint == "The options of this engine are 'max_sessions', 'hash_ids'."
     settings.GSESSION = {"ENGINE": {}}
-    assert only(check_settings()).hint == "The keys of GSESSION are 'ENGINES', 'TOUCH_INTERVAL'."
+    assert only(check_settings()).hint == "The keys of GSESSION are 'ENGINES', 'TOUCH_INTERVAL', 'FALLBACK_ENGINE'."
 
 
 def test_a_session_engine_that_cannot_be_imported(settings: Settings) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from tests import database_servers
+from tests import database_programs
 from tests.database_servers import SERVERS, DatabaseServer, MariaDB, PostgreSQL, shared
 from tests.processes import TIMEOUT, promised
 
@@ -104,16 +104,32 @@ def test_a_setting_that_the_server_refuses_is_an_error_with_what_it_says(kind: s
 
 @pytest.mark.parametrize(
     ("find", "package"),
-    [(database_servers.postgresql_programs, "postgresql"), (database_servers.mariadb_programs, "mariadb-server-core")],
+    [
+        (database_programs.postgresql_programs, "postgresql"),
+        (database_programs.mariadb_programs, "mariadb-server-core"),
+    ],
 )
 def test_programs_that_are_missing_are_an_error_that_says_what_to_install(
     find: Any, package: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
-    monkeypatch.setattr(database_servers, "DEBIAN", tmp_path)
-    monkeypatch.setattr(database_servers, "BESIDE_PATH", "")
+    monkeypatch.setattr(database_programs, "DEBIAN", tmp_path)
+    monkeypatch.setattr(database_programs, "BESIDE_PATH", "")
     with pytest.raises(RuntimeError, match=f"apt-get install {package}$"):
         find()
+
+
+def test_all_that_is_missing_is_said_before_anything_else(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert database_programs.main() == 0
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setattr(database_programs, "DEBIAN", tmp_path)
+    monkeypatch.setattr(database_programs, "BESIDE_PATH", "")
+    assert database_programs.main() == 2
+    first, second = capsys.readouterr().err.splitlines()
+    assert first == "The tests need PostgreSQL's server. Install it: apt-get install postgresql"
+    assert second == "The tests need MariaDB's server. Install it: apt-get install mariadb-server-core"
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only where the tests run as root do the servers run as another user")

@@ -19,7 +19,7 @@ from django.test import override_settings
 from pytest_django import Settings
 
 from gsession_django import Storage
-from tests import engine_that_purges, sites, storages
+from tests import databases, engine_that_purges, sites, storages
 from tests.old_sites import DJANGOS, OURS, new_session, old_site, store_of, stored
 from tests.redis_servers import RedisServer
 
@@ -305,6 +305,16 @@ def test_an_outage_of_the_source_says_what_was_done_before(
         assert migrate(source, FILE).startswith("Moved 4 sessions")
         assert sorted(filter(None, numbers(FILE, keys))) == [1, 2, 3, 4, 5, 6, 7]
         assert migrate(source, FILE).startswith("Moved 0 sessions")
+
+
+def test_what_else_a_database_refuses_is_said_too(site: None, settings: Settings, tmp_path: Path) -> None:
+    keys = sessions(DB, 1)
+    with databases.connected(databases.sqlite_entry(tmp_path)) as alias:  # which has no table for sessions
+        settings.GSESSION = {"ENGINES": {OURS["database"]: {"using": alias}}}
+        text = str(fails(DB, OURS["database"]))
+    assert text.startswith(f"{said(DB, OURS['database'], 'Moved 0 sessions')} Then: no such table: ")
+    assert text.endswith(". Run it again to go on.")
+    assert numbers(DB, keys) == [1]
 
 
 # What is refused.

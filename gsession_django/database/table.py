@@ -26,20 +26,30 @@ class HasTable(Protocol):
 
 
 def available(method: Callable[Concatenate[Any, P], T]) -> Callable[Concatenate[Any, P], T]:
-    """Let a method raise StorageUnavailable where the database cannot be reached, and its other errors as they are."""
+    """Let a method raise StorageUnavailable where the database cannot be reached, and its other errors as they are.
+
+    If a connection breaks that was there, it is done once more on a new one, but for in a transaction. Each method can
+    be repeated, and what comes of the first try is not known: if it was a move, the visitor has not got the new key.
+    """
 
     @functools.wraps(method)
     def wrapper(self: HasTable, /, *args: P.args, **kwargs: P.kwargs) -> T:
-        try:
-            return method(self, *args, **kwargs)
-        except (InterfaceError, OperationalError) as error:
+        repeat = True
+        while True:
             connection = self.table.connection
-            if not _is_unreachable(connection, error):
-                raise
-            raise StorageUnavailable(
-                f"The database of the sessions, DATABASES[{connection.alias!r}], cannot be reached: "
-                f"{' '.join(str(error).split())}. See that it runs, and that HOST, PORT, USER and PASSWORD are right."
-            ) from error
+            try:
+                return method(self, *args, **kwargs)
+            except (InterfaceError, OperationalError) as error:
+                if not _is_unreachable(connection, error):
+                    raise
+                if not repeat or connection.connection is None or self.table.in_transaction:
+                    raise StorageUnavailable(
+                        f"The database of the sessions, DATABASES[{connection.alias!r}], cannot be reached: "
+                        f"{' '.join(str(error).split())}. See that it runs, and that HOST, PORT, USER and PASSWORD are "
+                        "right."
+                    ) from error
+            connection.close()
+            repeat = False
 
     return wrapper
 

@@ -13,7 +13,7 @@ from django.contrib.sessions.base_session import AbstractBaseSession
 from django.contrib.sessions.exceptions import InvalidSessionKey
 from django.core import signing
 from django.core.exceptions import ImproperlyConfigured
-from django.db import InterfaceError, OperationalError, connections, router
+from django.db import InterfaceError, OperationalError, router
 from django.db.models import QuerySet
 from django.utils import timezone
 
@@ -22,13 +22,15 @@ from gsession_django.storage import StorageUnavailable
 
 # What opening a file says where there is none, or none can have such a name.
 _NO_FILE: Final = (errno.ENOENT, errno.ENAMETOOLONG)
+# Keys in one statement, few enough for every database.
+_AT_ONCE: Final = 500
 
 
 def decoded(store: Any, text: str) -> dict[str, Any] | None:
     """Return the session that an engine of Django's encoded; ``None`` if it cannot be read.
 
-    Django's ``decode()`` makes an empty session of that, and an empty one is what a ``decode()`` of the site's own is
-    taken to mean by it too.
+    Django's ``decode()`` makes an empty session of that. Where the site has one of its own, which may do the same, an
+    empty session counts as one that cannot be read.
     """
     try:
         if type(store).decode is not SessionBase.decode:
@@ -97,11 +99,10 @@ class DatabaseSource:
         return self._model.objects.using(router.db_for_write(self._model))
 
     def _of(self, refs: Sequence[str], ask: Callable[[QuerySet[Any]], list[Any]]) -> list[Any]:
-        """Return what `ask` answers about the rows of these sessions, in as many queries as the database wants."""
+        """Return what `ask` answers about the rows of these sessions."""
         rows, answers = self._rows(), []
-        size = connections[rows.db].ops.bulk_batch_size(["session_key"], refs) or 1
-        for start in range(0, len(refs), size):
-            some = rows.filter(session_key__in=refs[start : start + size])
+        for start in range(0, len(refs), _AT_ONCE):
+            some = rows.filter(session_key__in=refs[start : start + _AT_ONCE])
             answers += self._asked(lambda some=some: ask(some))  # type: ignore[misc]
         return answers
 

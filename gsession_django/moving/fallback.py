@@ -6,6 +6,8 @@ first, so that nothing comes back from there.
 
 from functools import partial
 
+from django.db import connections
+
 from gsession_django import operations
 from gsession_django.engine import Engine, Operation
 from gsession_django.moving import steps
@@ -36,9 +38,17 @@ def load(engine: Engine, source: Source, session_key: str, session_id: str, age:
                 yield from steps.move(engine, source, {ref: (session_id, found)}, age)
 
 
-def remove(source: Source, session_key: str) -> Operation:
-    """Remove a session at the fallback."""
-    yield partial(source.remove, [source.ref_of(session_key)])
+def remove(engine: Engine, source: Source, session_key: str, session_id: str) -> Operation:
+    """Remove a session at the fallback, which is to be removed here next."""
+    yield partial(_remove, engine, source, source.ref_of(session_key), session_id)
+
+
+def _remove(engine: Engine, source: Source, ref: str, session_id: str) -> None:
+    source.remove([ref])
+    # In a transaction others see it there until that is committed, and may move it here once more till then.
+    for connection in connections.all(initialized_only=True):
+        if connection.in_atomic_block:
+            connection.on_commit(lambda: engine.run(operations.remove(engine, session_id)), robust=True)
 
 
 def taken(source: Source, session_key: str) -> Operation:

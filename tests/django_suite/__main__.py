@@ -4,15 +4,19 @@ The tests come from the source distribution of the Django that is installed, whi
 index serves; nothing of them is kept here. Django's `runtests.py` runs them, once an engine.
 """
 
+import json
 import os
 import shutil
 import subprocess
 import sys
 import tempfile
+from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 import django
 
+from tests.database_servers import SERVERS
 from tests.redis_servers import RedisServer
 
 from .selection import LABELS
@@ -22,6 +26,7 @@ ENGINES = (
     "gsession_django.backends.memory",
     "gsession_django.backends.redis",
     "gsession_django.backends.redis_hash",
+    "gsession_django.backends.database",
 )
 
 
@@ -39,21 +44,31 @@ def download_tests(folder: Path) -> Path:
     return tests
 
 
-def passes(engine: str, tests: Path, redis: str) -> bool:
-    print(f"\n=== Django {django.get_version()}, its own tests on {engine}", flush=True)
+def passes(engine: str, tests: Path, redis: str, database: dict[str, Any]) -> bool:
+    kind = f", in {database['ENGINE']}" if database else ""
+    print(f"\n=== Django {django.get_version()}, its own tests on {engine}{kind}", flush=True)
     command = [sys.executable, "runtests.py", "--settings=tests.django_suite.settings"]
     # One process, or the memory engine would be tested in several halves.
     command += ["--parallel=1", *LABELS]
-    environ = {**os.environ, "DJANGO_SUITE_ENGINE": engine, "DJANGO_SUITE_REDIS": redis, "PYTHONPATH": str(tests)}
-    return subprocess.run(command, cwd=tests, env=environ, check=False).returncode == 0
+    values = {"ENGINE": engine, "REDIS": redis, "DATABASE": json.dumps(database)}
+    environ = {**os.environ, **{f"DJANGO_SUITE_{name}": value for name, value in values.items()}}
+    return subprocess.run(command, cwd=tests, env={**environ, "PYTHONPATH": str(tests)}, check=False).returncode == 0
 
 
 def main() -> None:
     engines = sys.argv[1:] or ENGINES
-    with tempfile.TemporaryDirectory() as folder, RedisServer() as redis:
-        tests = download_tests(Path(folder))
-        failed = [engine for engine in engines if not passes(engine, tests, redis.url())]
-    print(f"\n{len(engines) - len(failed)} engines passed, {len(failed)} failed", *failed)
+    with ExitStack() as stack:
+        tests = download_tests(Path(stack.enter_context(tempfile.TemporaryDirectory())))
+        redis = stack.enter_context(RedisServer()).url()
+        runs: list[tuple[str, dict[str, Any]]] = [(engine, {}) for engine in engines]
+        if (engine := "gsession_django.backends.database") in engines:
+            runs += [(engine, stack.enter_context(server()).entry()) for server in SERVERS.values()]
+        failed = [
+            f"{engine} {database.get('ENGINE', '')}"
+            for engine, database in runs
+            if not passes(engine, tests, redis, database)
+        ]
+    print(f"\n{len(runs) - len(failed)} runs passed, {len(failed)} failed", *failed)
     sys.exit(bool(failed))
 
 
