@@ -144,6 +144,17 @@ def test_create_is_one_statement(kind: str, alias: str, store_class: type[Sessio
     assert given == ["INSERT"]
 
 
+def test_what_was_just_made_is_saved_again_with_one_statement(
+    kind: str, alias: str, store_class: type[SessionStore]
+) -> None:
+    store = store_class()
+    store["cart"] = {"apple": 1}
+    store.save()
+    with statements(kind, alias) as given:
+        saves(store)
+    assert given == ["UPDATE"]
+
+
 @pytest.mark.parametrize("conflicts", [1, 3])
 def test_each_conflict_costs_one_read_and_one_write_more(
     kind: str, alias: str, store_class: type[SessionStore], conflicts: int
@@ -436,3 +447,13 @@ def test_ids_that_differ_in_case_or_by_an_accent_are_others(alias: str) -> None:
     assert [dict(session or {}) for session in found] == [{"id": session_id} for session_id in ids]
     storage.remove_all("abcdefgh")
     assert set(storage.ids()) == {*ids} - {"abcdefgh"}
+
+
+@pytest.mark.parametrize("kind", ["postgresql"])
+def test_on_postgresql_ids_are_compared_byte_by_byte_whatever_the_databases_collation(alias: str) -> None:
+    with connections[alias].cursor() as cursor:
+        cursor.execute(
+            "SELECT collation_name FROM information_schema.columns "
+            "WHERE table_name = 'gsession_django_session' AND column_name = 'id'"
+        )
+        assert cursor.fetchall() == [("C",)]

@@ -172,6 +172,28 @@ def test_a_session_renewed_between_being_found_and_removed_stays(
         assert left(storage) == live(1) | {"old-1"}
 
 
+def test_a_live_session_at_the_same_place_of_another_partition_stays(tmp_path: Path) -> None:
+    """PostgreSQL's rows are removed by where they are, which is another place in each partition by the same name."""
+    with engine("postgresql", tmp_path) as store_class:
+        storage = storage_of(store_class)
+        with storage.table.connection.cursor() as cursor:
+            cursor.execute("CREATE SCHEMA parts")
+            try:
+                cursor.execute("SET search_path = parts")
+                cursor.execute(
+                    "CREATE TABLE gsession_django_session (LIKE public.gsession_django_session) PARTITION BY HASH (id)"
+                )
+                for number in range(4):
+                    values = f"FOR VALUES WITH (MODULUS 4, REMAINDER {number})"
+                    cursor.execute(f"CREATE TABLE part{number} PARTITION OF gsession_django_session {values}")
+                fill(storage, live=50, expired=50)
+                assert sum(storage.purge(10)) == 50
+                assert left(storage) == live(50)
+            finally:
+                cursor.execute("SET search_path = public")
+                cursor.execute("DROP SCHEMA parts CASCADE")
+
+
 def test_more_than_a_batch_that_expired_at_one_moment_and_is_locked_is_passed_over(
     locking: tuple[str, type[SessionStore]],
 ) -> None:
@@ -205,7 +227,12 @@ def test_several_purges_at_once_remove_each_session_once(store_class: type[Sessi
             connections.close_all()
 
     with ThreadPoolExecutor(4) as pool:
-        assert sum(pool.map(work, range(4))) == 2000
+        removed = sum(pool.map(work, range(4)))
+    # On MariaDB a purge that passes over a row may hold it for a moment, in which others pass over it as well.
+    passed_over = len(left(storage) - live(5))
+    assert passed_over < 100
+    assert removed + passed_over == 2000
+    assert sum(storage.purge(50)) == passed_over
     assert left(storage) == live(5)
 
 

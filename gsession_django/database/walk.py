@@ -1,7 +1,8 @@
 """What goes through a table of any size: in batches, and beside live traffic.
 
 Expired sessions are found by the index on the expiry, and a batch is all that is ever locked. Where the database can,
-rows that somebody else has locked are passed over: another purge is about to remove them, or a request to renew them.
+rows that somebody else has locked are passed over: another purge is about to remove them, or passes over them itself,
+as happens on MariaDB, or a request holds them. What is left is for the next purge.
 """
 
 from collections.abc import Iterator
