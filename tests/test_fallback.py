@@ -227,15 +227,23 @@ def cycles(request: Any) -> None:
     request.save()
 
 
+def clears_and_cycles(request: Any) -> None:
+    request.clear()
+    request["new"] = 1
+    request.cycle_key()
+    request.save()
+
+
 @pytest.mark.usefixtures("db_to_redis")
-@pytest.mark.parametrize("act", [does_nothing, asks_if_it_exists, clears_and_saves, cycles])
+@pytest.mark.parametrize("act", [does_nothing, asks_if_it_exists, clears_and_saves, cycles, clears_and_cycles])
 def test_a_session_is_moved_whatever_a_request_does_first(act: Callable[[Any], None]) -> None:
     key = old_session({"user": 1, "large": "x" * 50_000})
     request = store(key)
     act(request)
     found = moved(request.session_key)
-    assert found == ({"new": 1} if act is clears_and_saves else {"user": 1, "large": "x" * 50_000})
-    if act is cycles:
+    clears = act in (clears_and_saves, clears_and_cycles)
+    assert found == ({"new": 1} if clears else {"user": 1, "large": "x" * 50_000})
+    if act in (cycles, clears_and_cycles):
         assert request.session_key != key
         assert stored(settings.SESSION_ENGINE, key) is None
 
