@@ -144,11 +144,18 @@ def test_it_is_for_the_engine_of_session_engine_alone(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("db_to_redis")
-def test_a_session_that_the_old_engine_cannot_read_is_unknown() -> None:
+def test_a_session_that_the_old_engine_cannot_read_is_unknown_and_logged(caplog: pytest.LogCaptureFixture) -> None:
     key = old_session({"user": 1})
     with override_settings(SECRET_KEY="another, so that no signature is right"):
         assert stored(settings.SESSION_ENGINE, key) is None
+    (record,) = caplog.records
+    assert record.name == "django.security.SuspiciousSession"
+    assert f"is not moved from {SOURCES['db']}, where it cannot be read" in record.message
+    assert key not in record.message
+    caplog.clear()
+    assert stored(settings.SESSION_ENGINE, "an-unknown-key-of-somebody") is None
     assert stored(settings.SESSION_ENGINE, key) == {"user": 1}
+    assert not caplog.records
 
 
 @pytest.mark.usefixtures("db_to_redis")
