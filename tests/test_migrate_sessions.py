@@ -325,6 +325,7 @@ def test_what_else_a_database_refuses_is_said_too(site: None, settings: Settings
     [
         ("no.such", FILE, "'no.such' is no session engine: No module named 'no'"),
         (DB, "no.such", "--to names 'no.such', which is no session engine: No module named 'no'"),
+        (DB, "gsession_django", "--to names 'gsession_django', which is no engine of gsession_django. Sessions are"),
         (HASH, DB, f"--to names '{DB}', which is no engine of gsession_django. Sessions are moved to one of those"),
         ("django.contrib.sessions.backends.signed_cookies", FILE, "nothing on a server"),
         (FILE, FILE, f"Sessions are to be moved from '{FILE}' to the same engine"),
