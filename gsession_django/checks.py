@@ -16,6 +16,7 @@ from gsession_django import serializers
 from gsession_django.conf import KEYS
 from gsession_django.engine import abilities, missing_abilities, missing_twins
 from gsession_django.moving.choice import source_of
+from gsession_django.moving.our_engines import OurSource
 from gsession_django.store import SessionStore
 
 OPTIONS_OF_EVERY_ENGINE = ("hash_ids",)
@@ -97,8 +98,9 @@ def _check_fallback(given: dict[str, Any]) -> Iterator[CheckMessage]:
             id="gsession_django.E019",
         )
         return
+    source = None
     try:
-        source_of(name)
+        source = source_of(name)
     except (ImproperlyConfigured, AttributeError) as error:  # the latter where the name is no text
         yield Error(
             f'GSESSION["FALLBACK_ENGINE"] = {name!r} is no engine that sessions can be moved from. {error}',
@@ -107,6 +109,15 @@ def _check_fallback(given: dict[str, Any]) -> Iterator[CheckMessage]:
         )
     with suppress(ImportError):
         store = _session_store(import_module(engine))
+        options = given.get("ENGINES")
+        options = options if isinstance(options, dict) else {}
+        if store is not None and isinstance(source, OurSource) and source.is_place_of(store, options):
+            yield Error(
+                f'GSESSION["FALLBACK_ENGINE"] = {name!r} and SESSION_ENGINE = {engine!r} keep their sessions in one '
+                "and the same place: they have the same storage, with the same options.",
+                hint="There is nothing to move, and what ends in one ends in the other: leave FALLBACK_ENGINE out.",
+                id="gsession_django.E019",
+            )
         lacking = ["create", "apply"] if store is None else {"create", "apply"} - abilities(store.storage_class)
         if lacking:
             yield Error(

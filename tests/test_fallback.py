@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import threading
 from collections.abc import Callable, Iterator
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from gsession_django import SessionMap, StorageUnavailable
 from gsession_django.engine import engine_of
 from gsession_django.moving import steps
 from gsession_django.operations import BEGUN, MOVING_KEY
-from tests import processes
+from tests import engine_that_purges, processes
 from tests.old_sites import OURS, new_session, store_of, stored
 from tests.redis_servers import RedisServer
 from tests.rollouts import (
@@ -655,6 +656,24 @@ def test_a_fallback_to_the_same_engine(tmp_path: Path) -> None:
         assert checks() == {"gsession_django.E019": 'GSESSION["FALLBACK_ENGINE"] and SESSION_ENGINE nam'}
         with pytest.raises(ImproperlyConfigured, match="the same engine"):
             store("some-session-key").load()
+
+
+def test_a_fallback_to_another_name_of_the_same_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What cycle_key() removes at the source would be gone here, so that nobody could sign in."""
+
+    class Store(import_module(TARGETS["file"]).SessionStore):  # type: ignore[misc]
+        __module__ = engine_that_purges.__name__
+
+    monkeypatch.setattr(engine_that_purges, "SessionStore", Store)
+    given = {"FALLBACK_ENGINE": engine_that_purges.__name__}
+    with rollout(tmp_path, given["FALLBACK_ENGINE"], TARGETS["file"]):
+        assert checks().keys() == {"gsession_django.E019"}
+        with pytest.raises(ImproperlyConfigured, match="one and the same place"):
+            store("some-session-key").load()
+        options = {given["FALLBACK_ENGINE"]: {"hash_ids": False}}  # so that a session has another id there
+        with override_settings(GSESSION={**given, "ENGINES": options}):
+            assert checks() == {}
+            assert stored(settings.SESSION_ENGINE, "some-session-key") is None
 
 
 @pytest.mark.parametrize(
