@@ -13,6 +13,7 @@ from django.core.checks import CheckMessage, Error, Warning, register
 from django.core.exceptions import ImproperlyConfigured
 
 from gsession_django import serializers
+from gsession_django.backends.memory import MemoryStorage
 from gsession_django.conf import KEYS
 from gsession_django.engine import abilities, missing_abilities, missing_twins
 from gsession_django.moving.choice import source_of
@@ -119,10 +120,12 @@ def _check_fallback(given: dict[str, Any]) -> Iterator[CheckMessage]:
                 id="gsession_django.E019",
             )
         lacking = ["create", "apply"] if store is None else {"create", "apply"} - abilities(store.storage_class)
-        if lacking:
+        reason = f"has no {' and no '.join(f'{name}()' for name in sorted(lacking, reverse=True))}" if lacking else None
+        if store is not None and issubclass(store.storage_class, MemoryStorage):
+            reason = "keeps them in the memory of a process, and they would end with it"
+        if reason is not None:
             yield Error(
-                f'GSESSION["FALLBACK_ENGINE"] moves no sessions to SESSION_ENGINE = {engine!r}: it has no '
-                f"{' and no '.join(f'{name}()' for name in sorted(lacking, reverse=True))}.",
+                f'GSESSION["FALLBACK_ENGINE"] moves no sessions to SESSION_ENGINE = {engine!r}: it {reason}.',
                 hint="Sessions can be moved to an engine of gsession_django whose storage has both create() and "
                 "apply(). Use such a one, or leave FALLBACK_ENGINE out.",
                 id="gsession_django.E020",
