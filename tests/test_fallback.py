@@ -40,6 +40,7 @@ from tests.rollouts import (
     there,
 )
 from tests.sites import Visitor, is_503
+from tests.test_migrate_sessions import before_each
 
 THREADS, PROCESSES, TASKS = 8, 8, 50
 STEPS = 8  # of a first touch
@@ -280,6 +281,21 @@ def test_a_session_that_is_ended_is_so_in_both_engines(end: str, loads: bool) ->
     assert at_source(key) is None
     assert at_target(key) is None
     assert stored(settings.SESSION_ENGINE, key) is None
+
+
+@pytest.mark.usefixtures("db_to_redis")
+@pytest.mark.parametrize(("end", "call"), [("flush", "remove_all"), ("delete", "remove_all"), ("cycle_key", "move")])
+def test_it_is_so_in_the_old_engine_first(monkeypatch: pytest.MonkeyPatch, end: str, call: str) -> None:
+    """Killed in between, nobody would find in the old one what has ended in the new one."""
+    key = old_session({"user": 1})
+    run_move(key, steps.copy)
+    request, left = store(key), []
+    assert request["user"] == 1
+    before_each(monkeypatch, settings.SESSION_ENGINE, call, lambda calls: left.append((at_source(key), at_target(key))))
+    getattr(request, end)()
+    ((source, target), *_) = left
+    assert source is None
+    assert target is not None
 
 
 @pytest.mark.usefixtures("db_to_redis")
