@@ -13,9 +13,11 @@ from django.core.checks import CheckMessage, Error, Warning, register
 from django.core.exceptions import ImproperlyConfigured
 
 from gsession_django import serializers
+from gsession_django.backends.memory import MemoryStorage
 from gsession_django.conf import KEYS
 from gsession_django.engine import abilities, missing_abilities, missing_twins
 from gsession_django.moving.choice import source_of
+from gsession_django.moving.our_engines import OurSource
 from gsession_django.store import SessionStore
 
 OPTIONS_OF_EVERY_ENGINE = ("hash_ids",)
@@ -97,8 +99,9 @@ def _check_fallback(given: dict[str, Any]) -> Iterator[CheckMessage]:
             id="gsession_django.E019",
         )
         return
+    source = None
     try:
-        source_of(name)
+        source = source_of(name)
     except (ImproperlyConfigured, AttributeError) as error:  # the latter where the name is no text
         yield Error(
             f'GSESSION["FALLBACK_ENGINE"] = {name!r} is no engine that sessions can be moved from. {error}',
@@ -107,11 +110,22 @@ def _check_fallback(given: dict[str, Any]) -> Iterator[CheckMessage]:
         )
     with suppress(ImportError):
         store = _session_store(import_module(engine))
-        lacking = ["create", "apply"] if store is None else {"create", "apply"} - abilities(store.storage_class)
-        if lacking:
+        options = given.get("ENGINES")
+        options = options if isinstance(options, dict) else {}
+        if store is not None and isinstance(source, OurSource) and source.is_place_of(store, options):
             yield Error(
-                f'GSESSION["FALLBACK_ENGINE"] moves no sessions to SESSION_ENGINE = {engine!r}: it has no '
-                f"{' and no '.join(f'{name}()' for name in sorted(lacking, reverse=True))}.",
+                f'GSESSION["FALLBACK_ENGINE"] = {name!r} and SESSION_ENGINE = {engine!r} keep their sessions in one '
+                "and the same place: they have the same storage, with the same options.",
+                hint="There is nothing to move, and what ends in one ends in the other: leave FALLBACK_ENGINE out.",
+                id="gsession_django.E019",
+            )
+        lacking = ["create", "apply"] if store is None else {"create", "apply"} - abilities(store.storage_class)
+        reason = f"has no {' and no '.join(f'{name}()' for name in sorted(lacking, reverse=True))}" if lacking else None
+        if store is not None and issubclass(store.storage_class, MemoryStorage):
+            reason = "keeps them in the memory of a process, and they would end with it"
+        if reason is not None:
+            yield Error(
+                f'GSESSION["FALLBACK_ENGINE"] moves no sessions to SESSION_ENGINE = {engine!r}: it {reason}.',
                 hint="Sessions can be moved to an engine of gsession_django whose storage has both create() and "
                 "apply(). Use such a one, or leave FALLBACK_ENGINE out.",
                 id="gsession_django.E020",

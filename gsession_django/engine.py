@@ -166,8 +166,15 @@ def _fallback_of(store: "type[SessionStore]") -> "Source | None":
         raise ImproperlyConfigured(f'GSESSION["FALLBACK_ENGINE"] and SESSION_ENGINE name the same engine, {name!r}.')
     # Here, as it knows the engines that stand on this module.
     from gsession_django.moving.choice import source_of
+    from gsession_django.moving.our_engines import OurSource
 
-    return source_of(name)
+    source = source_of(name)
+    if isinstance(source, OurSource) and source.is_place_of(store, conf().engines):
+        raise ImproperlyConfigured(
+            f'GSESSION["FALLBACK_ENGINE"] = {name!r} and SESSION_ENGINE = {settings.SESSION_ENGINE!r} keep their '
+            "sessions in one and the same place, so that there is nothing to move. Leave FALLBACK_ENGINE out."
+        )
+    return source
 
 
 ENGINES: "Final[dict[type[SessionStore], Engine]]" = {}

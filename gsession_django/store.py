@@ -381,6 +381,8 @@ class SessionStore(SessionBase):
             yield from self._fetch(session, EXPIRY_KEY)
         ttl = self._ttl_of(session.get(EXPIRY_KEY))
         if self._engine.fallback is not None:
+            if session.cleared:  # before it was looked for, so that it may have to be moved first
+                yield from self._stored(self.session_key)
             yield from fallback.remove(self._engine, self._engine.fallback, self.session_key, old_id)
         for _ in range(_KEY_ATTEMPTS):
             new_key = yield from self._new_key(ttl)

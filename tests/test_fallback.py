@@ -5,6 +5,7 @@ import contextlib
 import functools
 import threading
 from collections.abc import Callable, Iterator
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from gsession_django import SessionMap, StorageUnavailable
 from gsession_django.engine import engine_of
 from gsession_django.moving import steps
 from gsession_django.operations import BEGUN, MOVING_KEY
-from tests import processes
+from tests import engine_that_purges, processes
 from tests.old_sites import OURS, new_session, store_of, stored
 from tests.redis_servers import RedisServer
 from tests.rollouts import (
@@ -40,6 +41,7 @@ from tests.rollouts import (
     there,
 )
 from tests.sites import Visitor, is_503
+from tests.test_migrate_sessions import before_each
 
 THREADS, PROCESSES, TASKS = 8, 8, 50
 STEPS = 8  # of a first touch
@@ -145,11 +147,18 @@ def test_it_is_for_the_engine_of_session_engine_alone(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("db_to_redis")
-def test_a_session_that_the_old_engine_cannot_read_is_unknown() -> None:
+def test_a_session_that_the_old_engine_cannot_read_is_unknown_and_logged(caplog: pytest.LogCaptureFixture) -> None:
     key = old_session({"user": 1})
     with override_settings(SECRET_KEY="another, so that no signature is right"):
         assert stored(settings.SESSION_ENGINE, key) is None
+    (record,) = caplog.records
+    assert record.name == "django.security.SuspiciousSession"
+    assert f"is not moved from {SOURCES['db']}, where it cannot be read" in record.message
+    assert key not in record.message
+    caplog.clear()
+    assert stored(settings.SESSION_ENGINE, "an-unknown-key-of-somebody") is None
     assert stored(settings.SESSION_ENGINE, key) == {"user": 1}
+    assert not caplog.records
 
 
 @pytest.mark.usefixtures("db_to_redis")
@@ -228,15 +237,23 @@ def cycles(request: Any) -> None:
     request.save()
 
 
+def clears_and_cycles(request: Any) -> None:
+    request.clear()
+    request["new"] = 1
+    request.cycle_key()
+    request.save()
+
+
 @pytest.mark.usefixtures("db_to_redis")
-@pytest.mark.parametrize("act", [does_nothing, asks_if_it_exists, clears_and_saves, cycles])
+@pytest.mark.parametrize("act", [does_nothing, asks_if_it_exists, clears_and_saves, cycles, clears_and_cycles])
 def test_a_session_is_moved_whatever_a_request_does_first(act: Callable[[Any], None]) -> None:
     key = old_session({"user": 1, "large": "x" * 50_000})
     request = store(key)
     act(request)
     found = moved(request.session_key)
-    assert found == ({"new": 1} if act is clears_and_saves else {"user": 1, "large": "x" * 50_000})
-    if act is cycles:
+    clears = act in (clears_and_saves, clears_and_cycles)
+    assert found == ({"new": 1} if clears else {"user": 1, "large": "x" * 50_000})
+    if act in (cycles, clears_and_cycles):
         assert request.session_key != key
         assert stored(settings.SESSION_ENGINE, key) is None
 
@@ -265,6 +282,21 @@ def test_a_session_that_is_ended_is_so_in_both_engines(end: str, loads: bool) ->
     assert at_source(key) is None
     assert at_target(key) is None
     assert stored(settings.SESSION_ENGINE, key) is None
+
+
+@pytest.mark.usefixtures("db_to_redis")
+@pytest.mark.parametrize(("end", "call"), [("flush", "remove_all"), ("delete", "remove_all"), ("cycle_key", "move")])
+def test_it_is_so_in_the_old_engine_first(monkeypatch: pytest.MonkeyPatch, end: str, call: str) -> None:
+    """Killed in between, nobody would find in the old one what has ended in the new one."""
+    key = old_session({"user": 1})
+    run_move(key, steps.copy)
+    request, left = store(key), []
+    assert request["user"] == 1
+    before_each(monkeypatch, settings.SESSION_ENGINE, call, lambda calls: left.append((at_source(key), at_target(key))))
+    getattr(request, end)()
+    ((source, target), *_) = left
+    assert source is None
+    assert target is not None
 
 
 @pytest.mark.usefixtures("db_to_redis")
@@ -625,7 +657,13 @@ def test_nor_where_sessions_are_fetched_key_by_key(tmp_path: Path) -> None:
 # The settings.
 
 
-@pytest.mark.parametrize("value", ["no.such.engine", "os.path", "django.contrib.sessions.backends.signed_cookies", 5])
+@pytest.mark.parametrize(
+    "value",
+    [
+        *("no.such.engine", "os.path", "django.contrib.sessions.backends.signed_cookies", 5),
+        "gsession_django.backends.memory",
+    ],
+)
 def test_a_fallback_that_sessions_cannot_be_moved_from(tmp_path: Path, value: Any) -> None:
     with rollout(tmp_path, value, TARGETS["file"]):
         assert checks() == {"gsession_django.E018": f'GSESSION["FALLBACK_ENGINE"] = {value!r} is no engine that '[:50]}
@@ -643,18 +681,37 @@ def test_a_fallback_to_the_same_engine(tmp_path: Path) -> None:
             store("some-session-key").load()
 
 
+def test_a_fallback_to_another_name_of_the_same_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What cycle_key() removes at the source would be gone here, so that nobody could sign in."""
+
+    class Store(import_module(TARGETS["file"]).SessionStore):  # type: ignore[misc]
+        __module__ = engine_that_purges.__name__
+
+    monkeypatch.setattr(engine_that_purges, "SessionStore", Store)
+    given = {"FALLBACK_ENGINE": engine_that_purges.__name__}
+    with rollout(tmp_path, given["FALLBACK_ENGINE"], TARGETS["file"]):
+        assert checks().keys() == {"gsession_django.E019"}
+        with pytest.raises(ImproperlyConfigured, match="one and the same place"):
+            store("some-session-key").load()
+        options = {given["FALLBACK_ENGINE"]: {"hash_ids": False}}  # so that a session has another id there
+        with override_settings(GSESSION={**given, "ENGINES": options}):
+            assert checks() == {}
+            assert stored(settings.SESSION_ENGINE, "some-session-key") is None
+
+
 @pytest.mark.parametrize(
     ("target", "lacking"),
     [
-        ("django.contrib.sessions.backends.file", "create() and no apply()"),
-        ("tests.engine_that_keeps_pairs", "apply()"),
+        ("django.contrib.sessions.backends.file", "it has no create() and no apply()"),
+        ("tests.engine_that_keeps_pairs", "it has no apply()"),
+        ("gsession_django.backends.memory", "they would end with it"),
     ],
 )
 def test_a_fallback_for_an_engine_that_sessions_cannot_be_moved_to(tmp_path: Path, target: str, lacking: str) -> None:
     with rollout(tmp_path, SOURCES["db"], target):
         assert checks() == {"gsession_django.E020": 'GSESSION["FALLBACK_ENGINE"] moves no sessions to S'}
         (message,) = [message.msg for message in run_checks() if message.id == "gsession_django.E020"]
-        assert message.endswith(f": it has no {lacking}.")
+        assert message.endswith(f"{lacking}.")
 
 
 def test_a_storage_that_lacks_what_a_move_takes_says_so(tmp_path: Path) -> None:

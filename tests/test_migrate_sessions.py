@@ -202,6 +202,7 @@ def test_what_the_target_has_of_its_own_is_never_overwritten(site: None) -> None
         store = store_of(engine, keys[0])
         store["number"] = number
         store.save()
+    assert migrate(redis, HASH, "--copy").startswith(said(redis, HASH, "Copied 1 session", skipped=1))
     first, second = migrate(redis, HASH).splitlines()
     assert first == said(redis, HASH, "Moved 1 session", skipped=1)
     assert second == f"Skipped: {HASH} has these sessions too, with other data. Both were left as they are."
@@ -220,6 +221,16 @@ def test_one_that_ends_meanwhile_stays_ended(monkeypatch: pytest.MonkeyPatch, si
     assert count(HASH) == 2
 
 
+@pytest.mark.parametrize("nth", [0, 1])
+def test_so_does_one_that_ends_in_the_new_engine(monkeypatch: pytest.MonkeyPatch, site: None, nth: int) -> None:
+    """Before it is certain there, and before the pair that says so is taken away."""
+    keys = sessions(DB, 1)
+    before_each(monkeypatch, HASH, "apply", lambda calls: store_of(HASH, keys[0]).delete() if calls == nth else None)
+    first = said(DB, HASH, "Moved 0 sessions").replace("unreadable 0", "unreadable 0, ended meanwhile 1")
+    assert migrate(DB, HASH) == first + "\n"
+    assert count(HASH) == 0
+
+
 # Running it in other ways.
 
 
@@ -232,6 +243,14 @@ def test_a_copy_leaves_the_source_as_it_is(site: None, source: str, target: str)
     assert migrate(source, target) == said(source, target, "Moved 3 sessions") + "\n"
     assert [store_of(source).exists(key) for key in keys] == [False] * 3
     assert numbers(target, keys) == [1, 2, 3]
+
+
+def test_a_copy_is_known_again_though_the_serializer_has_made_something_else_of_it(site: None) -> None:
+    source = DJANGOS["cache"]
+    key = new_session(source, {"pair": (1, 2)})
+    migrate(source, HASH, "--copy")
+    assert migrate(source, HASH) == said(source, HASH, "Moved 1 session") + "\n"
+    assert stored(HASH, key) == {"pair": [1, 2]}
 
 
 @each_way
@@ -325,6 +344,7 @@ def test_what_else_a_database_refuses_is_said_too(site: None, settings: Settings
     [
         ("no.such", FILE, "'no.such' is no session engine: No module named 'no'"),
         (DB, "no.such", "--to names 'no.such', which is no session engine: No module named 'no'"),
+        (DB, "gsession_django", "--to names 'gsession_django', which is no engine of gsession_django. Sessions are"),
         (HASH, DB, f"--to names '{DB}', which is no engine of gsession_django. Sessions are moved to one of those"),
         ("django.contrib.sessions.backends.signed_cookies", FILE, "nothing on a server"),
         (FILE, FILE, f"Sessions are to be moved from '{FILE}' to the same engine"),

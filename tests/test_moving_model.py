@@ -274,6 +274,13 @@ def test_a_session_that_is_moved_is_never_lost_and_never_comes_back(
     assert explore(monkeypatch, *actors, changes=changes) > 90
 
 
+def test_what_a_session_has_left_to_live_is_rounded_up() -> None:
+    world = World([], [])
+    call = next(steps.move(world.engine(), world.source, {KEY: (ID, Found(DATA, LEFT))}, age))
+    assert isinstance(call, tuple)
+    assert (call[0], call[1], call[3]) == ("create", ID, 100)
+
+
 @pytest.mark.parametrize("actors", [[copying, copying, sign_out], [first_touch, copying, sign_out]])
 def test_nor_is_one_that_is_copied(monkeypatch: pytest.MonkeyPatch, actors: list[Callable[[World], Operation]]) -> None:
     assert explore(monkeypatch, *actors, keeps=True) > 90

@@ -182,6 +182,22 @@ def test_values_that_the_serializer_cannot_take_cannot_be_moved(site: None, engi
         assert data_of(engine, key) == {"price": Decimal("1.50")}
 
 
+def test_nor_can_those_of_an_engine_with_a_serializer_of_its_own(site: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = DJANGOS["db"]
+    with override_settings(SESSION_SERIALIZER=PICKLE):
+        keys = [new_session(engine, {"price": price}) for price in (Decimal("1.50"), 2)]
+        serializer = store_of(engine).serializer
+    original = type(store_of(engine)).__init__
+
+    def init(self: Any, key: str | None = None) -> None:
+        original(self, key)
+        self.serializer = serializer
+
+    monkeypatch.setattr(type(store_of(engine)), "__init__", init)
+    assert read(engine, keys[0]) is None
+    assert data_of(engine, keys[1]) == {"price": 2}
+
+
 @pytest.mark.parametrize("expiry", ["never", ["a list"]])
 def test_a_file_with_an_expiry_that_is_none_cannot_be_read(site: None, expiry: Any) -> None:
     assert read(DJANGOS["file"], new_session(DJANGOS["file"], {"_session_expiry": expiry} if expiry else {})) is None

@@ -33,7 +33,7 @@ def session_store(name: str, setting: str, others: str) -> type[SessionStore]:
         store: Any = import_module(name).SessionStore
     except (ImportError, AttributeError, ValueError) as error:
         raise CommandError(f"{setting} names {name!r}, which is no session engine: {error}.") from error
-    if isinstance(store, type) and issubclass(store, SessionStore):
+    if isinstance(store, type) and issubclass(store, SessionStore) and hasattr(store, "storage_class"):
         return store
     raise CommandError(f"{setting} names {name!r}, which is no engine of gsession_django. {others}")
 

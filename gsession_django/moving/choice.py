@@ -6,6 +6,7 @@ from typing import Any
 from django.contrib.sessions.backends import cache, cached_db, db, file, signed_cookies
 from django.core.exceptions import ImproperlyConfigured
 
+from gsession_django.backends.memory import MemoryStorage
 from gsession_django.moving.django_cache import CacheSource
 from gsession_django.moving.django_engines import CachedDatabaseSource, DatabaseSource, FileSource
 from gsession_django.moving.our_engines import OurSource
@@ -27,6 +28,11 @@ def source_of(engine: str) -> Source:
     if not isinstance(store, type):
         raise ImproperlyConfigured(f"{engine!r} is no session engine: its SessionStore is no class.")
     if issubclass(store, SessionStore) and hasattr(store, "storage_class"):
+        if issubclass(store.storage_class, MemoryStorage):
+            raise ImproperlyConfigured(
+                f"The engine {engine!r} keeps sessions in the memory of a process, where no other can reach them, so "
+                "that they cannot be moved from there."
+            )
         return OurSource(engine, store)
     if issubclass(store, cached_db.SessionStore):
         return CachedDatabaseSource(engine, store)

@@ -82,8 +82,7 @@ class CacheSource:
     def _session(self, stored: bytes, left: int) -> Found | None:
         try:
             data = self._decode(stored)
-            # Here alone there may be values that SESSION_SERIALIZER has never had, and cannot take.
-            serializers.encode(data)
+            serializers.encode(data)  # a cache keeps what SESSION_SERIALIZER has never had, and may not take
         except Exception:  # pickle, for one, may raise anything at all
             return None
         if not isinstance(data, dict):

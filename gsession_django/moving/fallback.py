@@ -4,6 +4,7 @@ One that the engine does not have is moved from the fallback on first touch. One
 first, so that nothing comes back from there.
 """
 
+from collections.abc import Mapping
 from functools import partial
 
 from django.db import connections
@@ -13,6 +14,7 @@ from gsession_django.engine import Engine, Operation
 from gsession_django.moving import steps
 from gsession_django.moving.source import Found, Source
 from gsession_django.operations import Age
+from gsession_django.serializers import logger
 from gsession_django.session_map import SessionMap
 
 
@@ -33,9 +35,15 @@ def load(engine: Engine, source: Source, session_key: str, session_id: str, age:
             return None
         else:
             looked = True
-            found: Found | None = (yield partial(source.read, [ref])).get(ref)
-            if found is not None:
+            answer: Mapping[str, Found | None] = yield partial(source.read, [ref])
+            if (found := answer.get(ref)) is not None:
                 yield from steps.move(engine, source, {ref: (session_id, found)}, age)
+            elif ref in answer:
+                logger.warning(
+                    "The session %r of %s is not moved from %s, where it cannot be read: see that SECRET_KEY, or "
+                    "SECRET_KEY_FALLBACKS, and SESSION_SERIALIZER are those it was written with.",
+                    *(session_id, engine.name, source.name),
+                )
 
 
 def remove(engine: Engine, source: Source, session_key: str, session_id: str) -> Operation:

@@ -30,6 +30,16 @@ class OurSource:
     def engine(self) -> Engine:
         return engine_of(self.store_class)
 
+    def is_place_of(self, store: type[SessionStore], options: Mapping[str, Any]) -> bool:
+        """Whether `store` has the same storage with the same options, so that what one removes, the other loses.
+
+        Args:
+            options: ``GSESSION["ENGINES"]``.
+        """
+        return self.store_class.storage_class is store.storage_class and (
+            options.get(self.store_class.__module__, {}) == options.get(store.__module__, {})
+        )
+
     def ref_of(self, session_key: str) -> str:
         return self.engine.id_of(session_key)
 

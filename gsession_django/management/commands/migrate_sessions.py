@@ -170,15 +170,11 @@ def _check_engines(source: Source, target: str, store: type[SessionStore]) -> No
         raise ImproperlyConfigured(
             f"Sessions are to be moved from {target!r} to the same engine. Name another one with --from or --to."
         )
-    stores = {target: store}
-    if isinstance(source, OurSource):
-        stores[source.name] = source.store_class
-    for name, each in stores.items():
-        if issubclass(each.storage_class, MemoryStorage):
-            raise ImproperlyConfigured(
-                f"The engine {name!r} keeps sessions in the memory of a process, where no other can reach them: they "
-                "can be moved neither from there nor to there."
-            )
+    if issubclass(store.storage_class, MemoryStorage):
+        raise ImproperlyConfigured(
+            f"The engine {target!r} keeps sessions in the memory of a process, where no other can reach them, so that "
+            "they cannot be moved there."
+        )
 
 
 def _ids(source: Source, target: Engine) -> Callable[[str], str]:
