@@ -380,6 +380,7 @@ class StorageContract(unittest.TestCase if TYPE_CHECKING else object):  # type: 
         self.assertIsNone(self.read(removed))
         expired = self.put({"key": 1}, ttl=0)
         self.assertFalse(self.storage.apply(expired, SessionMap({"key": 1}), 60))
+        self.assertFalse(self.storage.apply(expired, held, 60), "of one that expired, and was cleared")
         self.assertIsNone(self.read(expired))
 
     @needs("apply")
