@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import functools
+import itertools
 import threading
 from collections.abc import Callable, Iterator
 from importlib import import_module
@@ -14,7 +15,7 @@ from django.conf import settings
 from django.contrib.sessions.backends.base import CreateError, UpdateError
 from django.core.checks import run_checks
 from django.core.exceptions import ImproperlyConfigured
-from django.db import transaction
+from django.db import connections, transaction
 from django.test import override_settings
 
 from gsession_django import SessionMap, StorageUnavailable
@@ -484,6 +485,29 @@ def test_a_session_that_ends_in_a_transaction_is_not_moved_by_who_does_not_see_t
     processes.promised(other.goes).result(processes.TIMEOUT)
     assert stored(settings.SESSION_ENGINE, key) is None
     assert (at_source(key), at_target(key)) == (None, None)
+
+
+def test_nor_does_a_transaction_that_shows_what_has_ended_go_on_for_ever(tmp_path: Path) -> None:
+    """MariaDB's at REPEATABLE READ shows the session as it was when it began, and changes it as it is."""
+    statements = itertools.count()
+
+    def limited(execute: Any, *args: Any) -> Any:
+        assert next(statements) < 100
+        return execute(*args)
+
+    with rollout(tmp_path, SOURCES["db"], OURS["database"], kind="mariadb"):
+        given = {**settings.GSESSION, "ENGINES": {OURS["database"]: {"using": alias()}}}
+        with override_settings(GSESSION=given):
+            key = old_session({"user": 1})
+            Mover(command, key).goes(2)
+            with connections[alias()].cursor() as cursor:
+                cursor.execute("SET SESSION TRANSACTION ISOLATION LEVEL REPEATABLE READ")
+            with transaction.atomic(using=alias()):
+                assert at_target(key) is not None
+                processes.promised(store(key).flush).result(processes.TIMEOUT)
+                with connections[alias()].execute_wrapper(limited):
+                    assert stored(settings.SESSION_ENGINE, key) is None
+            assert (at_source(key), at_target(key)) == (None, None)
 
 
 # Killed.

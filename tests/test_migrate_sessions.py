@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 from django.core.management import CommandError, call_command
 from django.test import override_settings
+from django.utils import timezone
 from pytest_django import Settings
 
 from gsession_django import Storage
@@ -113,6 +114,17 @@ def test_sessions_are_moved_with_what_they_hold_and_have_left_to_live(site: None
         assert expiries[expiry] - 20 < store.ttl_left <= expiries[expiry] + 1
         assert store.get_expire_at_browser_close() is (expiry == 0)
         assert not store_of(source).exists(key)
+
+
+@pytest.mark.parametrize("target", OURS.values(), ids=OURS)
+def test_moving_does_not_prolong_a_session(site: None, target: str) -> None:
+    (key,) = sessions(DB, 1)
+    expiry = timezone.now() + timedelta(seconds=100)  # as if it had last been saved 900 seconds ago
+    store_of(DB).model.objects.update(expire_date=expiry)
+    migrate(DB, target)
+    store = store_of(target, key)
+    assert store["number"] == 1
+    assert 80 < store.ttl_left <= 101
 
 
 @each_way

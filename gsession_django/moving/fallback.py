@@ -22,6 +22,7 @@ def load(engine: Engine, source: Source, session_key: str, session_id: str, age:
     """Return what is stored, moved here if it was not, as a SessionMap; ``None`` if neither engine has it."""
     ref = source.ref_of(session_key)
     looked = False
+    ended: steps.Pairs | None = None
     while True:
         session: SessionMap | None = yield from operations.load(engine, session_id, age, moving=True)
         if session is not None and session.partial:
@@ -29,7 +30,10 @@ def load(engine: Engine, source: Source, session_key: str, session_id: str, age:
         if session is not None:
             if not (pairs := steps.pairs_of(session)):
                 return session
-            yield from steps.finish(engine, source, {ref: (session_id, pairs)}, age)
+            if pairs == ended:  # as it was when this transaction began, under REPEATABLE READ
+                return None
+            outcomes = yield from steps.finish(engine, source, {ref: (session_id, pairs)}, age)
+            ended = pairs if outcomes[ref] is steps.Outcome.ENDED else None
         elif looked:
             # It was moved between the first look here and the one there, or there is none.
             return None
