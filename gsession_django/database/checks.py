@@ -32,7 +32,8 @@ def check_table(engine: str) -> Iterator[CheckMessage]:
             tables = connections[alias].introspection.table_names(cursor)
     except DatabaseError as error:
         yield Warning(
-            f"DATABASES[{alias!r}], where the engine {engine!r} keeps sessions, could not be asked: {error}.",
+            f"DATABASES[{alias!r}], where the engine {engine!r} keeps sessions, could not be asked: "
+            f"{' '.join(str(error).split())}.",
             hint="Run the check where the database can be reached.",
             id="gsession_django.W007",
         )

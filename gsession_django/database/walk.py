@@ -72,14 +72,13 @@ class _Walk:
         next_batch = expired.values_list("expires", flat=True)[batch_size : batch_size + 1]
         until = next(iter(next_batch), None)
         self.done = until is None
-        batch = expired if until is None else expired.filter(expires__lte=until)
         features = self.table.connection.features
         # Oracle has both, and not together.
         if features.has_select_for_update_skip_locked and features.supports_select_for_update_with_limit:
             with transaction.atomic(self.table.alias):
-                removed = self._remove(now, batch.select_for_update(skip_locked=True)[:batch_size])
+                removed = self._remove(now, expired.select_for_update(skip_locked=True)[:batch_size])
         else:
-            removed = self._remove(now, batch[:batch_size])
+            removed = self._remove(now, expired[:batch_size])
         if until is not None:
             # More than a batch may have expired at one moment, and be locked.
             self._passed = until if removed or until > self._passed else until + 1

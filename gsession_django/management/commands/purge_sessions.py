@@ -34,7 +34,7 @@ class Command(BaseCommand):
         )
         parser.add_argument(
             "--max-seconds",
-            type=_seconds,
+            type=seconds,
             default=math.inf,
             metavar="N",
             help="begin no step later than this; the next run goes on with the rest",
@@ -91,7 +91,7 @@ def _cannot(name: str, store: type[SessionStore]) -> str:
     )
 
 
-def _seconds(text: str) -> float:
+def seconds(text: str) -> float:
     number = float(text)
     if not 0 < number < math.inf:
         raise argparse.ArgumentTypeError(f"{text} is not more than 0")
