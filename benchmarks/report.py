@@ -1,5 +1,6 @@
 """What was measured, as a table or as JSON."""
 
+import math
 import os
 import platform
 import statistics
@@ -120,6 +121,11 @@ class PurgeResult:
     most: float | None = None
     scan: float | None = None
 
+    @property
+    def ratio(self) -> float:
+        """The slowest request while the purge ran, to the slowest before."""
+        return self.slowest / self.slowest_before if self.slowest and self.slowest_before else math.nan
+
 
 def compare(
     operation: str, ours: str, our_times: Sequence[float], peer: str, peer_times: Sequence[float], target: float | None
@@ -235,12 +241,11 @@ def _purge_cells(result: PurgeResult) -> Iterator[str]:
     def time(seconds: float | None) -> str:
         return "" if seconds is None else _duration(seconds * 1e9)
 
-    def ratio(mine: float | None, other: float | None) -> str:
-        return "" if mine is None or other is None else f"{mine / other:.3f}"
-
     yield from (f"{result.expired:,}", f"{result.sessions:,}", result.by, time(result.seconds))
-    yield from (time(result.slowest_before), time(result.slowest), ratio(result.slowest, result.slowest_before))
-    yield from (time(result.most_before), time(result.most), time(result.scan), ratio(result.seconds, result.scan))
+    yield from (time(result.slowest_before), time(result.slowest))
+    yield "" if math.isnan(result.ratio) else f"{result.ratio:.2f}"
+    yield from (time(result.most_before), time(result.most), time(result.scan))
+    yield "" if result.scan is None else f"{result.seconds / result.scan:.3f}"
 
 
 def _duration(nanoseconds: float) -> str:

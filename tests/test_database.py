@@ -1,9 +1,11 @@
 """The database engine: the statements that a database is given, transactions, routers and damaged rows."""
 
-from collections.abc import Callable, Iterator
+import asyncio
+from collections.abc import Awaitable, Callable, Iterator
 from contextlib import closing, contextmanager
 from typing import Any
 
+import asgiref.sync
 import pytest
 from django.contrib.sessions.backends.base import CreateError, UpdateError
 from django.db import OperationalError, connections, transaction
@@ -13,7 +15,7 @@ from django.urls import path
 from psycopg import IsolationLevel
 from psycopg.errors import SerializationFailure
 
-from gsession_django import SessionMap, SessionStore
+from gsession_django import SessionMap, SessionStore, engine
 from gsession_django.backends import database
 from gsession_django.models import Session
 from tests.database_servers import shared
@@ -457,3 +459,39 @@ def test_on_postgresql_ids_are_compared_byte_by_byte_whatever_the_databases_coll
             "WHERE table_name = 'gsession_django_session' AND column_name = 'id'"
         )
         assert cursor.fetchall() == [("C",)]
+
+
+# Async.
+
+
+def test_under_async_each_operation_is_one_thread_hop(
+    store_class: type[SessionStore], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hops: list[object] = []
+
+    class Counted(asgiref.sync.SyncToAsync[Any, Any]):
+        async def __call__(self, *args: Any, **kwargs: Any) -> Any:
+            hops.append(self.func)
+            return await super().__call__(*args, **kwargs)
+
+    async def visit() -> list[int]:
+        store, counts = store_class(), []
+
+        async def count(operation: Awaitable[Any]) -> None:
+            before = len(hops)
+            await operation
+            counts.append(len(hops) - before)
+
+        await store.aset("cart", {"apple": 1})
+        await count(store.asave())  # it is created
+        store = store_class(store.session_key)
+        await count(store.aget("cart"))
+        (await store.aget("cart"))["pear"] = 1
+        await count(store.asave())
+        await count(store.acycle_key())
+        await count(store.aexists(store.session_key))
+        await count(store.aflush())
+        return counts
+
+    monkeypatch.setattr(engine, "sync_to_async", Counted)
+    assert asyncio.run(visit()) == [1] * 6
