@@ -1,11 +1,8 @@
 """manage.py migrate_sessions moves sessions, with their keys, data and TTL, and says what it did."""
 
 import os
-import pty
 import signal
-import subprocess
 import sys
-import termios
 from collections.abc import Callable, Iterator
 from datetime import timedelta
 from importlib import import_module
@@ -23,6 +20,7 @@ from gsession_django import Storage
 from tests import databases, engine_that_purges, sites, storages
 from tests.old_sites import DJANGOS, OURS, new_session, old_site, store_of, stored
 from tests.redis_servers import RedisServer
+from tests.terminals import run_on_terminal
 
 # From where to where: each of Django's, each of ours to another, and each of ours as a target.
 WAYS = [
@@ -420,17 +418,6 @@ def test_on_a_terminal_it_shows_a_progress_bar(site: None, tmp_path: Path) -> No
     sessions(DJANGOS["file"], 1, 2)
     environment = {**os.environ, "DJANGO_SETTINGS_MODULE": "tests.settings", "GSESSION_TEST_FILE_PATH": str(tmp_path)}
     args = [sys.executable, "-m", "django", "migrate_sessions", "--from", DJANGOS["file"], "--to", FILE]
-    ours, theirs = pty.openpty()
-    termios.tcsetwinsize(theirs, (24, 80))
-    with subprocess.Popen(args, env=environment, stdout=subprocess.PIPE, stderr=theirs, text=True) as process:
-        os.close(theirs)
-        shown = b""
-        try:
-            while part := os.read(ours, 4096):
-                shown += part
-        except OSError:  # how a terminal ends on Linux
-            pass
-        os.close(ours)
-        assert process.stdout is not None
-        assert process.stdout.read() == said(DJANGOS["file"], FILE, "Moved 2 sessions") + "\n"
+    printed, shown = run_on_terminal(args, environment)
+    assert printed == said(DJANGOS["file"], FILE, "Moved 2 sessions") + "\n"
     assert b" sessions [" in shown

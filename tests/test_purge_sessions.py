@@ -1,11 +1,9 @@
 """manage.py purge_sessions removes expired sessions and says what it did."""
 
 import os
-import pty
 import signal
 import subprocess
 import sys
-import termios
 import threading
 from collections.abc import Iterator
 from io import StringIO
@@ -19,6 +17,7 @@ from pytest_django import Settings
 from gsession_django import Disabled, StorageUnavailable
 from gsession_django.backends import file
 from tests import storages
+from tests.terminals import run_on_terminal
 
 FILE = "gsession_django.backends.file"
 
@@ -194,18 +193,7 @@ def test_without_a_terminal_it_prints_one_line(folder: Path) -> None:
 def test_on_a_terminal_it_shows_a_progress_bar(folder: Path) -> None:
     fill(live=0, expired=2)
     args, environment = command(folder)
-    ours, theirs = pty.openpty()
-    termios.tcsetwinsize(theirs, (24, 80))
-    with subprocess.Popen(args, env=environment, stdout=subprocess.PIPE, stderr=theirs, text=True) as process:
-        os.close(theirs)
-        shown = b""
-        try:
-            while part := os.read(ours, 4096):
-                shown += part
-        except OSError:  # how a terminal ends on Linux
-            pass
-        os.close(ours)
-        assert process.stdout is not None
-        assert process.stdout.read() == f"Removed 2 expired sessions of {FILE}.\n"
+    said, shown = run_on_terminal(args, environment)
+    assert said == f"Removed 2 expired sessions of {FILE}.\n"
     assert b" sessions/s]" in shown
     assert b" 0/2 " in shown, "what there is to remove was counted, so that the bar tells how long it takes"

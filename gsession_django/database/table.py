@@ -36,10 +36,10 @@ def available(method: Callable[Concatenate[Any, P], T]) -> Callable[Concatenate[
     def wrapper(self: HasTable, /, *args: P.args, **kwargs: P.kwargs) -> T:
         repeat = True
         while True:
-            connection = self.table.connection
             try:
                 return method(self, *args, **kwargs)
             except (InterfaceError, OperationalError) as error:
+                connection = self.table.connection
                 if not _is_unreachable(connection, error):
                     raise
                 if not repeat or connection.connection is None or self.table.in_transaction:

@@ -14,11 +14,10 @@ from django_redis.exceptions import ConnectionInterrupted
 from redis.exceptions import RedisError
 
 from gsession_django import serializers
-from gsession_django.moving.django_engines import expiry_age
+from gsession_django.moving.django_engines import cache_unavailable, expiry_age
 from gsession_django.moving.source import Found
 from gsession_django.redis.commands import escaped
 from gsession_django.session_map import EXPIRY_KEY
-from gsession_django.storage import StorageUnavailable
 
 T = TypeVar("T")
 
@@ -140,7 +139,4 @@ class CacheSource:
         try:
             return ask()
         except (RedisError, OSError, ConnectionInterrupted) as error:
-            raise StorageUnavailable(
-                f"The engine {self.name!r} cannot use its cache, which SESSION_CACHE_ALIAS names: "
-                f"{type(error).__name__}: {error}. See that its server runs, and that it can be reached."
-            ) from error
+            raise cache_unavailable(self.name, error) from error

@@ -53,6 +53,14 @@ def expiry_age(store: Any, expiry: Any) -> float | None:
         return None
 
 
+def cache_unavailable(engine: str, error: Exception) -> StorageUnavailable:
+    """Return what to raise where the cache that an engine uses does not answer."""
+    return StorageUnavailable(
+        f"The engine {engine!r} cannot use its cache, which SESSION_CACHE_ALIAS names: {type(error).__name__}: {error}"
+        ". See that its server runs, and that it can be reached."
+    )
+
+
 class DatabaseSource:
     """``django.contrib.sessions.backends.db`` and its subclasses.
 
@@ -140,10 +148,7 @@ class CachedDatabaseSource(DatabaseSource):
             # Of django-redis the client: the cache would leave a failure out, if IGNORE_EXCEPTIONS is set.
             getattr(cache, "client", cache).delete_many(keys)
         except Exception as error:  # each cache has its own
-            raise StorageUnavailable(
-                f"The engine {self.name!r} cannot use its cache, which SESSION_CACHE_ALIAS names: "
-                f"{type(error).__name__}: {error}. See that its server runs, and that it can be reached."
-            ) from error
+            raise cache_unavailable(self.name, error) from error
 
 
 class FileSource:
