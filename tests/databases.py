@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from django.db import connections
+from django.db import OperationalError, connections
 from django.db.backends.base.base import BaseDatabaseWrapper
 from django.db.backends.signals import connection_created
 from django.db.migrations.executor import MigrationExecutor
@@ -104,3 +104,22 @@ def sqlite_entry(folder: str | Path, **values: Any) -> dict[str, Any]:
 def options_for(alias: str, **options: Any) -> dict[str, Any]:
     """Return the settings of a site whose sessions are in a database."""
     return {"SESSION_ENGINE": ENGINE, "GSESSION": {"ENGINES": {ENGINE: {"using": alias, **options}}}}
+
+
+class Refusal:
+    """Lets the database undo a number of statements, as when it ends a deadlock: a wrapper for Django.
+
+    Args:
+        times: how many; from then on, how many are left.
+        word: what they begin with.
+    """
+
+    def __init__(self, times: int, word: str = "") -> None:
+        self.times = times
+        self._word = word
+
+    def __call__(self, execute: Any, sql: str, *args: Any) -> Any:
+        if sql.startswith(self._word) and self.times:
+            self.times -= 1
+            raise OperationalError(1213, "Deadlock found when trying to get lock; try restarting transaction")
+        return execute(sql, *args)

@@ -18,6 +18,7 @@ from gsession_django.backends.database import DatabaseStorage
 from gsession_django.models import Session
 from tests import databases
 from tests.database_servers import SERVERS, shared
+from tests.databases import Refusal
 from tests.engines import engine
 
 LOCKING = sorted(SERVERS)
@@ -236,26 +237,16 @@ def test_several_purges_at_once_remove_each_session_once(store_class: type[Sessi
     assert left(storage) == live(5)
 
 
-class Refusal:
-    """Lets the database refuse a number of deletions, as when it ends a deadlock."""
-
-    def __init__(self, times: int) -> None:
-        self.times = times
-
-    def __call__(self, execute: Any, sql: str, params: Any, many: bool, context: Any) -> Any:
-        if sql.startswith("DELETE") and self.times:
-            self.times -= 1
-            raise OperationalError(1213, "Deadlock found when trying to get lock; try restarting transaction")
-        return execute(sql, params, many, context)
-
-
 def test_a_batch_that_the_database_refuses_is_tried_again_and_not_for_ever(store_class: type[SessionStore]) -> None:
     storage = storage_of(store_class)
     fill(storage, live=1, expired=15)
-    with storage.table.connection.execute_wrapper(Refusal(9)):
+    with storage.table.connection.execute_wrapper(Refusal(99, "DELETE")):
         assert sum(storage.purge(10)) == 15
     fill(storage, live=0, expired=15)
-    with storage.table.connection.execute_wrapper(Refusal(10)), pytest.raises(OperationalError, match="Deadlock"):
+    with (
+        storage.table.connection.execute_wrapper(Refusal(100, "DELETE")),
+        pytest.raises(OperationalError, match="Deadlock"),
+    ):
         list(storage.purge(10))
     assert sum(storage.purge(10)) == 15
 
@@ -263,7 +254,7 @@ def test_a_batch_that_the_database_refuses_is_tried_again_and_not_for_ever(store
 def test_in_a_transaction_it_is_not_tried_again(store_class: type[SessionStore]) -> None:
     storage = storage_of(store_class)
     fill(storage, live=1, expired=1)
-    refusal = Refusal(2)
+    refusal = Refusal(2, "DELETE")
     with (
         storage.table.connection.execute_wrapper(refusal),
         pytest.raises(OperationalError),
@@ -276,7 +267,7 @@ def test_in_a_transaction_it_is_not_tried_again(store_class: type[SessionStore])
 def test_nor_where_nothing_is_committed_by_itself(store_class: type[SessionStore]) -> None:
     storage = storage_of(store_class)
     fill(storage, live=1, expired=1)
-    refusal, alias = Refusal(2), storage.table.alias
+    refusal, alias = Refusal(2, "DELETE"), storage.table.alias
     transaction.set_autocommit(False, alias)
     try:
         with storage.table.connection.execute_wrapper(refusal), pytest.raises(OperationalError):

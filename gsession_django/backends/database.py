@@ -98,7 +98,7 @@ class DatabaseStorage(Storage):
         """Read the row again, in a transaction for update: it may be shown there as it was when that began."""
         if not self.table.in_transaction:
             return self.table.read(sql.READ, session_id, now())
-        rows = self.table.rows.filter(id=session_id, expires__gt=now()).select_for_update()
+        rows = sql.live(self.table.rows, session_id, now()).select_for_update()
         return next(iter(rows.values_list("data", "version", "expires")), None)  # first() is a LIMIT: not on Oracle
 
     @available

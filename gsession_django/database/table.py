@@ -3,7 +3,7 @@
 import functools
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any, Concatenate, ParamSpec, Protocol, TypeVar
+from typing import Any, Concatenate, Final, ParamSpec, Protocol, TypeVar
 
 from django.db import InterfaceError, OperationalError, connections, router, transaction
 from django.db.backends.base.base import BaseDatabaseWrapper
@@ -14,6 +14,9 @@ from gsession_django.storage import StorageUnavailable
 
 P = ParamSpec("P")
 T = TypeVar("T")
+
+# How often a statement is tried that others get in the way of: each time one of them gets further.
+_ATTEMPTS: Final = 100
 
 _DATA: Any = Session._meta.get_field("data")
 _DATA_COLUMN = _DATA.get_col(Session._meta.db_table)
@@ -28,30 +31,44 @@ class HasTable(Protocol):
 def available(method: Callable[Concatenate[Any, P], T]) -> Callable[Concatenate[Any, P], T]:
     """Let a method raise StorageUnavailable where the database cannot be reached, and its other errors as they are.
 
-    If a connection breaks that was there, it is done once more on a new one, but for in a transaction. Each method can
-    be repeated, and what comes of the first try is not known: if it was a move, the visitor has not got the new key.
+    Outside a transaction it is done again, once if a connection breaks that was there, and some times if the database
+    has refused it because of what others did at that moment. Each method can be repeated, and what comes of the first
+    try is not known: if it was a move, the visitor has not got the new key.
     """
 
     @functools.wraps(method)
     def wrapper(self: HasTable, /, *args: P.args, **kwargs: P.kwargs) -> T:
-        repeat = True
+        reconnect, attempts = True, _ATTEMPTS
         while True:
             try:
                 return method(self, *args, **kwargs)
             except (InterfaceError, OperationalError) as error:
                 connection = self.table.connection
                 if not _is_unreachable(connection, error):
-                    raise
-                if not repeat or connection.connection is None or self.table.in_transaction:
+                    attempts -= 1
+                    if not attempts or not _is_conflict(error) or self.table.in_transaction:
+                        raise
+                    continue
+                if not reconnect or connection.connection is None or self.table.in_transaction:
                     raise StorageUnavailable(
                         f"The database of the sessions, DATABASES[{connection.alias!r}], cannot be reached: "
                         f"{' '.join(str(error).split())}. See that it runs, and that HOST, PORT, USER and PASSWORD are "
                         "right."
                     ) from error
             connection.close()
-            repeat = False
+            reconnect = False
 
     return wrapper
+
+
+def _is_conflict(error: Exception) -> bool:
+    """Whether the database has undone a statement because of another transaction, and asks to begin again.
+
+    That is a deadlock, and under a stricter isolation a row that has changed meanwhile.
+    """
+    cause = error.__cause__
+    state = getattr(cause, "sqlstate", None) or getattr(cause, "pgcode", None)  # psycopg 3 and psycopg2
+    return state in ("40001", "40P01") or error.args[:1] == (1213,)  # of MySQL and MariaDB
 
 
 def _is_unreachable(connection: BaseDatabaseWrapper, error: Exception) -> bool:

@@ -8,7 +8,7 @@ as happens on MariaDB, or a request holds them. What is left is for the next pur
 from collections.abc import Iterator
 from typing import Any, Final
 
-from django.db import OperationalError, transaction
+from django.db import transaction
 from django.db.models.expressions import RawSQL
 
 from gsession_django.database.statements import Sessions
@@ -17,8 +17,6 @@ from gsession_django.models import Session
 
 # Rows that are read at once where all are wanted.
 _PAGE: Final = 1000
-# How often a batch is tried.
-_ATTEMPTS: Final = 10
 
 
 def live_ids(table: SessionTable, now: int) -> Iterator[str]:
@@ -56,18 +54,9 @@ class _Walk:
     def count(self, now: int) -> int:
         return self.table.rows.filter(expires__lte=now).count()
 
-    def remove(self, now: int, batch_size: int) -> int:
-        """Remove a batch; again if the database refuses, as MariaDB does where it sees a deadlock of two purges."""
-        for _ in range(_ATTEMPTS - 1):
-            try:
-                return self._try_to_remove(now, batch_size)
-            except OperationalError:
-                if self.table.in_transaction:  # the refusal is that of the whole transaction
-                    raise
-        return self._try_to_remove(now, batch_size)
-
     @available
-    def _try_to_remove(self, now: int, batch_size: int) -> int:
+    def remove(self, now: int, batch_size: int) -> int:
+        """Remove a batch."""
         expired = self.table.rows.filter(expires__lte=now, expires__gte=self._passed).order_by("expires")
         next_batch = expired.values_list("expires", flat=True)[batch_size : batch_size + 1]
         until = next(iter(next_batch), None)
