@@ -119,7 +119,7 @@ def test_it_goes_by_the_index_on_the_expiry(store_class: type[SessionStore]) -> 
         with CaptureQueriesContext(connection) as captured:
             assert sum(storage.purge(10)) == 15
         searches = [query["sql"] for query in captured if "ORDER BY" in query["sql"]]
-        assert len(searches) == 4
+        assert len(searches) == {"postgresql": 2}.get(connection.vendor, 4)
         for search in searches:
             cursor.execute(f"EXPLAIN {'QUERY PLAN ' if connection.vendor == 'sqlite' else ''}{search}")
             plan = str(cursor.fetchall())
@@ -133,8 +133,8 @@ def test_a_batch_is_one_short_transaction(locking: tuple[str, type[SessionStore]
     with CaptureQueriesContext(storage.table.connection) as captured:
         list(storage.purge(10))
     verbs = [query["sql"].split()[0].rstrip(";") for query in captured]
-    finding = {"postgresql": [], "mariadb": ["SELECT"]}[kind]  # in the deletion itself, where the database allows that
-    assert verbs == 2 * ["SELECT", "BEGIN", *finding, "DELETE", "COMMIT"]
+    batch = {"postgresql": ["DELETE"], "mariadb": ["BEGIN", "SELECT", "DELETE", "COMMIT"]}[kind]
+    assert verbs == 2 * ["SELECT", *batch]
 
 
 def test_rows_that_somebody_has_locked_are_passed_over(locking: tuple[str, type[SessionStore]]) -> None:
@@ -171,28 +171,6 @@ def test_a_session_renewed_between_being_found_and_removed_stays(
         with storage.table.connection.execute_wrapper(renew_before):
             assert sum(storage.purge(10)) == 2
         assert left(storage) == live(1) | {"old-1"}
-
-
-def test_a_live_session_at_the_same_place_of_another_partition_stays(tmp_path: Path) -> None:
-    """PostgreSQL's rows are removed by where they are, which is another place in each partition by the same name."""
-    with engine("postgresql", tmp_path) as store_class:
-        storage = storage_of(store_class)
-        with storage.table.connection.cursor() as cursor:
-            cursor.execute("CREATE SCHEMA parts")
-            try:
-                cursor.execute("SET search_path = parts")
-                cursor.execute(
-                    "CREATE TABLE gsession_django_session (LIKE public.gsession_django_session) PARTITION BY HASH (id)"
-                )
-                for number in range(4):
-                    values = f"FOR VALUES WITH (MODULUS 4, REMAINDER {number})"
-                    cursor.execute(f"CREATE TABLE part{number} PARTITION OF gsession_django_session {values}")
-                fill(storage, live=50, expired=50)
-                assert sum(storage.purge(10)) == 50
-                assert left(storage) == live(50)
-            finally:
-                cursor.execute("SET search_path = public")
-                cursor.execute("DROP SCHEMA parts CASCADE")
 
 
 def test_more_than_a_batch_that_expired_at_one_moment_and_is_locked_is_passed_over(

@@ -9,11 +9,10 @@ from collections.abc import Iterator
 from typing import Any, Final
 
 from django.db import transaction
-from django.db.models.expressions import RawSQL
 
+from gsession_django.database import postgresql
 from gsession_django.database.statements import Sessions
 from gsession_django.database.table import SessionTable, available
-from gsession_django.models import Session
 
 # Rows that are read at once where all are wanted.
 _PAGE: Final = 1000
@@ -32,9 +31,11 @@ def purge(table: SessionTable, now: int, batch_size: int, dry_run: bool) -> Iter
     walk = _Walk(table)
     if dry_run:
         yield walk.count(now)
-        return
-    while not walk.done:
-        yield walk.remove(now, batch_size)
+    elif table.connection.vendor == "postgresql":
+        yield from postgresql.purge(table, now, batch_size)
+    else:
+        while not walk.done:
+            yield walk.remove(now, batch_size)
 
 
 class _Walk:
@@ -75,8 +76,6 @@ class _Walk:
 
     def _remove(self, now: int, batch: Sessions) -> int:
         connection = self.table.connection
-        if connection.vendor == "postgresql":
-            return self._remove_by_place(now, batch)
         ids: Any = batch.values("id")
         if not connection.features.allow_sliced_subqueries_with_in:
             ids = list(batch.values_list("id", flat=True))
@@ -85,15 +84,3 @@ class _Walk:
         # The condition once more, as one of them may have been renewed since it was found.
         rows = self.table.rows.filter(id__in=ids, expires__lte=now)
         return rows._raw_delete(connection.alias)  # delete() would look for relations, and for whom to tell
-
-    def _remove_by_place(self, now: int, batch: Sessions) -> int:
-        """Remove rows by where they are in the table, and not by the id, which takes most of the time: ids are random,
-        so that each is on another page of its index.
-        """
-        connection = self.table.connection
-        places = batch.values(place=RawSQL("ctid", ())).query
-        sql, parameters = places.get_compiler(connection=connection).as_sql()
-        table = connection.ops.quote_name(Session._meta.db_table)
-        with connection.cursor() as cursor:
-            cursor.execute(f"DELETE FROM {table} WHERE ctid = ANY(ARRAY({sql})) AND expires <= %s", (*parameters, now))
-            return int(cursor.rowcount)
