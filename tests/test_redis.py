@@ -262,8 +262,9 @@ def test_both_hashes_live_equally_long_and_move_together() -> None:
 # Round trips.
 
 
+@pytest.mark.parametrize("size", [10, 10_000])  # of a small session the script is sent what was read, not its digest
 @both_engines
-def test_round_trips(module: ModuleType) -> None:
+def test_round_trips(module: ModuleType, size: int) -> None:
     with site(module) as store_class:
         visitor(store_class)  # connections and scripts are warm
         warm = store_class(visitor(store_class, a=1))
@@ -279,7 +280,7 @@ def test_round_trips(module: ModuleType) -> None:
             last, before = count(), last
             return last - before
 
-        key = visitor(store_class, cart={}, user=1)
+        key = visitor(store_class, cart={}, user=1, text="x" * size)
         assert since() == 1, "first save"
         store = store_class(key)
         store.get("user")

@@ -1,6 +1,6 @@
 """Sessions in Redis, each as one string: the simplest, and what GoFrame's ``StorageRedis`` reads and writes too."""
 
-from typing import Any
+from typing import Any, Final
 
 from gsession_django.redis.commands import Batch, Command, Operation, digest
 from gsession_django.redis.move import REMEMBERED, beside
@@ -8,6 +8,16 @@ from gsession_django.redis.scripts import LEAVE_STRING, MOVE_STRING, REPLACE_STR
 from gsession_django.redis.storage import BaseRedisSessionStore, BaseRedisStorage, both
 from gsession_django.serializers import DecodeError
 from gsession_django.session_map import SessionMap
+
+# Bytes of a session up to which it is sent itself, to be compared: its digest takes both sides longer.
+_SHORT: Final = 1000
+# Is compared with in place of a session that was not read: what is stored comes back, as it is no session.
+_UNREAD: Final = b"(unread)"
+
+
+def _known(stored: bytes) -> bytes | str:
+    """Return what a script compares with what is stored."""
+    return stored if len(stored) <= _SHORT else digest(stored)
 
 
 class RedisStorage(BaseRedisStorage):
@@ -45,12 +55,13 @@ class RedisStorage(BaseRedisStorage):
 
     def _apply(self, session_id: str, session: SessionMap, ttl: int) -> Operation[bool]:
         (key,) = self._keys(session_id)
+        known: bytes | str
         if session.cleared:
-            known, stored = "*", self.encode(session.as_dict())
+            known, stored = b"*", self.encode(session.as_dict())
         elif session.version is None:
-            known, stored = "", b""
+            known, stored = _UNREAD, b""
         else:
-            known, stored = digest(session.version), self.encode(session.as_dict())
+            known, stored = _known(session.version), self.encode(session.as_dict())
         expiry: int | str = ttl
         while True:
             reply = self._changed((yield self._change(REPLACE_STRING((key,), known, stored, expiry))))
@@ -62,7 +73,7 @@ class RedisStorage(BaseRedisStorage):
             except DecodeError:  # nobody can load it: it is gone
                 return False
             expiry = ttl if session.renews_ttl(current) else ""
-            known, stored = digest(reply), self.encode(session.merged_onto(current))
+            known, stored = _known(reply), self.encode(session.merged_onto(current))
 
     # Moving in a cluster.
 

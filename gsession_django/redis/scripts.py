@@ -9,11 +9,11 @@ from gsession_django.redis.commands import Script
 
 # A session in one string.
 
-# Stores the new session if the old one is what was read, and otherwise answers what there is.
+# Stores the new session if the old one is what was read, itself or its digest, and otherwise answers what there is.
 REPLACE_STRING = Script("""
 local stored = redis.call('GET', KEYS[1])
 if not stored then return 0 end
-if ARGV[1] ~= '*' and ARGV[1] ~= redis.sha1hex(stored) then return stored end
+if ARGV[1] ~= stored and ARGV[1] ~= '*' and ARGV[1] ~= redis.sha1hex(stored) then return stored end
 if ARGV[3] == '' then
     redis.call('SET', KEYS[1], ARGV[2], 'KEEPTTL')
 elseif tonumber(ARGV[3]) > 0 then
@@ -24,8 +24,10 @@ end
 return 1
 """)
 MOVE_STRING = Script("""
+local moved = redis.pcall('RENAMENX', KEYS[1], KEYS[2])
+if type(moved) == 'number' then return moved end
 if redis.call('EXISTS', KEYS[1]) == 0 then return redis.call('EXISTS', KEYS[2]) end
-return redis.call('RENAMENX', KEYS[1], KEYS[2])
+return moved
 """)
 # A session in two hashes.
 
