@@ -28,7 +28,7 @@ WAYS = [
     (DJANGOS["cache"], OURS["redis"]),
     (OURS["redis_hash"], OURS["database"]),
 ]
-ROUNDS = 8
+KILLS = 8
 NEW = 30  # sessions in each round
 
 each_way = pytest.mark.parametrize(("source", "target"), WAYS)
@@ -165,12 +165,15 @@ def kill_at_random(parent: Parent, folder: Path, seed: int, source: str, target:
         begin = time.monotonic()
         assert not was_killed(os.waitpid(start(), 0)[1])
         lifetime = time.monotonic() - begin
-        for _ in range(ROUNDS):
+        while kills < KILLS or None not in keys.values():
             pids = [start(), fork(run, [])]
             time.sleep(chance.uniform(0, lifetime))
             for pid in pids:
                 os.kill(pid, signal.SIGKILL)
-            kills += sum(was_killed(os.waitpid(pid, 0)[1]) for pid in pids)
+            killed = sum(was_killed(os.waitpid(pid, 0)[1]) for pid in pids)
+            if not killed:  # the first run took longer than those since
+                lifetime /= 2
+            kills += killed
             there = [key for key in keys if is_there(source, key)]
             for key in chance.sample(there, min(len(there), 3)):
                 if sign_out(source, target, key):
@@ -178,7 +181,7 @@ def kill_at_random(parent: Parent, folder: Path, seed: int, source: str, target:
         migrate(source, target)
         check(target, keys)
         assert not any(is_there(source, key) for key in keys)
-        parent.say((kills, sum(number is None for number in keys.values())))
+        parent.say()
 
 
 @each_way
@@ -188,6 +191,4 @@ def test_two_at_once_that_are_killed_at_random_are_completed_by_the_next_run(
     seed = int(os.environ.get("GSESSION_TEST_SEED") or random.randrange(10**9))
     print(f"GSESSION_TEST_SEED={seed} makes the same choices again")  # which pytest shows when this fails
     with Worker(tmp_path, kill_at_random, tmp_path, seed, source, target) as killer:
-        kills, ended = killer.hear()
-    assert kills >= ROUNDS / 2
-    assert ended > 0
+        killer.hear()
