@@ -13,7 +13,7 @@ from typing import Final
 from gsession_django.database.table import SessionTable, available
 from gsession_django.models import Session
 
-# Rows that are looked up at once, at most, which the client has as some 15 MB of text. They become more each time: for
+# Rows that are looked up at once, at most, which the client has as 12 MB of text. They become more each time: for
 # the first few PostgreSQL takes the index, even where its statistics are those from before a purge.
 _MOST: Final = 1_000_000
 _FACTOR: Final = 10
