@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Final
 
 from django.conf import settings
 from django.core.signals import setting_changed
@@ -28,6 +28,8 @@ class Conf:
 KEYS = {"ENGINES": "engines", "TOUCH_INTERVAL": "touch_interval", "FALLBACK_ENGINE": "fallback_engine"}
 
 _conf: Conf | None = None
+# Where Django keeps each of its settings that was asked for, for as long as it holds.
+_kept: Final = vars(settings)
 
 
 def conf() -> Conf:
@@ -37,6 +39,14 @@ def conf() -> Conf:
         given = getattr(settings, "GSESSION", {})
         _conf = Conf(**{KEYS[key]: value for key, value in given.items() if key in KEYS})
     return _conf
+
+
+def django_setting(name: str) -> Any:
+    """Return a setting of Django's, as ``settings`` has it, which takes a microsecond to look in the same place."""
+    try:
+        return _kept[name]
+    except KeyError:
+        return getattr(settings, name)
 
 
 def _forget(*, setting: str, **kwargs: Any) -> None:

@@ -17,7 +17,7 @@ Age = Callable[[], int]
 
 RESERVED_KEY: Final = "_gsession"
 """What a per-key storage is given to keep where a session has no pairs. No user ever sees it."""
-MOVING_KEY: Final = "_gsession_moving."
+MOVING_KEY: Final = RESERVED_KEY + "_moving."
 """Begins the keys that a session has only while it is moved here (``moving/steps.py``). No user ever sees them."""
 BEGUN: Final = "begun"
 """Under such a key: it may have ended where it is moved from. Only who looks there knows, so till then it is none."""
@@ -45,13 +45,14 @@ def load(engine: Engine, session_id: str, age: Age, moving: bool = False) -> Ope
     else:
         session = SessionMap(found)
         session.partial = not session and "get" in engine.able
-    if _needs_a_pair(engine):
-        session.hide(RESERVED_KEY)
-    if not moving and (keys := session.held(MOVING_KEY)):
-        if BEGUN in map(session.get, keys):
-            return None
-        for key in keys:
-            session.hide(key)
+    if keys := session.held(RESERVED_KEY):
+        if _needs_a_pair(engine):
+            session.hide(RESERVED_KEY)
+        if not moving and (keys := list(filter(is_moving, keys))):
+            if BEGUN in map(session.get, keys):
+                return None
+            for key in keys:
+                session.hide(key)
     return session
 
 

@@ -126,11 +126,8 @@ class SessionMap(MutableMapping[str, Any]):
         except KeyError:
             if not self._may_have(key):
                 raise
-            self._fetch(key)
-            value = self._values[key]
-        if type(value) in _SCALARS:
-            return value
-        return self._hand_out(key, value)
+            value = MISSING
+        return value if type(value) in _SCALARS else self._hand_out(key, value)
 
     def get(self, key: str, default: Any = None) -> Any:
         value = self._values.get(key, MISSING)
@@ -138,11 +135,14 @@ class SessionMap(MutableMapping[str, Any]):
             return value
         if value is MISSING and not (self.partial and self._may_have(key)):
             return default
-        return super().get(key, default)
+        try:
+            return self._hand_out(key, value)
+        except KeyError:
+            return default
 
     def _hand_out(self, key: str, value: Any) -> Any:
         """Return a value that is not held yet, or that the caller might change in place."""
-        if value is UNFETCHED:
+        if value is UNFETCHED or value is MISSING:
             self._fetch(key)
             value = self._values[key]
         if type(value) is Encoded:
@@ -271,7 +271,10 @@ class SessionMap(MutableMapping[str, Any]):
     def lacks(self, key: str | None) -> bool:
         """Whether `key`, or with ``None`` anything at all, would have to be fetched to be used."""
         if key is None:
-            return self.partial or UNFETCHED in self._values.values()
+            for value in tuple(self._values.values()):  # not with `in`, which asks each value whether it is equal
+                if value is UNFETCHED:
+                    return True
+            return self.partial
         return self._values[key] is UNFETCHED if key in self._values else self._may_have(key)
 
     def hide(self, key: str) -> None:

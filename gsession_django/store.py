@@ -15,7 +15,7 @@ from django.utils.functional import cached_property
 from django.utils.module_loading import import_string
 
 from gsession_django import operations
-from gsession_django.conf import conf
+from gsession_django.conf import conf, django_setting
 from gsession_django.engine import ENGINES, UNABLE, Engine, Operation, engine_of
 from gsession_django.moving import fallback
 from gsession_django.session_map import EXPIRY_KEY, SessionMap
@@ -214,6 +214,10 @@ class SessionStore(SessionBase):
             if not session.lacks(None):
                 session.source = None  # the two would keep each other alive until the garbage collector comes
 
+    def get_session_cookie_age(self) -> int:
+        age: int = django_setting("SESSION_COOKIE_AGE")
+        return age
+
     def _ttl_of(self, expiry: Any) -> int:
         """Return what a session lives from now on, in whole seconds, if `expiry` is what ``set_expiry()`` was given."""
         if type(self).get_expiry_age is SessionBase.get_expiry_age:
@@ -322,7 +326,7 @@ class SessionStore(SessionBase):
 
     def _may_wait(self, session: SessionMap, ttl: int) -> bool:
         """Whether the touch is one that only ``SESSION_SAVE_EVERY_REQUEST`` asked for, and not due yet."""
-        if self._modified or not settings.SESSION_SAVE_EVERY_REQUEST or session.ttl_left is None:
+        if self._modified or not django_setting("SESSION_SAVE_EVERY_REQUEST") or session.ttl_left is None:
             return False
         return 0 <= ttl - session.ttl_left < min(conf().touch_interval, ttl / 10)
 

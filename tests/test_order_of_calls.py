@@ -74,6 +74,9 @@ class TestWholeMapStorage:
         assert not request.modified
         assert site.calls() == []
 
+    def test_a_key_that_others_are_given_to_keep_is_a_visitors_here(self, site: Site) -> None:
+        assert site.request(site.visitor(**{RESERVED_KEY: 1}))[RESERVED_KEY] == 1
+
     def test_a_session_that_is_not_touched_is_not_read(self, site: Site) -> None:
         request = site.request(site.visitor(key=1))
         assert not request.modified

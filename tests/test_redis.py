@@ -158,7 +158,7 @@ def test_a_hash_writes_only_what_changed() -> None:
         assert stored(store_class, store.session_key) == {"one": 10, "two": 20}
 
 
-@pytest.mark.parametrize("key", ["", "ÿ", "\ud800", "_gsession", "a:large"])
+@pytest.mark.parametrize("key", ["", "ÿ", "\ud800", "_gsession", "_gsession_note", "a:large"])
 def test_no_key_collides_with_the_bookkeeping(key: str) -> None:
     with site(redis_hash) as store_class:
         session_key = visitor(store_class, **{key: [1]})

@@ -73,6 +73,19 @@ async def aname_of(key: str) -> Any:
     return await redis_engine.SessionStore(key).aget("name")
 
 
+def the_client() -> RedisClient:
+    client: RedisClient = redis_engine.SessionStore.get_storage().client  # type: ignore[attr-defined]
+    return client
+
+
+def idle_of(exchange: Any) -> Any:
+    """Return the connection that an exchange is going to use next."""
+    if isinstance(exchange, Kept | AsyncKept):
+        return exchange._idle[0]
+    pool = exchange._pool
+    return pool._connections[0] if isinstance(exchange, Ordinary) else pool._available_connections[0]
+
+
 # A reply that comes late.
 
 
@@ -176,26 +189,53 @@ def test_a_reply_that_lies_unread_on_an_idle_connection_is_nobodys(client: str) 
     def wait_for(sock: Any) -> None:
         assert select.select([sock], [], [], PATIENCE)[0], "the server has not answered"
 
-    def idle_of(exchange: Any) -> Any:
-        if isinstance(exchange, Kept | AsyncKept):
-            return exchange._idle[0]
-        pool = exchange._pool
-        return pool._connections[0] if isinstance(exchange, Ordinary) else pool._available_connections[0]
-
     async def use(ada: str, bob: str) -> None:
         assert await aname_of(bob) == "bob"
-        connection = idle_of(redis_client._of_loops[asyncio.get_running_loop()][0])
+        connection = idle_of(the_client()._of_loops[asyncio.get_running_loop()][0])
         connection._writer.write(surplus(ada))
         wait_for(connection._writer.get_extra_info("socket"))  # the loop stands still
         assert await aname_of(bob) == "bob"
 
     with site(client) as (ada, bob):
-        redis_client: RedisClient = redis_engine.SessionStore.get_storage().client  # type: ignore[attr-defined]
-        connection = idle_of(redis_client._exchange)
+        connection = idle_of(the_client()._exchange)
         connection._sock.sendall(surplus(ada))
         wait_for(connection._sock)
         assert name_of(bob) == "bob"
         asyncio.run(use(ada, bob))
+
+
+@every_client
+def test_a_reply_too_many_that_came_with_the_last_one_is_nobodys(client: str, proxy: Proxy) -> None:
+    """What Ada's load was answered, once more, in one piece with it, so that a parser holds it."""
+
+    def twice(number: int, data: bytes) -> Passed:
+        proxy.on_reply = lambda number, data: (data, False)
+        return data * 2, False
+
+    async def use(ada: str, bob: str) -> None:
+        assert await aname_of(bob) == "bob"
+        proxy.on_reply = twice
+        assert await aname_of(ada) == "ada"
+        assert await aname_of(bob) == "bob"
+
+    with site(client, proxy.url()) as (ada, bob):
+        proxy.on_reply = twice
+        assert name_of(ada) == "ada"
+        assert name_of(bob) == "bob"
+        asyncio.run(use(ada, bob))
+
+
+@pytest.mark.parametrize("client", ["kept, RESP3", "ordinary, RESP3"])
+def test_what_the_server_tells_of_its_own_accord_is_no_reply(client: str) -> None:
+    """With CLIENT TRACKING it tells who has read a key of its being written, here in the middle of the replies."""
+    batch = Batch(
+        ("CLIENT", "TRACKING", "ON"), ("SET", "told", 1), ("GET", "told"), ("SET", "told", 2), ("GET", "told")
+    )
+    expected = [b"OK", b"OK", b"1", b"OK", b"2"]
+    with site(client) as (ada, _):
+        assert the_client().send(batch) == expected
+        assert name_of(ada) == "ada"
+        assert asyncio.run(the_client().asend(batch)) == expected
 
 
 # An exception between any two lines.
@@ -362,6 +402,52 @@ def wait_until_connections_are(number: int, server: RedisServer) -> None:
         while len(control.client_list(_type="normal")) - 1 != number:
             assert time.monotonic() < deadline, control.client_list(_type="normal")
             time.sleep(0.01)  # nothing tells when the server has seen it
+
+
+@pytest.mark.parametrize("client", ["kept, RESP3", "ordinary, RESP3"])
+def test_a_connection_that_is_to_be_checked_is(client: str) -> None:
+    """health_check_interval: redis-py sends a PING first where there has been no reply for longer."""
+
+    def pings() -> int:
+        with shared().client() as other:
+            commands: Any = other.info("commandstats")
+        return int(commands.get("cmdstat_ping", {"calls": 0})["calls"])
+
+    def let_it_be_over(connection: Any) -> None:
+        connection.next_health_check = 0
+
+    with site(client, CONNECTION_POOL_KWARGS={"health_check_interval": 3600}) as (ada, _):
+        let_it_be_over(idle_of(the_client()._exchange))
+        before = pings()
+        assert name_of(ada) == "ada"
+        assert pings() == before + 1
+
+        async def use() -> None:
+            assert await aname_of(ada) == "ada"
+            let_it_be_over(idle_of(the_client()._of_loops[asyncio.get_running_loop()][0]))
+            before = pings()
+            assert await aname_of(ada) == "ada"
+            assert pings() == before + 1
+
+        asyncio.run(use())
+
+
+def test_a_kept_connection_that_the_server_wants_to_be_rid_of_is_opened_anew() -> None:
+    """redis-py marks it when a server that is to be maintained has said so."""
+    who = Batch(("CLIENT", "ID"))
+    with site("kept, RESP3"):
+        before = the_client().send(who)
+        idle_of(the_client()._exchange).mark_for_reconnect()
+        after = the_client().send(who)
+        assert before != after == the_client().send(who)
+
+        async def use() -> None:
+            before = await the_client().asend(who)
+            idle_of(the_client()._of_loops[asyncio.get_running_loop()][0]).mark_for_reconnect()
+            after = await the_client().asend(who)
+            assert before != after == await the_client().asend(who)
+
+        asyncio.run(use())
 
 
 @every_client

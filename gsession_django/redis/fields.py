@@ -9,8 +9,9 @@ from gsession_django.serializers import logger
 from gsession_django.session_map import UNFETCHED, Encoded
 
 MARK: Final = b"\xff"
-"""No user's key begins with this byte, as it is in no UTF-8. Alone it names the field that keeps a session without keys
-alive; before a key, one that says that the value is among the large ones.
+"""No user's key begins with this byte: it is in no UTF-8. As no byte is greater, what begins with it is greater than
+any key. Alone it names the field that keeps a session without keys alive; before a key, one that says that the value
+is among the large ones.
 """
 
 
@@ -40,18 +41,25 @@ def values_of(stored: Mapping[bytes, bytes]) -> dict[str, Any]:
     A field that no key of ours has is left out, and logged.
     """
     try:
-        return {field.decode(): Encoded(value) for field, value in stored.items() if field != MARK}
-    except UnicodeDecodeError:  # a value is large, or a key is odd
-        values: dict[str, Any] = {}
+        values: dict[str, Any] = {field.decode(): Encoded(value) for field, value in stored.items() if field < MARK}
+    except UnicodeDecodeError:  # a key is odd
+        values = {}
         for field, value in stored.items():
-            if field != MARK:
-                try:
-                    key = key_of(field.removeprefix(MARK))
-                except UnicodeDecodeError:
-                    logger.warning("The session field %r is dropped: it is no key.", field)
-                else:
-                    values[key] = UNFETCHED if field[:1] == MARK else Encoded(value)
-        return values
+            if field < MARK and (key := _key_or_none(field)) is not None:
+                values[key] = Encoded(value)
+    if len(values) + (MARK in stored) < len(stored):
+        for field in stored:
+            if field > MARK and (key := _key_or_none(field)) is not None:
+                values[key] = UNFETCHED
+    return values
+
+
+def _key_or_none(field: bytes) -> str | None:
+    try:
+        return key_of(field.removeprefix(MARK))
+    except UnicodeDecodeError:
+        logger.warning("The session field %r is dropped: it is no key.", field)
+        return None
 
 
 def digest_of(stored: bytes | None) -> str:

@@ -2,9 +2,6 @@
 
 import asyncio
 import builtins
-import select
-import socket
-import struct
 import threading
 import time
 import weakref
@@ -28,6 +25,7 @@ from gsession_django.redis.exchange import (
     may_repeat,
     talk,
 )
+from gsession_django.redis.line import line_of
 
 # What connections are kept of: not what a site has written itself, or what needs its pool between two operations.
 _KEPT_POOLS: Final = (
@@ -103,12 +101,9 @@ class _Kept:
         end = time.monotonic()
         self._ask_at = end + max(_NAMED_FOR, 10 * (end - start))
 
-    def _has_to_go(self, connection: Any) -> bool:
-        """Whether the server asked to connect anew, or Sentinel has named another one since."""
-        if self._follows_master and self._pool.master_address != (connection.host, connection.port):
-            return True
-        asked: bool = connection.should_reconnect()
-        return asked
+    def _is_replaced(self, connection: Any) -> bool:
+        """Whether Sentinel has named another server since this one was connected to."""
+        return bool(self._pool.master_address != (connection.host, connection.port))
 
 
 class Kept(_Kept):
@@ -123,9 +118,9 @@ class Kept(_Kept):
             if not (kept and self._is_clean(connection)):
                 connection.disconnect()
                 connection.connect()
-                _settle(connection)
+                connection.line = line_of(connection)
             try:
-                replies = (talk if connection.has_unread is None else _talk_quickly)(connection, batch)
+                replies = talk(connection, batch) if (line := connection.line) is None else line.talk(batch)
             except (ConnectionError, TimeoutError) as error:
                 if not may_repeat(batch, connection, error):
                     raise
@@ -133,7 +128,7 @@ class Kept(_Kept):
                 replies = connection.retry.call_with_retry(
                     lambda: connect_and_talk(connection, batch), lambda error: connection.disconnect()
                 )
-                _settle(connection)
+                connection.line = line_of(connection)
         except BaseException:
             connection.disconnect()
             self._closed.append(connection)
@@ -157,54 +152,12 @@ class Kept(_Kept):
                 with suppress(RedisError, OSError):  # the master may be there without them
                     self._pool.get_master_address()
                 self._asked(start)
-            look = connection.has_unread or connection.can_read
-            return not (look() or self._has_to_go(connection))
+            unread = connection.can_read() if (line := connection.line) is None else line.has_unread()
+            if unread or connection.should_reconnect():  # the server asked for that
+                return False
+            return not (self._follows_master and self._is_replaced(connection))
         except (RedisError, OSError):
             return False
-
-
-def _settle(connection: Any) -> None:
-    """Make an open connection quick to use.
-
-    Python asks the kernel whether a socket with a timeout is ready before each call; a kernel that keeps the timeout
-    itself needs no asking. And redis-py's ``can_read()`` makes what it polls with anew each time, which takes longer
-    than to poll. Both are left as they are where the socket is not a plain one of Python's, but TLS's or gevent's.
-    """
-    connection.has_unread = None
-    sock, has_data = connection._sock, getattr(getattr(connection._parser, "_reader", None), "has_data", None)
-    plain = type(sock) is socket.socket and socket.socket.__module__ == "socket"
-    if not plain or has_data is None or connection.health_check_interval:
-        return
-    if timeout := connection.socket_timeout:
-        seconds, fraction = divmod(timeout, 1)
-        kernels = struct.pack("@ll", int(seconds), max(1, int(fraction * 1_000_000)))
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, kernels)
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, kernels)
-        sock.settimeout(None)
-    poll = select.poll()
-    poll.register(sock, select.POLLIN)
-    connection.has_unread = lambda: poll.poll(0) or has_data()
-
-
-def _talk_quickly(connection: Any, batch: Batch) -> list[Any]:
-    """The same on a connection that is settled: the connection's own way to read a short reply takes three times as
-    long as the parser's.
-    """
-    try:
-        connection._sock.sendall(batch.packed())
-        read = connection._parser.read_response
-        replies = [read(disable_decoding=True) for _ in batch.commands]
-    except (ConnectionError, OSError) as error:
-        if isinstance(error, BlockingIOError) or isinstance(error.__context__, BlockingIOError):
-            # Which is how the kernel says that the time is over.
-            raise TimeoutError(f"no answer within {connection.socket_timeout:g} seconds") from error
-        if isinstance(error, OSError):
-            raise ConnectionError(f"{type(error).__name__}: {error}") from error
-        raise
-    for reply in replies:
-        if isinstance(reply, ResponseError):
-            looked_at(reply)
-    return replies
 
 
 class AsyncKept(_Kept):
@@ -243,7 +196,9 @@ class AsyncKept(_Kept):
                     await self._pool.get_master_address()
                 self._asked(start)
             # redis-py looks at what the event loop has read; what came while the loop stood still is in the socket.
-            return not (await connection.can_read() or has_unread(connection) or self._has_to_go(connection))
+            if await connection.can_read() or has_unread(connection) or connection.should_reconnect():
+                return False
+            return not (self._follows_master and self._is_replaced(connection))
         except (RedisError, OSError):
             return False
 
