@@ -106,9 +106,6 @@ class SessionMap(MutableMapping[str, Any]):
         self.source: Source | None = None
         # Keys that are known not to be stored, while others may be.
         self._absent: frozenset[str] = frozenset()
-        self._saved_as_is()
-
-    def _saved_as_is(self) -> None:
         # What was stored under the keys that the request assigned or deleted.
         self._originals: dict[str, Any] = {}
         # The encoding, as it was read, of each value that can be changed in place and that somebody holds by now.
@@ -223,10 +220,9 @@ class SessionMap(MutableMapping[str, Any]):
 
     def clear(self) -> None:
         """Drop everything, stored or not, without looking at it."""
-        self._values = {}
-        self._saved_as_is()
-        self.cleared = True
-        self.partial = False
+        self._values, self._originals, self._snapshots = {}, {}, {}
+        self._watched, self._merged = None, False
+        self.cleared, self.partial = True, False
 
     def __repr__(self) -> str:
         return f"SessionMap({self._values!r})"

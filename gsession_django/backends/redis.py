@@ -26,7 +26,7 @@ class RedisStorage(BaseRedisStorage):
     move_script = MOVE_STRING
 
     def _get_session(self, session_id: str, ttl: int, data: Any = None) -> Operation[SessionMap | None]:
-        (key,) = self._keys(session_id)
+        key = self._key(session_id)
         stored, left = yield Batch(("GET", key), ("PTTL", key))
         if stored is None or left == -2:  # it expired between the two
             return None
@@ -42,7 +42,7 @@ class RedisStorage(BaseRedisStorage):
         return data
 
     def _update_ttl(self, session_id: str, ttl: int) -> Operation[bool]:
-        (key,) = self._keys(session_id)
+        key = self._key(session_id)
         (renewed,) = yield Batch(("EXPIRE", key, ttl))
         return bool(renewed)
 
@@ -50,11 +50,11 @@ class RedisStorage(BaseRedisStorage):
         stored = session.version = self.encode(session.as_dict())
         if ttl <= 0:
             return not (yield from self._exists(session_id))
-        (key,) = self._keys(session_id)
+        key = self._key(session_id)
         return self._changed((yield self._change(("SET", key, stored, "EX", ttl, "NX")))) is not None
 
     def _apply(self, session_id: str, session: SessionMap, ttl: int) -> Operation[bool]:
-        (key,) = self._keys(session_id)
+        key = self._key(session_id)
         known: bytes | str
         if session.cleared:
             known, stored = b"*", self.encode(session.as_dict())
@@ -78,14 +78,14 @@ class RedisStorage(BaseRedisStorage):
     # Moving in a cluster.
 
     def _leave(self, session_id: str, new_id: str, copied: bytes | None = None) -> Command:
-        (key,) = self._keys(session_id)
+        key = self._key(session_id)
         return LEAVE_STRING((key, beside(key)), new_id, REMEMBERED, "" if copied is None else digest(copied))
 
     def _read(self, reply: bytes) -> bytes:
         return reply
 
     def _copy(self, new_id: str, session: bytes, ttl: int) -> Command:
-        (key,) = self._keys(new_id)
+        key = self._key(new_id)
         return "SET", key, session, "EX", ttl, "NX"
 
     get_session, aget_session = both(_get_session)

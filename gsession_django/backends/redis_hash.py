@@ -24,7 +24,7 @@ class RedisHashStorage(BaseRedisStorage):
     move_script = MOVE_HASH
 
     def _keys(self, session_id: str) -> tuple[str, ...]:
-        key = f"{self._before}{session_id}}}"
+        key = self._key(session_id)
         large = f"{key}:large"
         # While a slot is on its way to another node of a cluster, a script there fails half way where it makes a key
         # that it has removed. It is not begun if one of its keys is not there, and with a session the third never is.
@@ -33,7 +33,7 @@ class RedisHashStorage(BaseRedisStorage):
     # Reading.
 
     def _get_session(self, session_id: str, ttl: int, data: Any = None) -> Operation[SessionMap | None]:
-        key = self._keys(session_id)[0]
+        key = self._key(session_id)
         fields, left = yield Batch(("HGETALL", key), ("PTTL", key))
         if not fields or left == -2:  # it expired between the two
             return None

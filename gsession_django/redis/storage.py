@@ -75,20 +75,23 @@ class BaseRedisStorage(Storage):
         # In a cluster: what requests have read, for as long as they hold it.
         self._held = Held() if entry.is_cluster else None
         self._before, self._after = entry.key_prefix + self.around[0] + prefix, self.around[1]
-        key = self._keys("0")[0]
+        key = self._key("0")
         if entry.is_cluster and key_slot(beside(key).encode()) != key_slot(key.encode()):
             raise ImproperlyConfigured(
                 f"{entry}: the keys of sessions would be like {key!r}, whose braces keep what belongs to one from "
                 "being in the same slot of the cluster. Take them out of KEY_PREFIX and of the engine's option prefix."
             )
 
+    def _key(self, session_id: str) -> str:
+        """Return the key without which there is no session."""
+        return f"{self._before}{session_id}{self._after}"
+
     def _keys(self, session_id: str) -> tuple[str, ...]:
-        """Return the keys that a session has, the one without which there is no session first."""
-        return (f"{self._before}{session_id}{self._after}",)
+        """Return the keys that a session has, that one first."""
+        return (self._key(session_id),)
 
     def _exists(self, session_id: str) -> Operation[bool]:
-        key = self._keys(session_id)[0]
-        (there,) = yield Batch(("EXISTS", key))
+        (there,) = yield Batch(("EXISTS", self._key(session_id)))
         return bool(there)
 
     def _remove_all(self, session_id: str) -> Operation[None]:
