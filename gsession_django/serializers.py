@@ -96,6 +96,14 @@ def decode(data: bytes) -> Any:
         raise DecodeError(f"SESSION_SERIALIZER = {settings.SESSION_SERIALIZER!r} cannot read it: {error}") from error
 
 
+def keeps_text() -> bool:
+    """Return whether everybody may read what the serializer makes of text, so that a storage may keep text itself.
+
+    That is known of Django's ``JSONSerializer`` alone. What another one makes of it may be no secret, or may be one.
+    """
+    return type(_serializer or _load()) is _KeptJSONSerializer
+
+
 def _forget(*, setting: str, **kwargs: Any) -> None:
     global _serializer
     if setting == "SESSION_SERIALIZER":

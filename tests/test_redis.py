@@ -24,6 +24,7 @@ from gsession_django.checks import check_deployment, check_settings
 from gsession_django.redis.client import RedisClient
 from gsession_django.redis.commands import Batch
 from gsession_django.redis.exchange import Exchange
+from gsession_django.redis.fields import MARK
 from gsession_django.redis.kept import AsyncKept, Kept
 from gsession_django.redis.leased import Ordinary
 from gsession_django.redis.storage import BaseRedisStorage
@@ -153,7 +154,7 @@ def test_a_hash_writes_only_what_changed() -> None:
         store = store_class(visitor(store_class, one=1, two=2))
         name = client.keys(f"*{store.session_id}*")[0]
         store["one"] = 10
-        client.hset(name, "two", "20")
+        client.hset(name, "two", MARK + b"20")
         store.save()
         assert stored(store_class, store.session_key) == {"one": 10, "two": 20}
 

@@ -6,12 +6,23 @@ from collections.abc import Mapping
 from typing import Any
 
 from gsession_django.redis.commands import Batch, Command, Operation, digest
-from gsession_django.redis.fields import MARK, digest_of, field_of, flat, key_of, pairs, values_of
+from gsession_django.redis.fields import (
+    MARK,
+    digest_of,
+    field_of,
+    flat,
+    key_of,
+    pairs,
+    stored_as,
+    stored_of,
+    value_of,
+    values_of,
+)
 from gsession_django.redis.move import REMEMBERED, beside
 from gsession_django.redis.scripts import APPLY_HASH, CREATE_HASH, LEAVE_HASH, MOVE_HASH, READ_HASH, TOUCH_HASH
 from gsession_django.redis.storage import BaseRedisSessionStore, BaseRedisStorage, both
 from gsession_django.serializers import DecodeError, logger
-from gsession_django.session_map import EXPIRY_KEY, MISSING, SessionMap
+from gsession_django.session_map import EXPIRY_KEY, MISSING, Encoded, SessionMap
 
 
 class RedisHashStorage(BaseRedisStorage):
@@ -49,13 +60,15 @@ class RedisHashStorage(BaseRedisStorage):
         field = field_of(key)
         stored = yield Batch(("HGET", large, field), ("HGET", small, field))
         found = stored[1] if stored[0] is None else stored[0]
-        return None if found is None else self.decode(found)
+        if found is None or (value := value_of(key, found)) is MISSING:
+            return None
+        return self.decode(value) if type(value) is Encoded else value
 
     def _get_map(self, session_id: str) -> Operation[dict[str, Any]]:
         keys = self._keys(session_id)
         ((small, large),) = yield Batch(READ_HASH(keys))
         fields = {field: value for part in (small, large) for field, value in pairs(part) if field[:1] != MARK}
-        found = {key: self._value(key, value) for key, value in values_of(fields).items()}
+        found = {key: self._decoded(key, value) for key, value in values_of(fields).items()}
         return {key: value for key, value in found.items() if value is not MISSING}
 
     # Writing.
@@ -75,9 +88,9 @@ class RedisHashStorage(BaseRedisStorage):
             for key, value in changed.items():
                 if isinstance(value, dict) and type(key) is str and (was := session.read_as(key)) is not None:
                     field = field_of(key)
-                    merged[field] = digest_of(was), others.pop(field)
+                    merged[field] = digest_of(stored_as(was)), others.pop(field)
         renews = session.cleared or EXPIRY_KEY in changed or EXPIRY_KEY in removed
-        expiry = "*" if renews else digest_of(session.read_as(EXPIRY_KEY))
+        expiry = "*" if renews else digest_of(stored_as(session.read_as(EXPIRY_KEY)))
         rest = (len(others), *flat(others), *(self._fields(dict.fromkeys(removed)) if removed else ()))
         while True:
             triples = [part for field, (known, value) in merged.items() for part in (field, known, value)]
@@ -88,8 +101,8 @@ class RedisHashStorage(BaseRedisStorage):
                 return bool(reply)
             for field, stored in pairs(reply):
                 key = key_of(field)
-                current = MISSING if stored is None else self._value(key, stored)
-                merged[field] = digest_of(stored), self.encode(session.merged_value(key, current))
+                current = MISSING if stored is None else self._decoded(key, value_of(key, stored))
+                merged[field] = digest_of(stored), stored_of(session.merged_value(key, current))
 
     def _update_ttl(self, session_id: str, ttl: int) -> Operation[bool]:
         keys = self._keys(session_id)
@@ -112,15 +125,14 @@ class RedisHashStorage(BaseRedisStorage):
     # Fields and values.
 
     def _fields(self, data: Mapping[str, Any]) -> dict[bytes, bytes]:
-        encode = self.encode
         try:
-            return {key.encode(): encode(value) for key, value in data.items()}
+            return {key.encode(): stored_of(value) for key, value in data.items()}
         except (AttributeError, UnicodeError):  # the serializer knows what becomes of keys that are not strings
-            return {field_of(key): encode(value) for key, value in self.decode(encode(dict(data))).items()}
+            return {field_of(key): stored_of(value) for key, value in self.decode(self.encode(dict(data))).items()}
 
-    def _value(self, key: str, stored: bytes) -> Any:
+    def _decoded(self, key: str, value: Any) -> Any:
         try:
-            return self.decode(stored)
+            return self.decode(value) if type(value) is Encoded else value
         except DecodeError as error:
             logger.warning("The session value %r is dropped: %s", key, error)
             return MISSING

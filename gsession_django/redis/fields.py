@@ -5,24 +5,49 @@ from itertools import chain
 from typing import Any, Final
 
 from gsession_django.redis.commands import digest
-from gsession_django.serializers import logger
-from gsession_django.session_map import UNFETCHED, Encoded
+from gsession_django.serializers import decode, encode, keeps_text, logger
+from gsession_django.session_map import MISSING, UNFETCHED, Encoded
 
 MARK: Final = b"\xff"
 """No user's key begins with this byte: it is in no UTF-8. As no byte is greater, what begins with it is greater than
-any key. Alone it names the field that keeps a session without keys alive; before a key, one that says that the value
-is among the large ones.
+any key, or any text. Alone it names the field that keeps a session without keys alive; before a key, one that says that
+the value is among the large ones; before a value, that it is no text.
 """
 
 
 def field_of(key: str) -> bytes:
     """Return the field that a key's value is in."""
-    return key.encode("utf-8", "surrogatepass")  # JSON can hold half a surrogate pair
+    return _bytes_of(key)
 
 
 def key_of(field: bytes) -> str:
     """Return the key whose value is in a field."""
-    return field.decode("utf-8", "surrogatepass")
+    return _text_of(field)
+
+
+def stored_of(value: Any) -> bytes:
+    """Return what a field holds for a value: text itself, and MARK and the encoding of anything else.
+
+    Redis keeps a small hash in one piece, in half of the memory, if no field holds more than 64 bytes
+    (``hash-max-listpack-value``). Django's ``_auth_user_hash`` is a text of 64, which JSON makes 66 of.
+    A serializer other than Django's own is given text too.
+    """
+    return _bytes_of(value) if isinstance(value, str) and keeps_text() else MARK + encode(value)
+
+
+def stored_as(encoded: bytes | None) -> bytes | None:
+    """Return the same for the value that has this encoding; ``None`` where there is none, or ``b""``."""
+    if not encoded:
+        return None
+    return _bytes_of(decode(encoded)) if encoded[:1] == b'"' and keeps_text() else MARK + encoded
+
+
+def _bytes_of(text: str) -> bytes:
+    return str.encode(text, "utf-8", "surrogatepass")  # JSON can hold half a surrogate pair
+
+
+def _text_of(data: bytes) -> str:
+    return data.decode("utf-8", "surrogatepass")
 
 
 def pairs(reply: Any) -> Iterable[tuple[bytes, Any]]:
@@ -41,17 +66,34 @@ def values_of(stored: Mapping[bytes, bytes]) -> dict[str, Any]:
     A field that no key of ours has is left out, and logged.
     """
     try:
-        values: dict[str, Any] = {field.decode(): Encoded(value) for field, value in stored.items() if field < MARK}
-    except UnicodeDecodeError:  # a key is odd
+        values: dict[str, Any] = {
+            field.decode(): value.decode() if value < MARK else Encoded(value[1:])
+            for field, value in stored.items()
+            if field < MARK
+        }
+    except UnicodeDecodeError:  # a key or a text is odd
         values = {}
         for field, value in stored.items():
             if field < MARK and (key := _key_or_none(field)) is not None:
-                values[key] = Encoded(value)
+                values[key] = value_of(key, value)
+        values = {key: value for key, value in values.items() if value is not MISSING}
     if len(values) + (MARK in stored) < len(stored):
         for field in stored:
             if field > MARK and (key := _key_or_none(field)) is not None:
                 values[key] = UNFETCHED
     return values
+
+
+def value_of(key: str, stored: bytes) -> Any:
+    """Return the value that a field holds, or :class:`Encoded` for one that is no text.
+
+    What is neither is left out, ``MISSING``, and logged.
+    """
+    try:
+        return _text_of(stored) if stored < MARK else Encoded(stored[1:])
+    except UnicodeDecodeError:
+        logger.warning("The session value %r is dropped: it is neither text nor encoded.", key)
+        return MISSING
 
 
 def _key_or_none(field: bytes) -> str | None:
@@ -63,5 +105,5 @@ def _key_or_none(field: bytes) -> str | None:
 
 
 def digest_of(stored: bytes | None) -> str:
-    """Return what ``digest()`` in the script makes of the same; nothing is stored where it is ``b""`` or ``None``."""
-    return digest(stored) if stored else ""
+    """Return what ``digest()`` in the script makes of the same."""
+    return "" if stored is None else digest(stored)
