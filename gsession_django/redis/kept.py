@@ -152,7 +152,8 @@ class Kept(_Kept):
                 with suppress(RedisError, OSError):  # the master may be there without them
                     self._pool.get_master_address()
                 self._asked(start)
-            unread = connection.can_read() if (line := connection.line) is None else line.has_unread()
+            line = connection.line
+            unread = connection.can_read() if line is None else line.poll(0) or line.has_data()
             if unread or connection.should_reconnect():  # the server asked for that
                 return False
             return not (self._follows_master and self._is_replaced(connection))

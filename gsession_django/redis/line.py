@@ -43,26 +43,26 @@ class Line:
         sock: the socket.
         parser: redis-py's parser on hiredis, which has not been given anything to read.
         timeout: seconds, for messages.
+
+    Attributes:
+        poll: called with 0, returns something if there is anything on the socket, its end too, that nobody has read.
+        has_data: returns whether the parser has anything that nobody has asked it for.
     """
 
     __slots__ = (
-        *("_buffer", "_feed", "_gets", "_has_data", "_nothing", "_parser", "_poll", "_recv_into", "_sendall"),
-        "_timeout",
+        *("_buffer", "_feed", "_gets", "_nothing", "_parser", "_recv_into", "_sendall", "_timeout"),
+        *("has_data", "poll"),
     )
 
     def __init__(self, sock: socket.socket, parser: Any, timeout: float | None) -> None:
         self._sendall, self._recv_into, self._buffer = sock.sendall, sock.recv_into, parser._buffer
         reader = parser._reader
-        self._feed, self._gets, self._has_data = reader.feed, reader.gets, reader.has_data
+        self._feed, self._gets, self.has_data = reader.feed, reader.gets, reader.has_data
         self._nothing = reader.gets(False)  # what it returns where a reply is not there as a whole
         self._parser, self._timeout = parser, timeout
         poll = select.poll()
         poll.register(sock, select.POLLIN)
-        self._poll = poll.poll
-
-    def has_unread(self) -> bool:
-        """Whether there is anything, the end of the connection too, that nobody has read."""
-        return bool(self._poll(0)) or self._has_data()
+        self.poll = poll.poll
 
     def talk(self, batch: Batch) -> list[Any]:
         """Send a batch and return the replies, as ``exchange.talk()`` does."""
