@@ -30,7 +30,7 @@ from gsession_django.redis.client import RedisClient
 from gsession_django.redis.commands import Batch
 from gsession_django.redis.kept import AsyncKept, Kept
 from gsession_django.redis.leased import Ordinary
-from tests.proxies import Passed, Proxy
+from tests.proxies import Passed, Proxy, everything
 from tests.redis_servers import RedisServer, settings_for, shared
 
 BLOCKING = {"CONNECTION_POOL_CLASS": "redis.connection.BlockingConnectionPool"}
@@ -223,6 +223,78 @@ def test_a_reply_too_many_that_came_with_the_last_one_is_nobodys(client: str, pr
         assert name_of(ada) == "ada"
         assert name_of(bob) == "bob"
         asyncio.run(use(ada, bob))
+
+
+@every_client
+def test_a_reply_too_many_that_came_with_a_repeated_one_is_nobodys(client: str, proxy: Proxy) -> None:
+    """The same where the connection was opened for it, as the one before was cut."""
+
+    def cut(number: int, data: bytes) -> Passed:
+        proxy.on_request = let_the_next_have_one_more
+        return b"", True
+
+    def let_the_next_have_one_more(number: int, data: bytes) -> Passed:
+        if b"PTTL" in data:
+            proxy.on_request, proxy.on_reply = everything, with_one_more
+        return data, False
+
+    def with_one_more(number: int, data: bytes) -> Passed:
+        proxy.on_reply = everything
+        return data + b"+OK\r\n", False
+
+    async def use(ada: str, bob: str) -> None:
+        assert await aname_of(bob) == "bob"
+        proxy.on_request = cut
+        assert await aname_of(ada) == "ada"
+        assert [await aname_of(key) for key in (bob, ada, bob)] == ["bob", "ada", "bob"]
+
+    with site(client, proxy.url()) as (ada, bob):
+        proxy.on_request = cut
+        assert name_of(ada) == "ada"
+        assert [name_of(key) for key in (bob, ada, bob)] == ["bob", "ada", "bob"]
+        asyncio.run(use(ada, bob))
+
+
+@pytest.mark.parametrize("client", ["kept, RESP3", "ordinary, RESP3"])
+def test_what_the_server_tells_while_a_connection_is_opened_is_no_reply(client: str, proxy: Proxy) -> None:
+    """A server that is to be maintained may tell of it behind any reply."""
+
+    def with_news(number: int, data: bytes) -> Passed:
+        return data + b">3\r\n+MIGRATING\r\n:1\r\n:10\r\n", False
+
+    async def use(ada: str, bob: str) -> None:
+        assert [await aname_of(key) for key in (bob, ada, bob)] == ["bob", "ada", "bob"]
+
+    with site(client, proxy.url()) as (ada, bob):
+        idle_of(the_client()._exchange).disconnect()
+        proxy.on_reply = with_news
+        assert [name_of(key) for key in (bob, ada, bob)] == ["bob", "ada", "bob"]
+        asyncio.run(use(ada, bob))
+
+
+@pytest.mark.parametrize("client", ["kept, RESP3", "kept, RESP2"])
+def test_a_slow_server_is_not_asked_with_one_more_where_the_timeout_is_pythons(client: str, proxy: Proxy) -> None:
+    """redis-py sets one on the socket where the server has told that it is going to be slow, and takes it back."""
+    asked = 0
+
+    def count(number: int, data: bytes) -> Passed:
+        nonlocal asked
+        asked += 1
+        return data, False
+
+    answer = threading.Event()
+
+    def wait(number: int, data: bytes) -> Passed:
+        answer.wait(PATIENCE)
+        return data, False
+
+    with site(client, proxy.url(), SOCKET_TIMEOUT=0.3) as (ada, _):
+        idle_of(the_client()._exchange).update_current_socket_timeout(-1)
+        proxy.on_request, proxy.on_reply = count, wait
+        with pytest.raises(StorageUnavailable, match="no answer in time"):
+            name_of(ada)
+        assert asked == 1
+        answer.set()
 
 
 @pytest.mark.parametrize("client", ["kept, RESP3", "ordinary, RESP3"])

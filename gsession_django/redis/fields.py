@@ -1,11 +1,12 @@
 """A session as a Redis hash: what its fields are called, and what they hold."""
 
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
 from itertools import chain
 from typing import Any, Final
 
 from gsession_django.redis.commands import digest
-from gsession_django.serializers import decode, encode, keeps_text, logger
+from gsession_django.serializers import DecodeError, decode, encode, keeps_text, logger
 from gsession_django.session_map import MISSING, UNFETCHED, Encoded
 
 MARK: Final = b"\xff"
@@ -39,7 +40,10 @@ def stored_as(encoded: bytes | None) -> bytes | None:
     """Return the same for the value that has this encoding; ``None`` where there is none, or ``b""``."""
     if not encoded:
         return None
-    return _bytes_of(decode(encoded)) if encoded[:1] == b'"' and keeps_text() else MARK + encoded
+    if encoded[:1] == b'"' and keeps_text():
+        with suppress(DecodeError):
+            return _bytes_of(decode(encoded))
+    return MARK + encoded
 
 
 def _bytes_of(text: str) -> bytes:

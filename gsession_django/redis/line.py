@@ -1,5 +1,6 @@
 """An open connection's socket and parser, used directly: the quickest way to send a batch and read its replies."""
 
+import builtins
 import select
 import socket
 import struct
@@ -17,11 +18,12 @@ _SIMPLE: Final = frozenset({bytes, int, dict, list, type(None)})
 def line_of(connection: Any) -> "Line | None":
     """Return the line of a connection that has just been opened; ``None`` where only redis-py knows how to use it.
 
-    Such is a socket that is not a plain one of Python's, but TLS's or gevent's, and a parser that is not hiredis'.
+    Such is a socket that is not a plain one of Python's, but TLS's or gevent's, a parser that is not hiredis', and one
+    that has something left already.
     """
-    sock, reader = connection._sock, getattr(connection._parser, "_reader", None)
+    sock, has_data = connection._sock, getattr(getattr(connection._parser, "_reader", None), "has_data", None)
     plain = type(sock) is socket.socket and socket.socket.__module__ == "socket"
-    if not plain or not hasattr(reader, "has_data") or connection.health_check_interval:
+    if not plain or has_data is None or has_data() or connection.health_check_interval:
         return None
     if timeout := connection.socket_timeout:
         # Python asks the kernel whether a socket with a timeout is ready before each call. One that keeps the timeout
@@ -41,7 +43,7 @@ class Line:
 
     Args:
         sock: the socket.
-        parser: redis-py's parser on hiredis, which has not been given anything to read.
+        parser: redis-py's parser on hiredis, with nothing in it.
         timeout: seconds, for messages.
 
     Attributes:
@@ -87,5 +89,7 @@ class Line:
         except BlockingIOError as error:  # which is how the kernel says that the time is over
             raise TimeoutError(f"no answer within {self._timeout:g} seconds") from error
         except OSError as error:
+            if isinstance(error, builtins.TimeoutError) and error.errno is None:  # Python's: redis-py has set one since
+                raise TimeoutError("no answer in time") from error
             raise ConnectionError(f"{type(error).__name__}: {error}") from error
         return replies
