@@ -69,13 +69,17 @@ class Place:
             yield import_module(settings.SESSION_ENGINE).SessionStore
 
 
-def new_session(store_class: type[SessionStore], data: Mapping[str, Any]) -> str:
-    """Let a visitor have a session, and return its key."""
-    store = store_class()
+def saved(store: SessionStore, data: Mapping[str, Any]) -> str:
+    """Let a request set these values and save its session, and return the session's key."""
     store.update(data)
     store.save()
     assert store.session_key is not None
     return store.session_key
+
+
+def new_session(store_class: type[SessionStore], data: Mapping[str, Any]) -> str:
+    """Let a visitor have a session, and return its key."""
+    return saved(store_class(), data)
 
 
 def stored(store_class: type[SessionStore], key: str | None) -> dict[str, Any] | None:

@@ -29,6 +29,7 @@ from gsession_django.redis.kept import AsyncKept, Kept
 from gsession_django.redis.leased import Ordinary
 from gsession_django.redis.storage import BaseRedisStorage
 from gsession_django.testing import StorageContract
+from tests.engines import new_session
 from tests.processes import Parent, let_them_meet, workers
 from tests.redis_servers import RedisServer, settings_for, shared
 
@@ -79,11 +80,7 @@ def site(
 
 
 def visitor(store_class: type[SessionStore], **data: Any) -> str:
-    store = store_class()
-    store.update(data)
-    store.save()
-    assert store.session_key is not None
-    return store.session_key
+    return new_session(store_class, data)
 
 
 def stored(store_class: type[SessionStore], key: str | None) -> dict[str, Any]:

@@ -38,6 +38,7 @@ from gsession_django.redis.nodes import AsyncClusterExchange, ClusterExchange
 from gsession_django.redis.settings import CacheEntry
 from gsession_django.redis.storage import BaseRedisStorage
 from gsession_django.testing import StorageContract
+from tests.engines import new_session
 from tests.processes import Parent, Worker
 from tests.redis_clusters import Node, RedisCluster, cluster_settings, shared, wait_for
 from tests.redis_servers import shared as single
@@ -84,11 +85,7 @@ def site(
 
 
 def visitor(store_class: type[SessionStore], **data: Any) -> str:
-    store = store_class()
-    store.update(data)
-    store.save()
-    assert store.session_key is not None
-    return store.session_key
+    return new_session(store_class, data)
 
 
 def stored(store_class: type[SessionStore], key: str | None) -> dict[str, Any]:

@@ -22,6 +22,7 @@ from gsession_django.redis.commands import Batch, Script
 from gsession_django.redis.move import beside
 from gsession_django.redis.scripts import APPLY_HASH
 from gsession_django.redis.settings import CacheEntry
+from tests.engines import saved
 from tests.proxies import Proxy
 from tests.redis_servers import settings_for, shared
 
@@ -36,21 +37,14 @@ def site(module: ModuleType, entry: Any = None, **options: Any) -> Iterator[type
         yield module.SessionStore
 
 
-def saved(store: SessionStore, **data: Any) -> str:
-    store.update(data)
-    store.save()
-    assert store.session_key is not None
-    return store.session_key
-
-
 @both_engines
 def test_an_expiry_that_is_over_ends_nothing_that_another_request_has_prolonged(module: ModuleType) -> None:
     with site(module) as store_class:
-        key = saved(store_class(), a=1)
+        key = saved(store_class(), {"a": 1})
         mine, theirs = store_class(key), store_class(key)
         mine["mine"] = 1
         theirs.set_expiry(3600)
-        saved(theirs, theirs=1)
+        saved(theirs, {"theirs": 1})
         session_id = theirs.session_id
         assert session_id is not None
         session = mine._session
@@ -64,10 +58,10 @@ def test_an_expiry_that_is_over_ends_nothing_that_another_request_has_prolonged(
 
 def test_a_large_value_whose_key_is_empty_does_not_take_the_place_of_the_bookkeeping() -> None:
     with site(redis_hash) as store_class:
-        key = saved(store_class(), **{"": LARGE, "a": 1})
+        key = saved(store_class(), {"": LARGE, "a": 1})
         assert dict(store_class(key).items()) == {"": LARGE, "a": 1}
-        saved(store_class(key), **{"": "small"})
-        saved(store_class(key), b=2)
+        saved(store_class(key), {"": "small"})
+        saved(store_class(key), {"b": 2})
         assert dict(store_class(key).items()) == {"": "small", "a": 1, "b": 2}
 
 
@@ -75,7 +69,7 @@ def test_large_values_do_not_outlive_a_session_that_ends_while_it_is_saved() -> 
     # What the script meets if its own work takes longer than the session has to live.
     ends = "redis.call('PEXPIRE', KEYS[1], 1) for _ = 1, 2000000 do end"
     with site(redis_hash) as store_class, shared().client() as client:
-        store = store_class(saved(store_class(), large=LARGE))
+        store = store_class(saved(store_class(), {"large": LARGE}))
         storage = store_class.get_storage()
         assert isinstance(storage, redis_hash.RedisHashStorage)
         assert store.session_id is not None
@@ -123,7 +117,7 @@ def test_what_must_not_be_repeated_is_not_either_after_the_server_had_forgotten_
 @both_engines
 def test_a_touch_whose_expiry_is_over_ends_nothing_that_another_request_has_prolonged(module: ModuleType) -> None:
     with site(module) as store_class:
-        key = saved(store_class(), a=1)
+        key = saved(store_class(), {"a": 1})
         session_id = store_class(key).session_id
         assert session_id is not None
         engine, held = engine_of(store_class), store_class(key)._session
@@ -160,14 +154,14 @@ def test_what_another_task_of_the_request_changes_during_a_save_is_saved_by_the_
         await store.asave()
 
     with site(module) as store_class:
-        key = saved(store_class(), a=1, cart={})
+        key = saved(store_class(), {"a": 1, "cart": {}})
         asyncio.run(view(store_class(key)))
         assert dict(store_class(key).items()) == {"a": 2, "b": 3, "cart": {"pear": 1, "plum": 1}}
 
 
 def test_a_field_that_no_key_of_ours_has_is_absent(caplog: pytest.LogCaptureFixture) -> None:
     with site(redis_hash) as store_class, shared().client() as client:
-        store = store_class(saved(store_class(), a=1))
+        store = store_class(saved(store_class(), {"a": 1}))
         name = store_class.get_storage()._keys(store.session_id)[0]  # type: ignore[attr-defined]
         client.hset(name, b"\x80", b"1")
         assert dict(store_class(store.session_key).items()) == {"a": 1}

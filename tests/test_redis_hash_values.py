@@ -13,6 +13,7 @@ from django.utils.safestring import SafeString
 
 from gsession_django import SessionStore
 from gsession_django.backends import redis_hash
+from tests.engines import saved
 from tests.redis_servers import settings_for, shared
 
 TEXTS = ["", "4711", "null", '"quoted"', "é", "\ud800", "\0", "x" * 64, "x" * 20_000]
@@ -36,13 +37,6 @@ def site(**settings: Any) -> Iterator[type[SessionStore]]:
         yield redis_hash.SessionStore
 
 
-def saved(store: SessionStore, **data: Any) -> str:
-    store.update(data)
-    store.save()
-    assert store.session_key is not None
-    return store.session_key
-
-
 def session(key: str) -> dict[str, Any]:
     return dict(redis_hash.SessionStore(key).items())
 
@@ -64,7 +58,7 @@ def put(key: str, field: str, stored: bytes) -> None:
 @pytest.mark.parametrize("value", TEXTS)
 def test_text_is_itself(value: str) -> None:
     with site():
-        key = saved(redis_hash.SessionStore(), key=value)
+        key = saved(redis_hash.SessionStore(), {"key": value})
         assert fields(key)[b"key"] == value.encode("utf-8", "surrogatepass")
         assert session(key) == {"key": value}
         assert redis_hash.SessionStore(key).get("key") == value
@@ -75,7 +69,7 @@ def test_text_is_itself(value: str) -> None:
 @pytest.mark.parametrize("value", OTHERS)
 def test_anything_else_is_marked(value: Any) -> None:
     with site():
-        key = saved(redis_hash.SessionStore(), key=value)
+        key = saved(redis_hash.SessionStore(), {"key": value})
         assert fields(key)[b"key"] == b"\xff" + JSONSerializer().dumps(value)
         assert session(key) == {"key": value}
         storage: Any = redis_hash.SessionStore.get_storage()
@@ -84,12 +78,12 @@ def test_anything_else_is_marked(value: Any) -> None:
 
 def test_text_of_another_type_is_text() -> None:
     with site():
-        assert fields(saved(redis_hash.SessionStore(), key=SafeString("<b>")))[b"key"] == b"<b>"
+        assert fields(saved(redis_hash.SessionStore(), {"key": SafeString("<b>")}))[b"key"] == b"<b>"
 
 
 def test_a_serializer_of_the_sites_own_is_given_text_too() -> None:
     with site(SESSION_SERIALIZER=f"{__name__}.Reversed"):
-        key = saved(redis_hash.SessionStore(), key="secret", cart={"pear": 1})
+        key = saved(redis_hash.SessionStore(), {"key": "secret", "cart": {"pear": 1}})
         assert fields(key)[b"key"] == b'\xff"terces"'
         one, other = redis_hash.SessionStore(key), redis_hash.SessionStore(key)
         one["cart"]["apple"] = 1
@@ -103,10 +97,12 @@ def test_the_session_of_a_signed_in_user_is_kept_in_one_piece() -> None:
     with site():
         key = saved(
             redis_hash.SessionStore(),
-            _auth_user_id="4711",
-            _auth_user_backend="django.contrib.auth.backends.ModelBackend",
-            _auth_user_hash="5b1c0c9f" * 8,
-            cart={"apple": 3, "pear": 1},
+            {
+                "_auth_user_id": "4711",
+                "_auth_user_backend": "django.contrib.auth.backends.ModelBackend",
+                "_auth_user_hash": "5b1c0c9f" * 8,
+                "cart": {"apple": 3, "pear": 1},
+            },
         )
         storage: Any = redis_hash.SessionStore.get_storage()
         with shared().client() as client:
@@ -120,7 +116,7 @@ def test_a_dict_takes_the_place_of_whatever_was_there_in_one_turn(
     before: Any, serializer: type, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with site(SESSION_SERIALIZER=f"{serializer.__module__}.{serializer.__name__}"):
-        key = saved(redis_hash.SessionStore(), key=before)
+        key = saved(redis_hash.SessionStore(), {"key": before})
         store = redis_hash.SessionStore(key)
         store["key"] = {"apple": 1}
         storage: Any = redis_hash.SessionStore.get_storage()
@@ -139,10 +135,10 @@ def test_a_dict_takes_the_place_of_whatever_was_there_in_one_turn(
 @pytest.mark.parametrize("meanwhile", ["", "text", 1, {"pear": 1}])
 def test_a_dict_meets_whatever_is_there_meanwhile(meanwhile: Any) -> None:
     with site():
-        key = saved(redis_hash.SessionStore(), key={})
+        key = saved(redis_hash.SessionStore(), {"key": {}})
         store = redis_hash.SessionStore(key)
         store["key"]["apple"] = 1
-        saved(redis_hash.SessionStore(key), key=meanwhile)
+        saved(redis_hash.SessionStore(key), {"key": meanwhile})
         store.save()
         assert session(key) == {"key": {"apple": 1, **(meanwhile if isinstance(meanwhile, dict) else {})}}
 
@@ -152,32 +148,32 @@ def test_a_save_renews_the_ttl_that_set_expiry_has_given(expiry: Any) -> None:
     with site():
         store = redis_hash.SessionStore()
         store.set_expiry(expiry)  # which makes a point in time of a timedelta
-        key = saved(store, key=1)
+        key = saved(store, {"key": 1})
         storage: Any = redis_hash.SessionStore.get_storage()
         name = storage._key(redis_hash.SessionStore(key).session_id)
         with shared().client() as client:
             client.expire(name, 100)
-            saved(redis_hash.SessionStore(key), key=2)
+            saved(redis_hash.SessionStore(key), {"key": 2})
             assert 400 < int(client.ttl(name)) <= 500
 
 
 @pytest.mark.parametrize("stored", [b"\x80\x04K\x01.", b"\xffno JSON", b'\xff"broken', b'\xff"te"xt"', b"\xff"])
 def test_what_is_neither_text_nor_encoded_is_absent(stored: bytes, caplog: pytest.LogCaptureFixture) -> None:
     with site():
-        key = saved(redis_hash.SessionStore(), key="value", other="text", cart={"pear": 1})
+        key = saved(redis_hash.SessionStore(), {"key": "value", "other": "text", "cart": {"pear": 1}})
         put(key, "key", stored)
         assert session(key) == {"other": "text", "cart": {"pear": 1}}
         assert redis_hash.SessionStore(key).get("key") is None
         assert {record.name for record in caplog.records} == {"django.security.SuspiciousSession"}
         storage: Any = redis_hash.SessionStore.get_storage()
         assert storage.get_map(redis_hash.SessionStore(key).session_id) == {"other": "text", "cart": {"pear": 1}}
-        saved(redis_hash.SessionStore(key), key={"apple": 1})
+        saved(redis_hash.SessionStore(key), {"key": {"apple": 1}})
         assert session(key) == {"key": {"apple": 1}, "other": "text", "cart": {"pear": 1}}
 
 
 def test_a_single_value_that_is_neither_is_none() -> None:
     with site():
-        key = saved(redis_hash.SessionStore(), key="value")
+        key = saved(redis_hash.SessionStore(), {"key": "value"})
         put(key, "key", b"\x80")
         storage: Any = redis_hash.SessionStore.get_storage()
         assert storage.get(redis_hash.SessionStore(key).session_id, "key") is None
