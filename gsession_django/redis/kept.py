@@ -101,9 +101,12 @@ class _Kept:
         end = time.monotonic()
         self._ask_at = end + max(_NAMED_FOR, 10 * (end - start))
 
-    def _is_replaced(self, connection: Any) -> bool:
-        """Whether Sentinel has named another server since this one was connected to."""
-        return bool(self._pool.master_address != (connection.host, connection.port))
+    def _has_to_go(self, connection: Any) -> bool:
+        """Whether the server asked to connect anew, or Sentinel has named another one since."""
+        if self._follows_master and self._pool.master_address != (connection.host, connection.port):
+            return True
+        asked: bool = connection.should_reconnect()
+        return asked
 
 
 class Kept(_Kept):
@@ -154,9 +157,7 @@ class Kept(_Kept):
                 self._asked(start)
             line = connection.line
             unread = connection.can_read() if line is None else line.poll(0) or line.has_data()
-            if unread or connection.should_reconnect():  # the server asked for that
-                return False
-            return not (self._follows_master and self._is_replaced(connection))
+            return not (unread or self._has_to_go(connection))
         except (RedisError, OSError):
             return False
 
@@ -197,9 +198,7 @@ class AsyncKept(_Kept):
                     await self._pool.get_master_address()
                 self._asked(start)
             # redis-py looks at what the event loop has read; what came while the loop stood still is in the socket.
-            if await connection.can_read() or has_unread(connection) or connection.should_reconnect():
-                return False
-            return not (self._follows_master and self._is_replaced(connection))
+            return not (await connection.can_read() or has_unread(connection) or self._has_to_go(connection))
         except (RedisError, OSError):
             return False
 
