@@ -1,7 +1,8 @@
 """What Django asks of a session, as calls of Storage methods.
 
 Each operation uses the method that does it at once, if the storage has it, and is composed of the others if not. What
-is composed has the session's id to itself in this process; between processes its window is one call long.
+is composed holds a lock on the session's id in this process. Between processes, a write that lands between the last
+read and the call after it is lost.
 """
 
 from collections.abc import Callable, Mapping
@@ -144,12 +145,22 @@ def apply(
     `ttl_of` makes a TTL of the value that Django keeps in a session for ``set_expiry()``.
     """
     before = session.about_to_be_saved()
-    there = yield "apply", session_id, session, ttl
+    # A composed move copies the session and then removes it. Between the two no other request may save it.
+    there = (yield "apply", session_id, session, ttl) if "move" in engine.able else UNABLE
     if there is UNABLE:
-        there = yield from _alone(engine, session_id, _compose_apply(engine, session_id, session, ttl, age, ttl_of))
+        there = yield from _alone(engine, session_id, _apply(engine, session_id, session, ttl, age, ttl_of))
     if there:
         session.saved(before)
         session.ttl_left = ttl
+    return there
+
+
+def _apply(
+    engine: Engine, session_id: str, session: SessionMap, ttl: int, age: Age, ttl_of: Callable[[Any], int]
+) -> Operation:
+    there = yield "apply", session_id, session, ttl
+    if there is UNABLE:
+        there = yield from _compose_apply(engine, session_id, session, ttl, age, ttl_of)
     return there
 
 
@@ -217,20 +228,35 @@ def _compose_touch(engine: Engine, session_id: str, ttl: int, age: Age) -> Opera
     return True
 
 
-def move(engine: Engine, session_id: str, new_id: str, ttl: int, age: Age) -> Operation:
+def move(engine: Engine, session_id: str, new_id: str, ttl: int, age: Age, ttl_of: Callable[[Any], int]) -> Operation:
     """Give the stored session a new id; ``False`` when it is gone."""
     moved = yield "move", session_id, new_id, ttl
     if moved is UNABLE:
-        moved = yield from _alone(engine, session_id, _compose_move(engine, session_id, new_id, ttl, age))
+        moved = yield from _alone(engine, session_id, _compose_move(engine, session_id, new_id, age, ttl_of))
     return moved
 
 
-def _compose_move(engine: Engine, session_id: str, new_id: str, ttl: int, age: Age) -> Operation:
-    current = yield from load_all(engine, session_id, age)
-    if current is None or not (yield from create(engine, new_id, SessionMap(current.as_dict()), ttl)):
+def _compose_move(engine: Engine, session_id: str, new_id: str, age: Age, ttl_of: Callable[[Any], int]) -> Operation:
+    """Copy the session, and again what another process saved meanwhile, until nobody did; then remove the old one."""
+    copied = yield from load_all(engine, session_id, age)
+    if copied is None:
         return False
-    yield from engine.need("remove_all", session_id)
-    return True
+    ttl = ttl_of(copied.get(EXPIRY_KEY))
+    if not (yield from create(engine, new_id, SessionMap(copied.as_dict()), ttl)):
+        return False
+    while (current := (yield from load_all(engine, session_id, age))) is not None:
+        meanwhile = SessionMap(copied.as_dict())
+        for key in copied.keys() - current.keys():
+            del meanwhile[key]
+        meanwhile.update(current)
+        if not meanwhile.has_changes():
+            yield from engine.need("remove_all", session_id)
+            return True
+        # Without the lock of the new id, which nobody else knows yet.
+        yield from _apply(engine, new_id, meanwhile, ttl_of(current.get(EXPIRY_KEY)), age, ttl_of)
+        copied = current
+    yield from engine.need("remove_all", new_id)  # it has been ended, and the copy ends with it
+    return False
 
 
 def remove(engine: Engine, session_id: str) -> Operation:

@@ -391,7 +391,7 @@ class SessionStore(SessionBase):
         for _ in range(_KEY_ATTEMPTS):
             new_key = yield from self._new_key(ttl)
             new_id = self._id_of(new_key)
-            moved = yield from operations.move(self._engine, old_id, new_id, ttl, age)
+            moved = yield from operations.move(self._engine, old_id, new_id, ttl, age, self._ttl_of)
             # A random key is never taken, so that the session is gone; one that the storage made may be.
             if moved or "new" not in self._engine.able or not (yield from operations.exists(self._engine, new_id, age)):
                 self._gone, self.was_moved = not moved, moved

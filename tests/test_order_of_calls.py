@@ -127,7 +127,7 @@ class TestWholeMapStorage:
     def test_cycle_key_is_composed_of_create_copy_and_delete(self, site: Site) -> None:
         request = site.request(site.visitor(key=1))
         request.cycle_key()
-        assert site.calls() == [READ, READ, ("set_session", {"key": 1}, AGE), ("remove_all",)]
+        assert site.calls() == [READ, READ, ("set_session", {"key": 1}, AGE), READ, ("remove_all",)]
 
     def test_flush_removes_the_session(self, site: Site) -> None:
         request = site.request(site.visitor(key=1))
@@ -306,7 +306,7 @@ class TestPerKeyStorage:
         data = {"key": 1, EXPIRY: 50}
         assert site.calls() == [
             *(READ, ("get", EXPIRY), READ, ("get_map",)),
-            *(("set_map", data, 50), ("set_session", data, 50), ("remove_all",)),
+            *(("set_map", data, 50), ("set_session", data, 50), READ, ("get_map",), ("remove_all",)),
         ]
 
 
@@ -522,6 +522,7 @@ class TestSometimesDisabledStorage:
             "get_session",
             "set",
             "set_session",
+            "get_session",
             "remove_all",
         ]
         request.save()
