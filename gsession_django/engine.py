@@ -84,8 +84,8 @@ class Engine:
             raise ImproperlyConfigured(f"{self.name} cannot hold a session. Give it {', '.join(missing)}.")
         former = _former.get(store)
         kept = former if former is not None and former.options == options else None
-        self.storage = store.storage_class(**options) if kept is None else kept.storage
-        self.locks = IdLocks() if kept is None else kept.locks
+        self.storage: Storage = store.storage_class(**options) if kept is None else kept.storage
+        self.locks: IdLocks = IdLocks() if kept is None else kept.locks
         self.is_async = not missing_twins(store.storage_class)
         self.fallback = _fallback_of(store)
 
