@@ -427,8 +427,8 @@ class TestCompleteStorage:
         assert site.request().exists(site.visitor())
         assert site.calls() == [("exists",)]
 
-    def test_cycle_key_of_a_session_that_is_gone_stores_nothing(self, site: Site) -> None:
-        key = site.visitor(key=1)
+    def test_cycle_key_of_a_session_that_is_gone_stores_nothing_of_who_was_signed_in(self, site: Site) -> None:
+        key = site.visitor(key=1, _auth_user_id="1")
         request = site.request(key)
         assert request["key"] == 1
         site.request(key).flush()
@@ -444,6 +444,16 @@ class TestCompleteStorage:
         request["key"] = 2
         request.save()
         assert len(site.medium.rows) == 1
+
+    def test_cycle_key_of_a_session_that_is_gone_stores_an_anonymous_one_anew(self, site: Site) -> None:
+        key = site.visitor(key=1)
+        request = site.request(key)
+        assert request["key"] == 1
+        site.request(key).flush()
+        site.calls()
+        request.cycle_key()
+        assert site.calls() == [("new", AGE), ("move", AGE), ("exists",), ("new", AGE), ("create", {"key": 1}, AGE)]
+        assert dict(site.request(request.session_key).items()) == {"key": 1}
 
     def test_a_touch_that_nobody_asked_for_waits_until_it_is_due(self, site: Site, settings: Settings) -> None:
         settings.SESSION_SAVE_EVERY_REQUEST = True
