@@ -36,6 +36,8 @@ class MemoryStorage(Storage):
         max_sessions: how many sessions are kept at most; beyond that the least recently used go first.
     """
 
+    reads_settings = False
+
     def __init__(self, max_sessions: int = 100_000) -> None:
         self._max_sessions = max_sessions
         self._entries: OrderedDict[str, _Entry] = OrderedDict()
