@@ -23,8 +23,6 @@ def _known(stored: bytes) -> bytes | str:
 class RedisStorage(BaseRedisStorage):
     """Keeps the bytes that ``SESSION_SERIALIZER`` makes of the whole session, under ``KEY_PREFIX + prefix + id``."""
 
-    move_script = MOVE_STRING
-
     def _get_session(self, session_id: str, ttl: int, data: Any = None) -> Operation[SessionMap | None]:
         key = self._key(session_id)
         stored, left = yield Batch(("GET", key), ("PTTL", key))
@@ -71,6 +69,9 @@ class RedisStorage(BaseRedisStorage):
             current = self._decoded(reply)
             expiry = ttl if session.renews_ttl(current) else ""
             known, stored = _known(reply), self.encode(session.merged_onto(current))
+
+    def _rename(self, session_id: str, new_id: str) -> Command:
+        return MOVE_STRING((self._key(session_id), self._key(new_id)))
 
     # Moving in a cluster.
 

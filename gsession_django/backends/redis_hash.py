@@ -32,7 +32,6 @@ class RedisHashStorage(BaseRedisStorage):
     """
 
     around = ("{", "}")
-    move_script = MOVE_HASH
 
     def _keys(self, session_id: str) -> tuple[str, ...]:
         key = self._key(session_id)
@@ -40,6 +39,10 @@ class RedisHashStorage(BaseRedisStorage):
         # While a slot is on its way to another node of a cluster, a script there fails half way where it makes a key
         # that it has removed. It is not begun if one of its keys is not there, and with a session the third never is.
         return (key, large) if self._held is None else (key, large, beside(key))
+
+    def _keys_and_beside(self, session_id: str) -> tuple[str, ...]:
+        keys = self._keys(session_id)
+        return keys if self._held is not None else (*keys, beside(keys[0]))
 
     # Reading.
 
@@ -68,8 +71,9 @@ class RedisHashStorage(BaseRedisStorage):
         return self.decode(value) if type(value) is Encoded else value
 
     def _get_map(self, session_id: str) -> Operation[dict[str, Any]]:
-        keys = self._keys(session_id)
-        ((small, large),) = yield Batch(READ_HASH(keys))
+        ((small, large, moved),) = yield Batch(READ_HASH(self._keys_and_beside(session_id)))
+        if moved is not None and not small:  # by a request that was faster than the one that asks
+            ((small, large, _),) = yield Batch(READ_HASH(self._keys_and_beside(moved.decode())))
         fields = {field: value for part in (small, large) for field, value in pairs(part) if field[:1] != MARK}
         found = {key: self._decoded(key, value) for key, value in values_of(fields)[0].items()}
         return {key: value for key, value in found.items() if value is not MISSING}
@@ -120,6 +124,10 @@ class RedisHashStorage(BaseRedisStorage):
         keys = self._keys(session_id)
         (renewed,) = yield Batch(TOUCH_HASH(keys, ttl))
         return bool(renewed)
+
+    def _rename(self, session_id: str, new_id: str) -> Command:
+        old, new = self._keys(session_id), self._keys(new_id)
+        return MOVE_HASH((*old, *new, beside(old[0])), new_id, REMEMBERED)
 
     # Moving in a cluster: what is kept in both hashes, the bookkeeping too.
 

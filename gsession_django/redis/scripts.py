@@ -141,17 +141,22 @@ if redis.call('EXPIRE', KEYS[1], ARGV[1]) == 0 then return 0 end
 redis.call('EXPIRE', KEYS[2], ARGV[1])
 return 1
 """)
+# ARGV: the new id; the seconds for which KEYS[5] names it, for requests that have not read the large values yet.
 MOVE_HASH = Script("""
 if redis.call('EXISTS', KEYS[1]) == 0 then return redis.call('EXISTS', KEYS[3]) end
 if redis.call('RENAMENX', KEYS[1], KEYS[3]) == 0 then return 0 end
 if redis.call('EXISTS', KEYS[2]) == 1 then
     redis.call('RENAME', KEYS[2], KEYS[4])
+    redis.call('SET', KEYS[5], ARGV[1], 'EX', ARGV[2])
 else
     redis.call('UNLINK', KEYS[4])
 end
 return 1
 """)
-READ_HASH = Script("return {redis.call('HGETALL', KEYS[1]), redis.call('HGETALL', KEYS[2])}")
+# And where the session went, if it is not here any more.
+READ_HASH = Script(
+    "return {redis.call('HGETALL', KEYS[1]), redis.call('HGETALL', KEYS[2]), redis.call('GET', KEYS[3])}"
+)
 
 # Moving a session in a cluster: it has been copied to the new id, and leaves the old one here.
 
