@@ -8,6 +8,7 @@ from typing import Any
 from unittest import mock
 
 import pytest
+from django.contrib.auth import SESSION_KEY
 from django.contrib.sessions.backends.base import UpdateError
 
 from gsession_django import SessionStore
@@ -106,6 +107,9 @@ def test_an_expiry_of_its_own_that_another_process_gives_it_meanwhile_is_kept(si
 
 @CALLS
 def test_a_logout_in_another_process_meanwhile_stays_a_logout(site: Site, call: str) -> None:
+    signed_in = site.request()
+    signed_in[SESSION_KEY] = "1"
+    signed_in.save()
     request = site.request()
     request["user"] = 1
     site.storage.after[call] = [lambda: site.elsewhere(site.key).flush()]
