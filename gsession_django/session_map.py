@@ -531,6 +531,21 @@ class SessionMap(MutableMapping[str, Any]):
         self._watched = None
         self.cleared = self.unreadable = False
 
+    def restore(self, save: "Saving") -> None:
+        """Take back :meth:`saved`: what was stored then has been undone, and is a change of the request again.
+
+        Of several saves that were undone, the last one is taken back first.
+        """
+        for key in save.values:
+            if key in save.originals:
+                self._originals[key] = save.originals[key]
+            if key in save.snapshots:
+                self._snapshots[key] = save.snapshots[key]
+            else:
+                self._snapshots.pop(key, None)
+            self._canonical.pop(key, None)
+        self.version, self.ttl_left, self.cleared = save.version, save.ttl_left, save.cleared
+
     # For SessionStore.modified.
 
     def altered(self) -> bool:
@@ -601,21 +616,35 @@ class Saving:
         values: what the request has under each key that it set or deleted or that may have been changed in place.
         encodings: the encodings of those values, but for simple ones.
         replaced: what is stored in place of a value that cannot be encoded.
+        originals, snapshots, version, ttl_left, cleared: what the session had before it was saved.
     """
 
-    __slots__ = ("_changed", "_explicit", "_originals", "_snapshots", "encodings", "replaced", "session", "values")
+    __slots__ = (
+        "_changed",
+        "_explicit",
+        "cleared",
+        "encodings",
+        "originals",
+        "replaced",
+        "session",
+        "snapshots",
+        "ttl_left",
+        "values",
+        "version",
+    )
 
     def __init__(self, session: SessionMap, explicit: bool) -> None:
         self.session = session
         self._explicit = explicit
-        self._originals = session._originals.copy()
-        self._snapshots = session._snapshots.copy()
+        self.originals = session._originals.copy()
+        self.snapshots = session._snapshots.copy()
+        self.version, self.ttl_left, self.cleared = session.version, session.ttl_left, session.cleared
         self._changed: dict[str, str] | None = None
         self.values: dict[str, Any] = {}
         self.encodings: dict[str, bytes] = {}
         self.replaced: dict[str, Any] = {}
         values = session._values
-        for key in self._originals if not self._snapshots else self._originals | self._snapshots:
+        for key in self.originals if not self.snapshots else self.originals | self.snapshots:
             self.values[key] = value = values.get(key, MISSING)
             if isinstance(value, Encoded):
                 self.encodings[key] = value
@@ -630,13 +659,13 @@ class Saving:
         self.session._saving = None
 
     def _fix(self, key: str, value: Any) -> None:
-        if self._explicit or key in self._originals:
+        if self._explicit or key in self.originals:
             self.encodings[key] = self.encode(key, value)
             return
         try:
             self.encodings[key] = encode(value)
         except Exception as error:
-            if self._snapshots[key] is not None:  # else it never could be encoded
+            if self.snapshots[key] is not None:  # else it never could be encoded
                 self.replaced[key] = self.session._storable(key, value, self.session.base(key), error)
                 self.encodings[key] = encode(self.replaced[key])
 
@@ -663,7 +692,7 @@ class Saving:
         """The keys to remove, as they are stored."""
         return {
             stored_key(key)
-            for key, base in self._originals.items()
+            for key, base in self.originals.items()
             if base is not MISSING and self.values[key] is MISSING
         }
 
@@ -677,13 +706,13 @@ class Saving:
         value = self.values.get(key, MISSING)
         if value is MISSING:
             return False
-        set_by_request = key in self._originals
-        if key in self._snapshots:
-            was = self._snapshots[key]
+        set_by_request = key in self.originals
+        if key in self.snapshots:
+            was = self.snapshots[key]
             if was is None:
                 return set_by_request or self._explicit
         else:
-            base = self._originals[key]
+            base = self.originals[key]
             if type(base) is Sentinel:
                 return True
             if type(value) is type(base) and type(value) in _PLAIN:

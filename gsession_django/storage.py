@@ -22,6 +22,7 @@ from typing import Any, ClassVar
 
 from gsession_django import serializers
 from gsession_django.session_map import SessionMap
+from gsession_django.transactions import Transaction
 
 
 class Disabled(NotImplementedError):
@@ -186,6 +187,14 @@ class Storage:
             earlier try had moved it.
         """
         raise Disabled
+
+    def transaction(self) -> Transaction | None:
+        """Return the transaction that the last write of this thread was part of, if the site can still roll it back.
+
+        Called after each write, for a storage in a database that the site uses too. When the transaction has been
+        rolled back, the adapter makes the write again. It neither waits nor raises ``Disabled``; it has no native twin.
+        """
+        return None
 
     def purge(self, batch_size: int, dry_run: bool = False) -> Iterator[int]:
         """Remove the expired sessions (with `dry_run`, only count them), `batch_size` at most in one step.
