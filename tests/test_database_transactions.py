@@ -99,6 +99,11 @@ def sets_in_place_twice(request: SessionStore) -> None:
     request.save()
 
 
+def sets_a_dict(request: SessionStore) -> None:
+    request["cart"] = {"pear": 1}
+    request.save()
+
+
 def removes(request: SessionStore) -> None:
     del request["language"]
     request.save()
@@ -148,6 +153,7 @@ DEEDS: list[tuple[Deed, dict[str, Any]]] = [
     (sets_back, BEFORE),
     (sets_in_place, {**BEFORE, "cart": {"apple": 1, "pear": 1}}),
     (sets_in_place_twice, {**BEFORE, "cart": {"pear": 1}}),
+    (sets_a_dict, {**BEFORE, "cart": {"pear": 1}}),
     (removes, {"cart": {"apple": 1}, "x": 0}),
     (removes_and_sets, {**BEFORE, "language": "de"}),
     (clears, {"y": 1}),
@@ -618,12 +624,12 @@ def test_in_a_testcase_of_djangos_sessions_work(kind: str, atomic_requests: bool
             databases = {alias}
 
             def test(self) -> None:
-                session = self.client.session
-                session["attempts"] = 1
-                session.save()
-                session["q"] = 1
-                session.save()
                 with self.captureOnCommitCallbacks(using=alias) as callbacks:
+                    session = self.client.session
+                    session["attempts"] = 1
+                    session.save()
+                    session["q"] = 1
+                    session.save()
                     self.assertEqual(self.client.get("/seen/").content, b"None 1")
                     session["attempts"] = 2
                     session.save()
