@@ -431,8 +431,9 @@ class SessionMap(MutableMapping[str, Any]):
         try:
             return serializers.encode_pairs(data, save.encodings)
         except Exception:
-            for key, value in data.items():
-                save.encode(key, value)  # raises for the one that is to blame, and names it
+            for key, value in data.items():  # one of the two raises for what is to blame, and names it
+                stored_key(key)
+                save.encode(key, value)
             raise
 
     def encoding_of(self, key: str) -> bytes:
