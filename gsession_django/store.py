@@ -180,7 +180,7 @@ class SessionStore(SessionBase):
         Also whether anything was saved in a transaction that has not been committed.
         Setting it to ``False`` lets it count from now. Reading it neither loads the session nor counts as access.
         """
-        if self._modified or not all(write.transaction.committed for write in self._writes):
+        if self._modified or (self._writes and not all(write.transaction.committed for write in self._writes)):
             return True
         session: SessionMap | None = self.__dict__.get("_session_cache")
         if session is None:
@@ -392,6 +392,8 @@ class SessionStore(SessionBase):
             elif changed:
                 try:
                     there = yield from operations.apply(engine, session_id, save, ttl, age, self._ttl_of)
+                    if not there and (yield from self._moved_here_again(key)):
+                        there = yield from operations.apply(engine, session_id, save, ttl, age, self._ttl_of)
                 except DecodeError as error:
                     operations.log_unreadable(engine, session_id, error)
                     there = unreadable = True
@@ -399,12 +401,18 @@ class SessionStore(SessionBase):
                 return
             else:
                 there = yield from operations.touch(engine, session_id, save, ttl, age)
+                if not there and (yield from self._moved_here_again(key)):
+                    there = yield from operations.touch(engine, session_id, save, ttl, age)
         if not there:
             raise UpdateError
         if not unreadable:
             self._note(save)
         if unreadable and changed:  # what nobody can read is not overwritten
             yield from self._create()
+
+    def _moved_here_again(self, key: str) -> Operation:
+        """Whether the fallback has the session after all, as the transaction in which it was moved was rolled back."""
+        return self._engine.fallback is not None and (yield from self._stored(key)) is not None
 
     def _cleared_by_keys(self, key: str, session: SessionMap) -> Operation:
         """Return a session that was cleared as one whose keys were all removed.
@@ -543,7 +551,7 @@ class SessionStore(SessionBase):
     @property
     def undone(self) -> bool:
         """Whether anything that this request has written was rolled back, and not been written again yet."""
-        return any(write.transaction.rolled_back for write in self._writes)
+        return bool(self._writes) and any(write.transaction.rolled_back for write in self._writes)
 
     def settle(self) -> None:
         """Write again what was rolled back, but for the changes of the session: those ``save()`` stores."""
@@ -579,6 +587,8 @@ class SessionStore(SessionBase):
         engine, old_id, new_id = self._engine, self._id_of(old_key), self._id_of(new_key)
         ttl = self._ttl_of(self._get_session(no_load=True).get(EXPIRY_KEY))
         if engine.fallback is not None:
+            with suppress(DecodeError):
+                yield from self._stored(old_key)
             yield from fallback.remove(engine, engine.fallback, old_key, old_id)
         moved = yield from operations.move(engine, old_id, new_id, ttl, self.get_session_cookie_age, self._ttl_of)
         if moved:
