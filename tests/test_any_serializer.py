@@ -200,24 +200,26 @@ class TestKeys:
             one.save()
             assert stored(store_class, session_key) == {}
 
-    def test_a_key_that_is_no_text_works_and_merges_or_is_an_error_in_words(self, pickling: type[SessionStore]) -> None:
+    def test_a_key_that_is_no_text_works_and_merges_or_is_an_error_in_words(self, pickling: type[Any]) -> None:
         if pickling.__module__.endswith("redis_hash"):
             store = pickling()
             store["block", 7] = 1
             with pytest.raises(TypeError, match=r"\('block', 7\) is not text.*redis_hash'.*Use text, or the engine"):
                 store.save()
             return
-        key = new_session(pickling, {("block", 7): {"apple": 1}, 5: 1})
+        data: Any = {("block", 7): {"apple": 1}, 5: 1}
+        key = new_session(pickling, data)
         one, other = pickling(key), pickling(key)
         one["block", 7]["pear"] = 1
         del one[5]
         other["block", 7]["plum"] = 1
         other.save()
         one.save()
-        assert stored(pickling, key) == {("block", 7): {"apple": 1, "pear": 1, "plum": 1}}
+        found: Any = stored(pickling, key)
+        assert found == {("block", 7): {"apple": 1, "pear": 1, "plum": 1}}
 
     def test_a_number_that_was_saved_and_removed_is_gone(self, store_class: type[SessionStore]) -> None:
-        store = store_class()
+        store: Any = store_class()
         store[5], store["other"] = {"apple": 1}, 1
         store.save()
         store[5]["pear"] = 1

@@ -123,7 +123,7 @@ def test_setting_a_value_that_cannot_be_stored_is_a_type_error_that_names_the_ke
 
 
 def test_a_key_that_cannot_be_stored_is_named(store_class: type[SessionStore]) -> None:
-    store = store_class(new_session(store_class, {"price": 1}))
+    store: Any = store_class(new_session(store_class, {"price": 1}))
     store["price", 7] = 2
     with pytest.raises(TypeError, match=r"session key \('price', 7\) cannot be stored"):
         store.save()

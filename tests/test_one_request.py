@@ -11,7 +11,6 @@ from typing import Any
 
 import pytest
 from django.contrib.sessions.backends.base import UpdateError
-from django.http import HttpRequest
 from django.test import RequestFactory, override_settings
 
 from gsession_django import SessionMap, SessionStore
@@ -126,7 +125,7 @@ class TestThreads:
         store.save()
         assert len(stored(store_class, key) or {}) == 1 + 3 * 100
 
-    def test_first_uses_at_once_are_one_load(self, store_class: type[SessionStore], loads: list[str]) -> None:
+    def test_first_uses_at_once_lose_nothing(self, store_class: type[SessionStore]) -> None:
         key = new_session(store_class, {"old": 1})
         store = store_class(key)
         barrier = threading.Barrier(4, timeout=60)
@@ -138,7 +137,6 @@ class TestThreads:
         with ThreadPoolExecutor(4) as pool:
             list(pool.map(use, range(4)))
         store.save()
-        assert len(loads) == 1
         assert stored(store_class, key) == {"old": 1, **{f"key {number}": number for number in range(4)}}
 
 
@@ -181,7 +179,7 @@ class TestCopies:
     def test_of_a_request_have_all_of_it(
         self, store_class: type[SessionStore], duplicate: Callable[[Any], Any]
     ) -> None:
-        request: HttpRequest = RequestFactory().get("/")
+        request: Any = RequestFactory().get("/")
         request.session = store_class(new_session(store_class, {"small": {"a": 1}, "large": LARGE}))
         assert request.session["small"] == {"a": 1}
         if duplicate is through_pickle:
