@@ -661,6 +661,15 @@ class Saving:
     def __exit__(self, *exc: object) -> None:
         self.session._saving = None
 
+    def include(self, later: "Saving") -> None:
+        """Let :meth:`SessionMap.restore` take a later save of the session back together with this one."""
+        for key in later.values.keys() - self.values.keys():
+            self.values[key] = later.values[key]
+            if key in later._originals:
+                self._originals[key] = later._originals[key]
+            if key in later._snapshots:
+                self._snapshots[key] = later._snapshots[key]
+
     @property
     def changed(self) -> dict[str, str]:
         """The keys with another value than the one that was read: as they are stored, and as the request has them."""

@@ -189,10 +189,10 @@ class Storage:
         raise Disabled
 
     def transaction(self) -> Transaction | None:
-        """Return the transaction that the last write of this thread was part of, if the site can still roll it back.
+        """Return the transaction that the last write of this thread was part of; ``None`` when the write is final.
 
-        Called after each write, for a storage in a database that the site uses too. When the transaction has been
-        rolled back, the adapter makes the write again. It neither waits nor raises ``Disabled``; it has no native twin.
+        Called after each write, also by async requests, so it must not wait. It is for a storage in a database that the
+        site uses too. When the transaction has been rolled back, the adapter makes the write again.
         """
         return None
 

@@ -538,8 +538,14 @@ class SessionStore(SessionBase):
 
     def _note(self, save: Saving | None, repeat: Callable[..., Operation] | None = None, *arguments: Any) -> None:
         """Remember what was just written, if it can still be rolled back, and how it is written again."""
-        if (transaction := self._engine.storage.transaction()) is not None:
-            self._writes = [*self._writes, Write(transaction, save, repeat, arguments)]
+        if (transaction := self._engine.storage.transaction()) is None:
+            return
+        if save is not None and self._writes and self._writes[-1].transaction is transaction:
+            last = self._writes[-1].save
+            if last is not None and last.session is save.session:
+                last.include(save)
+                return
+        self._writes = [*self._writes, Write(transaction, save, repeat, arguments)]
 
     @property
     def undone(self) -> bool:

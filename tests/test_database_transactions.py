@@ -412,17 +412,23 @@ def test_after_a_commit_nothing_is_written_again(kind: str, alias: str, store_cl
     assert given == []
 
 
-def test_many_saves_in_a_transaction_are_one_callback(alias: str, store_class: type[SessionStore]) -> None:
-    request = store_class(new_session(store_class, BEFORE))
+def test_many_saves_in_a_transaction_take_up_the_room_of_one(alias: str, store_class: type[SessionStore]) -> None:
+    key = new_session(store_class, BEFORE)
+    request = store_class(key)
     connection = connections[alias]
-    with transaction.atomic(alias):
+    with rolled_back(alias):
         for number in range(5):
             request["x"] = number
+            request["cart"][f"pear {number % 2}"] = number
+            request[f"key {number}"] = number
             request.save()
-        assert len(connection.run_on_commit) == 1
+        assert (len(connection.run_on_commit), len(request._writes)) == (1, 1)
         with transaction.atomic(alias):
-            sets(request)
-        assert len(connection.run_on_commit) == 2
+            sets_back(request)
+        assert (len(connection.run_on_commit), len(request._writes)) == (2, 2)
+    end(request)
+    keys = {f"key {number}": number for number in range(5)}
+    assert stored(store_class, key) == {**BEFORE, "cart": {"apple": 1, "pear 0": 4, "pear 1": 3}, **keys}
 
 
 # Transactions of other kinds.
