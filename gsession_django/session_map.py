@@ -477,6 +477,11 @@ class SessionMap(MutableMapping[str, Any]):
         self._merged = True
         return result
 
+    def in_order(self, stored: dict[str, Any]) -> dict[str, Any]:
+        """Return pairs in the order of :meth:`merged_onto`: first the request's, then those that others added."""
+        names = map(stored_key, self._values.copy())
+        return {name: stored[name] for name in names if name in stored} | stored
+
     def merged_value(self, key: str, current: Any = MISSING) -> Any:
         """Return what becomes of one changed key when `current` is stored under it now, or nothing is."""
         save = self._save

@@ -14,7 +14,7 @@ from typing import Any
 from django.conf import settings
 from django.core.checks import CheckMessage, Warning
 
-from gsession_django.session_map import Canonical, SessionMap
+from gsession_django.session_map import MISSING, Canonical, SessionMap
 from gsession_django.storage import Storage
 from gsession_django.store import SessionStore as BaseSessionStore
 
@@ -123,9 +123,11 @@ class MemoryStorage(Storage):
                 for key in removed:
                     entry.values.pop(key, None)
             else:
-                current = SessionMap(dict(entry.values)).as_dict()
-                merged = session.merged_onto(current)
-                entry.values = self._kept(merged, self._encoding_in(merged))
+                current = SessionMap(dict(entry.values))
+                merged = {key: session.merged_value(key, current.get(key, MISSING)) for key in changed}
+                # The values of others stay encoded: one that nobody here can read is theirs all the same.
+                values = entry.values | self._kept(merged, self._encoding_in(merged))
+                entry.values = session.in_order({key: value for key, value in values.items() if key not in removed})
                 if not session.renews_ttl(current):
                     expires = entry.expires
             entry.expires = expires
