@@ -426,9 +426,10 @@ def test_many_saves_in_a_transaction_take_up_the_room_of_one(alias: str, store_c
         with transaction.atomic(alias):
             sets_back(request)
         assert (len(connection.run_on_commit), len(request._writes)) == (2, 2)
+    change(store_class, key, theirs=1)  # so that each key is merged on its own
     end(request)
     keys = {f"key {number}": number for number in range(5)}
-    assert stored(store_class, key) == {**BEFORE, "cart": {"apple": 1, "pear 0": 4, "pear 1": 3}, **keys}
+    assert stored(store_class, key) == {**BEFORE, "cart": {"apple": 1, "pear 0": 4, "pear 1": 3}, **keys, "theirs": 1}
 
 
 # Transactions of other kinds.
