@@ -542,6 +542,19 @@ class SessionMap(MutableMapping[str, Any]):
         self._watched = None
         self.cleared = self.unreadable = False
 
+    def restore(self, save: "Saving") -> None:
+        """Take back :meth:`saved`: what was stored then has been undone, and is a change of the request again.
+
+        Of several saves that were undone, the last one is taken back first.
+        """
+        for key in save.values:
+            self._snapshots.pop(key, None)
+        # A key that was set after the save stays one that was set.
+        self._originals.update(save._originals)
+        self._snapshots.update(save._snapshots)
+        self._canonical = None
+        self.version, self.ttl_left, self.cleared = save.before
+
     # For SessionStore.modified.
 
     def altered(self) -> bool:
@@ -614,15 +627,27 @@ class Saving:
         values: what the request has under each key that it set or deleted or that may have been changed in place.
         encodings: the encodings of those values, but for simple ones.
         replaced: what is stored in place of a value that cannot be encoded.
+        before: the session's ``version``, ``ttl_left`` and ``cleared`` before the save.
     """
 
-    __slots__ = ("_changed", "_explicit", "_originals", "_snapshots", "encodings", "replaced", "session", "values")
+    __slots__ = (
+        "_changed",
+        "_explicit",
+        "_originals",
+        "_snapshots",
+        "before",
+        "encodings",
+        "replaced",
+        "session",
+        "values",
+    )
 
     def __init__(self, session: SessionMap, explicit: bool) -> None:
         self.session = session
         self._explicit = explicit
         self._originals = originals = session._originals.copy()
         self._snapshots = snapshots = session._snapshots.copy()
+        self.before = session.version, session.ttl_left, session.cleared
         self._changed: tuple[dict[str, str], set[str]] | None = None
         self.values: dict[str, Any] = {}
         values = self.values
@@ -640,6 +665,15 @@ class Saving:
 
     def __exit__(self, *exc: object) -> None:
         self.session._saving = None
+
+    def include(self, later: "Saving") -> None:
+        """Let :meth:`SessionMap.restore` take a later save of the session back together with this one."""
+        for key in later.values.keys() - self.values.keys():
+            self.values[key] = later.values[key]
+            if key in later._originals:
+                self._originals[key] = later._originals[key]
+            if key in later._snapshots:
+                self._snapshots[key] = later._snapshots[key]
 
     @property
     def changed(self) -> dict[str, str]:

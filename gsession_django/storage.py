@@ -22,6 +22,7 @@ from typing import Any, ClassVar
 
 from gsession_django import serializers
 from gsession_django.session_map import SessionMap
+from gsession_django.transactions import Transaction
 
 
 class Disabled(NotImplementedError):
@@ -186,6 +187,14 @@ class Storage:
             earlier try had moved it.
         """
         raise Disabled
+
+    def transaction(self) -> Transaction | None:
+        """Return the transaction that the last write of this thread was part of; ``None`` when the write is final.
+
+        Called after each write, also by async requests, so it must not wait. It is for a storage in a database that the
+        site uses too. When the transaction has been rolled back, the adapter makes the write again.
+        """
+        return None
 
     def purge(self, batch_size: int, dry_run: bool = False) -> Iterator[int]:
         """Remove the expired sessions (with `dry_run`, only count them), `batch_size` at most in one step.

@@ -4,9 +4,10 @@ import asyncio
 import math
 import re
 import secrets
-from collections.abc import ItemsView, KeysView, Mapping, ValuesView
+from collections.abc import Callable, ItemsView, KeysView, Mapping, Sequence, ValuesView
 from contextlib import suppress
 from datetime import datetime
+from itertools import takewhile
 from typing import Any, ClassVar, Final, Literal, NoReturn
 
 from django.contrib.auth import SESSION_KEY
@@ -22,6 +23,7 @@ from gsession_django.moving import fallback
 from gsession_django.serializers import DecodeError
 from gsession_django.session_map import EXPIRY_KEY, Saving, SessionMap
 from gsession_django.storage import Storage, StorageUnavailable
+from gsession_django.transactions import Write
 
 PURGE_BATCH_SIZE: Final = 1000
 """Sessions that one step of a purge removes at most, where nobody says otherwise."""
@@ -30,7 +32,7 @@ PURGE_BATCH_SIZE: Final = 1000
 _COOKIE_SAFE: Final = re.compile(r"[A-Za-z0-9!#$%&'*+\-.^_`|~:]{8,}")
 _KEY_ATTEMPTS: Final = 100
 # Attributes that no copy of a SessionStore shares.
-_OF_OPERATIONS: Final = frozenset({"_lock", "_prepared"})
+_OF_OPERATIONS: Final = frozenset({"_lock", "_prepared", "_writes"})
 
 
 class SessionStore(SessionBase):
@@ -57,6 +59,8 @@ class SessionStore(SessionBase):
     closing = False
     _modified = False
     _prepared: Saving | None = None
+    # What was written in a transaction that was not committed when this was last looked at, in order.
+    _writes: Sequence[Write] = ()
     # How the session has ended, if this request knows: by its own delete(), or before its cycle_key().
     _gone: Literal["deleted", "moved"] | None = None
     _id: tuple[str, str] | None = None
@@ -169,9 +173,10 @@ class SessionStore(SessionBase):
     def modified(self) -> bool:
         """Whether anything was set, or a value that was handed out has been changed in place since.
 
+        Also whether anything was saved in a transaction that has not been committed.
         Setting it to ``False`` lets it count from now. Reading it neither loads the session nor counts as access.
         """
-        if self._modified:
+        if self._modified or (self._writes and not all(write.transaction.committed for write in self._writes)):
             return True
         session: SessionMap | None = self.__dict__.get("_session_cache")
         if session is None:
@@ -313,6 +318,8 @@ class SessionStore(SessionBase):
         await self._arun(self._create())
 
     def _create(self) -> Operation:
+        if self._writes:
+            yield from self._settle()
         session = self._get_session(no_load=True)
         if session.source is not None:
             yield from self._fetch(session, None)
@@ -323,6 +330,7 @@ class SessionStore(SessionBase):
                 self._session_key = key
                 self._gone = None
                 self.modified = True
+                self._note(None, SessionStore._create_again, key, False)
                 return
         raise self._no_key()
 
@@ -346,6 +354,8 @@ class SessionStore(SessionBase):
         await self._arun(self._save(must_create))
 
     def _save(self, must_create: bool) -> Operation:
+        if self._writes:
+            yield from self._settle()
         if must_create and self.session_key is not None and self._gone != "moved":
             yield from self._create_at(self.session_key)
             return
@@ -375,17 +385,27 @@ class SessionStore(SessionBase):
             elif changed:
                 try:
                     there = yield from operations.apply(engine, session_id, save, ttl, age, self._ttl_of)
+                    if not there and (yield from self._moved_here_again(key)):
+                        there = yield from operations.apply(engine, session_id, save, ttl, age, self._ttl_of)
                 except DecodeError as error:
                     operations.log_unreadable(engine, session_id, error)
                     there = unreadable = True
+            elif self._may_wait(session, ttl):
+                return
             else:
-                there = self._may_wait(session, ttl) or (
-                    yield from operations.touch(engine, session_id, save, ttl, age)
-                )
+                there = yield from operations.touch(engine, session_id, save, ttl, age)
+                if not there and (yield from self._moved_here_again(key)):
+                    there = yield from operations.touch(engine, session_id, save, ttl, age)
         if not there:
             raise UpdateError
+        if not unreadable:
+            self._note(save)
         if unreadable and changed:  # what nobody can read is not overwritten
             yield from self._create()
+
+    def _moved_here_again(self, key: str) -> Operation:
+        """Whether the fallback has the session after all, as the transaction in which it was moved was rolled back."""
+        return self._engine.fallback is not None and (yield from self._stored(key)) is not None
 
     def _cleared_by_keys(self, key: str, session: SessionMap) -> Operation:
         """Return a session that was cleared as one whose keys were all removed.
@@ -425,6 +445,7 @@ class SessionStore(SessionBase):
             taken = "create" not in engine.able and (yield from self._exists(key))
         if taken or not (yield from operations.create(engine, self._id_of(key), session, ttl)):
             raise CreateError
+        self._note(None, SessionStore._create_again, key, True)
 
     # Ending, and changing the key.
 
@@ -444,13 +465,19 @@ class SessionStore(SessionBase):
     def _delete(self, session_key: str | None) -> Operation:
         key = self.session_key if session_key is None else session_key
         if key is not None and self._validate_session_key(key):
+            if self._writes:
+                yield from self._settle()
             if key == self.session_key:
                 self.was_moved = False  # no cookie is to bring it back
                 self._gone = "deleted"
-            engine, session_id = self._engine, self._id_of(key)
-            if engine.fallback is not None:
-                yield from fallback.remove(engine, engine.fallback, key, session_id)
-            yield from operations.remove(engine, session_id)
+            yield from self._remove(key)
+
+    def _remove(self, key: str) -> Operation:
+        engine, session_id = self._engine, self._id_of(key)
+        if engine.fallback is not None:
+            yield from fallback.remove(engine, engine.fallback, key, session_id)
+        yield from operations.remove(engine, session_id)
+        self._note(None, SessionStore._remove, key)
 
     def cycle_key(self) -> None:
         self._run(self._cycle_key())
@@ -459,11 +486,13 @@ class SessionStore(SessionBase):
         await self._arun(self._cycle_key())
 
     def _cycle_key(self) -> Operation:
+        if self._writes:
+            yield from self._settle()
         session = yield from self._loaded()
-        if self.session_key is None:
+        if (old_key := self.session_key) is None:
             yield from self._create()
             return
-        old_id = self._id_of(self.session_key)
+        old_id = self._id_of(old_key)
         anonymous = not session.lacks(SESSION_KEY) and not session.was_set(SESSION_KEY)
         if session.source is not None:  # all of it where it may have to be stored anew
             yield from self._fetch(session, None if anonymous else EXPIRY_KEY)
@@ -471,8 +500,8 @@ class SessionStore(SessionBase):
         if self._engine.fallback is not None:
             if session.cleared:  # before it was looked for, so that it may have to be moved first
                 with suppress(DecodeError):
-                    yield from self._stored(self.session_key)
-            yield from fallback.remove(self._engine, self._engine.fallback, self.session_key, old_id)
+                    yield from self._stored(old_key)
+            yield from fallback.remove(self._engine, self._engine.fallback, old_key, old_id)
         try:
             if session.is_unreadable():
                 raise DecodeError("nothing in it could be read")
@@ -480,7 +509,7 @@ class SessionStore(SessionBase):
         except DecodeError as error:
             operations.log_unreadable(self._engine, old_id, error)
             yield from self._create()
-            yield from operations.remove(self._engine, old_id)
+            yield from self._remove(old_key)
             self.was_moved = True
             return
         if not moved and anonymous:  # another sign-in was faster: both succeed
@@ -490,6 +519,8 @@ class SessionStore(SessionBase):
         self._gone, self.was_moved = None if moved else "moved", moved
         self._session_key = new_key
         self.modified = True
+        if moved:
+            self._note(None, SessionStore._move_again, old_key, new_key, anonymous)
 
     def _move(self, old_id: str, ttl: int) -> Operation:
         """Give the stored session a new key. Return the key, and whether there was such a session."""
@@ -502,6 +533,69 @@ class SessionStore(SessionBase):
             if moved or "new" not in self._engine.able or not (yield from operations.exists(self._engine, new_id, age)):
                 return new_key, moved
         raise self._no_key()
+
+    # What was written in a transaction that is rolled back.
+
+    def _note(self, save: Saving | None, repeat: Callable[..., Operation] | None = None, *arguments: Any) -> None:
+        """Remember what was just written, if it can still be rolled back, and how it is written again."""
+        if (transaction := self._engine.storage.transaction()) is None:
+            return
+        if save is not None and self._writes and self._writes[-1].transaction is transaction:
+            last = self._writes[-1].save
+            if last is not None and last.session is save.session:
+                last.include(save)
+                return
+        self._writes = [*self._writes, Write(transaction, save, repeat, arguments)]
+
+    @property
+    def undone(self) -> bool:
+        """Whether anything that this request has written was rolled back, and not been written again yet."""
+        return bool(self._writes) and any(write.transaction.rolled_back for write in self._writes)
+
+    def settle(self) -> None:
+        """Write again what was rolled back, but for the changes of the session: those ``save()`` stores."""
+        self._run(self._settle())
+
+    async def asettle(self) -> None:
+        await self._arun(self._settle())
+
+    def _settle(self) -> Operation:
+        writes = [write for write in self._writes if not write.transaction.committed]
+        # Whatever came after what was rolled back was rolled back with it.
+        pending = list(takewhile(lambda write: not write.transaction.rolled_back, writes))
+        undone = writes[len(pending) :]
+        for write in reversed(undone):
+            if write.save is not None and write.save.session is self.__dict__.get("_session_cache"):
+                write.save.session.restore(write.save)
+                self._prepared = None
+        self._writes = writes
+        for write in undone:
+            if write.repeat is not None:
+                yield from write.repeat(self, *write.arguments)
+            self._writes = [other for other in self._writes if other is not write]
+
+    def _create_again(self, key: str, given: bool) -> Operation:
+        session = self._get_session(no_load=True)
+        ttl = self._ttl_of(session.get(EXPIRY_KEY))
+        if (yield from operations.create(self._engine, self._id_of(key), session, ttl)):
+            self._note(None, SessionStore._create_again, key, given)
+        elif given:
+            raise CreateError
+
+    def _move_again(self, old_key: str, new_key: str, anonymous: bool) -> Operation:
+        engine, old_id, new_id = self._engine, self._id_of(old_key), self._id_of(new_key)
+        ttl = self._ttl_of(self._get_session(no_load=True).get(EXPIRY_KEY))
+        if engine.fallback is not None:
+            with suppress(DecodeError):
+                yield from self._stored(old_key)
+            yield from fallback.remove(engine, engine.fallback, old_key, old_id)
+        moved = yield from operations.move(engine, old_id, new_id, ttl, self.get_session_cookie_age, self._ttl_of)
+        if moved:
+            self._note(None, SessionStore._move_again, old_key, new_key, anonymous)
+        elif anonymous:
+            yield from self._create_again(new_key, False)
+        else:
+            self._gone, self.was_moved = "moved", False
 
     def _no_key(self) -> CreateError:
         return CreateError(

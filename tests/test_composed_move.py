@@ -10,6 +10,7 @@ from unittest import mock
 import pytest
 from django.contrib.auth import SESSION_KEY
 from django.contrib.sessions.backends.base import UpdateError
+from django.test.utils import override_settings
 
 from gsession_django import SessionStore
 from gsession_django.locks import IdLocks
@@ -118,6 +119,16 @@ def test_a_logout_in_another_process_meanwhile_stays_a_logout(site: Site, call: 
     with pytest.raises(UpdateError):
         request.save()
     assert site.medium.rows == {}
+
+
+def test_a_serializer_whose_bytes_differ_each_time_is_no_change(site: Site) -> None:
+    with override_settings(SESSION_SERIALIZER="tests.test_any_serializer.Encrypting"):
+        key = new_session(site.here, {"cart": {"apple": 1}})
+        request = site.here(key)
+        site.medium.calls.clear()
+        cycle(site, request)
+        assert site.medium.names().count("apply") == 0
+        assert stored(site.here, request.session_key) == {"cart": {"apple": 1}}
 
 
 # In one process.

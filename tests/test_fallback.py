@@ -22,7 +22,7 @@ from gsession_django import SessionMap, StorageUnavailable
 from gsession_django.engine import engine_of
 from gsession_django.moving import steps
 from gsession_django.operations import BEGUN, MOVING_KEY
-from tests import engine_that_purges, processes
+from tests import databases, engine_that_purges, processes
 from tests.old_sites import OURS, new_session, store_of, stored
 from tests.redis_servers import RedisServer
 from tests.rollouts import (
@@ -510,6 +510,30 @@ def test_nor_does_a_transaction_that_shows_what_has_ended_go_on_for_ever(tmp_pat
                 with connections[alias()].execute_wrapper(limited):
                     assert stored(settings.SESSION_ENGINE, key) is None
             assert (at_source(key), at_target(key)) == (None, None)
+
+
+@pytest.mark.parametrize("kind", databases.KINDS)
+@pytest.mark.parametrize("deed", ["set", "touch", "cycle_key"])
+def test_a_session_that_was_moved_in_a_transaction_that_is_rolled_back_is_moved_again(
+    tmp_path: Path, kind: str, deed: str
+) -> None:
+    with rollout(tmp_path, SOURCES["db"], OURS["database"], kind=kind):
+        given = {**settings.GSESSION, "ENGINES": {OURS["database"]: {"using": alias()}}}
+        with override_settings(GSESSION=given):
+            key = old_session({"user": 1})
+            request = store(key)
+            with transaction.atomic(using=alias()):
+                assert request["user"] == 1
+                if deed == "cycle_key":
+                    request.cycle_key()
+                transaction.set_rollback(True, alias())
+            assert (at_source(key), at_target(key)) == ({"user": 1}, None)
+            request.modified = True
+            if deed == "set":
+                request["new"] = 1
+            request.save()
+            assert moved(request.session_key) == {"user": 1, **({"new": 1} if deed == "set" else {})}
+            assert deed != "cycle_key" or (at_source(key), at_target(key)) == (None, None)
 
 
 # Killed.

@@ -9,7 +9,7 @@ from django.db import IntegrityError
 from gsession_django.database import checks, walk
 from gsession_django.database import statements as sql
 from gsession_django.database.rows import check_new_id, is_id, new_version, now
-from gsession_django.database.table import SessionTable, available
+from gsession_django.database.table import SessionTable, SiteTransaction, available
 from gsession_django.serializers import DecodeError
 from gsession_django.session_map import SessionMap
 from gsession_django.storage import Storage
@@ -116,6 +116,9 @@ class DatabaseStorage(Storage):
     def remove_all(self, session_id: str) -> None:
         if is_id(session_id):
             self.table.change(sql.REMOVE, session_id)
+
+    def transaction(self) -> SiteTransaction | None:
+        return self.table.transaction()
 
     def purge(self, batch_size: int, dry_run: bool = False) -> Iterator[int]:
         return walk.purge(self.table, now(), batch_size, dry_run)
