@@ -2,13 +2,11 @@
 
 import asyncio
 import copy
-import gc
 import os
 import socket
 import threading
 import time
 import unittest
-import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from typing import Any, ClassVar
@@ -504,63 +502,35 @@ class AppliesPairsWithoutALock(CompleteStorage):
         return True
 
 
-class Connection:
-    """A connection to a server that answers each line with the same line, on one event loop."""
-
-    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        self.reader, self.writer = reader, writer
-
-    @classmethod
-    async def to_echo(cls) -> "Connection":
-        ours, theirs = socket.socketpair()
-        threading.Thread(target=echo, args=(theirs,), daemon=True).start()
-        return cls(*await asyncio.open_connection(sock=ours))
-
-    async def ask(self) -> None:
-        self.writer.write(b"?\n")
-        await self.reader.readline()
-
-
-def echo(peer: socket.socket) -> None:
-    with peer:
-        while data := peer.recv(100):
-            peer.sendall(data)
-
-
 class AsksFirst(AsyncStorage):
-    """Talks with a server before it answers."""
+    """Talks with a server before it answers, on a connection that belongs to an event loop."""
 
-    connection: Connection | None = None
+    loop: asyncio.AbstractEventLoop | None = None
 
-    async def connected(self) -> Connection:
+    def connect(self) -> None:
         raise NotImplementedError
 
     async def aget_session(self, session_id: str, ttl: int, data: Any = None) -> SessionMap | None:
-        await (await self.connected()).ask()
+        self.connect()
+        await asyncio.sleep(0)
+        if self.loop is not asyncio.get_running_loop():  # what asyncio says of its streams
+            raise RuntimeError("got Future attached to a different loop")
         return self.get_session(session_id, ttl, data)
 
 
 @breaks("event_loops_one_after_the_other_share_no_connection")
 @breaks("event_loops_at_once_share_no_connection")
 class OneConnectionForAllLoops(AsksFirst):
-    async def connected(self) -> Connection:
-        if self.connection is None:
-            self.connection = await Connection.to_echo()
-        return self.connection
+    def connect(self) -> None:
+        self.loop = self.loop or asyncio.get_running_loop()
 
 
 @breaks("event_loops_at_once_share_no_connection")
 class OneConnectionForTheLastLoop(AsksFirst):
     """Connects anew when it is called on another event loop than the last time."""
 
-    loop: asyncio.AbstractEventLoop | None = None
-
-    async def connected(self) -> Connection:
-        if self.loop is not asyncio.get_running_loop():
-            self.loop = asyncio.get_running_loop()
-            self.connection = await Connection.to_echo()
-        assert self.connection is not None
-        return self.connection
+    def connect(self) -> None:
+        self.loop = asyncio.get_running_loop()
 
 
 @breaks("a_forked_process_and_its_parent_both_go_on")
@@ -576,19 +546,26 @@ class RefusesChildren(CompleteStorage):
         return super().get_session(*args)
 
 
+def echo(peer: socket.socket) -> None:
+    with peer, suppress(OSError):
+        while data := peer.recv(100):
+            peer.sendall(data)
+
+
 @breaks("a_forked_process_and_its_parent_both_go_on")
 class SharesASocketWithItsChild(CompleteStorage):
     """Asks a server which session it wants: a reply that another process has taken is missing here, or is another's."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.socket: socket.socket | None = None
+        self.socket, theirs = socket.socketpair()
+        self.socket.settimeout(2)
+        threading.Thread(target=echo, args=(theirs,), daemon=True).start()
+
+    def __del__(self) -> None:
+        self.socket.close()
 
     def get_session(self, session_id: str, *args: Any) -> SessionMap | None:  # type: ignore[override]
-        if self.socket is None:
-            self.socket, theirs = socket.socketpair()
-            self.socket.settimeout(2)
-            threading.Thread(target=echo, args=(theirs,), daemon=True).start()
         self.socket.sendall(f"{session_id:100}".encode())
         answer = b""
         while len(answer) < 100:
@@ -605,6 +582,8 @@ class HangsUpForItsParent(CompleteStorage):
     def __init__(self) -> None:
         super().__init__()
         self.socket, self.theirs = socket.socketpair()
+        for end in (self.socket, self.theirs):
+            end.settimeout(2)
 
     def __del__(self) -> None:
         with suppress(OSError):
@@ -615,6 +594,7 @@ class HangsUpForItsParent(CompleteStorage):
     def get_session(self, *args: Any) -> SessionMap | None:  # type: ignore[override]
         try:
             self.socket.sendall(b"?")
+            self.theirs.recv(1)
         except OSError as error:
             raise StorageUnavailable(str(error)) from error
         return super().get_session(*args)
@@ -640,9 +620,9 @@ class Reachable(CompleteStorage):
 def asking(name: str) -> Any:
     method = getattr(CompleteStorage, name)
 
-    def ask(self: Reachable, *args: Any) -> Any:
+    def ask(self: Reachable, *args: Any, **options: Any) -> Any:
         self.ask()
-        return method(self, *args)
+        return method(self, *args, **options)
 
     return ask
 
@@ -739,21 +719,21 @@ class LocksTasksAndNotThreads(AsyncStorage):
             return True
 
 
-class BrokenContract(EngineContract):
+class WithOutage(EngineContract):
     @contextmanager
     def outage(self) -> Iterator[None]:
         with mock.patch.object(Reachable, "away", True):
             yield
 
 
+def contract_of(storage_class: type[Recorded]) -> type[unittest.TestCase]:
+    contract = WithOutage if issubclass(storage_class, Reachable) else EngineContract
+    return type("Broken", (contract, unittest.TestCase), {"store_class": engine(storage_class)})
+
+
 def result_of(storage_class: type[Recorded], test: str) -> unittest.TestResult:
-    contract = type("Broken", (BrokenContract, unittest.TestCase), {"store_class": engine(storage_class)})
     result = unittest.TestResult()
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ResourceWarning)  # such a storage leaves its connections open
-        contract(test).run(result)
-        if issubclass(storage_class, AsksFirst):
-            gc.collect()
+    contract_of(storage_class)(test).run(result)
     assert result.testsRun == 1
     return result
 
