@@ -45,7 +45,7 @@ class Reading(ContractCase):
         self.expect(None, "get_session", self.new_id(), 60, None, because="there is no session of this id")
 
     def test_a_malformed_id_is_an_unknown_session(self) -> None:
-        wanted = {
+        wanted: dict[str, tuple[Any, ...]] = {
             "exists": (False,),
             "get": (None, "key"),
             "get_map": ({},),

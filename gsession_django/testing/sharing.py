@@ -5,7 +5,8 @@ import gc
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
+from functools import partial
 from typing import Any, Final
 from unittest import mock
 
@@ -154,28 +155,23 @@ class Sharing(ContractCase):
         with self.outage():
             for method, args in calls.items():
                 if method in self.able:
-                    self._unavailable(
-                        self.named(method, *args), lambda method=method, args=args: self.call(method, *args)
-                    )  # type: ignore[misc]
-            if self._runner is None:
-                for method, args in {"purge": (1000,), "ids": ()}.items():
-                    if method in self.able:
-                        iterate = getattr(self.storage, method)
-                        self._unavailable(
-                            self.named(method, *args), lambda iterate=iterate, args=args: list(iterate(*args))
-                        )  # type: ignore[misc]
+                    self._unavailable(self.named(method, *args), partial(self.call, method, *args))
+            if self._runner is None and "purge" in self.able:
+                self._unavailable(self.named("purge", 1000), lambda: list(self.storage.purge(1000)))
+            if self._runner is None and "ids" in self.able:
+                self._unavailable(self.named("ids"), lambda: list(self.storage.ids()))
         self.holds(session_id, {"key": 1}, "an outage")
 
-    def _unavailable(self, call: str, make: Callable[[], Any]) -> None:
+    def _unavailable(self, name: str, call: Callable[[], Any]) -> None:
         wanted = "It should raise StorageUnavailable: whether there is a session is not known then."
-        with self.subTest(call[:60]):
+        with self.subTest(name.partition("(")[0]):
             try:
-                found = make()
+                found = call()
             except StorageUnavailable:
                 return
             except Exception as error:
-                raise self.failureException(f"In an outage, {call} raised {error!r}. {wanted}") from error
-            self.fail(f"In an outage, {call} returned {found!r}. {wanted}")
+                raise self.failureException(f"In an outage, {name} raised {error!r}. {wanted}") from error
+            self.fail(f"In an outage, {name} returned {found!r}. {wanted}")
 
 
 @contextmanager
@@ -191,6 +187,7 @@ def meeting() -> Iterator[None]:
 
         return met
 
-    patches = {name: meet_before(getattr(SessionMap, name)) for name in _BETWEEN}
-    with mock.patch.multiple(SessionMap, **patches):
+    with ExitStack() as stack:
+        for name in _BETWEEN:
+            stack.enter_context(mock.patch.object(SessionMap, name, meet_before(getattr(SessionMap, name))))
         yield

@@ -90,7 +90,8 @@ def get_through(work: Callable[[], None], what: str, seconds: float) -> None:
 
     def run() -> None:
         try:
-            future.set_result(work())
+            work()
+            future.set_result(None)
         except BaseException as error:
             future.set_exception(error)
         finally:
