@@ -72,9 +72,11 @@ class Sharing(ContractCase):
     def _ask(self, session_id: str, where: str, barrier: threading.Barrier | None = None) -> None:
         async def ask() -> None:
             for _ in range(_ROUNDS):
+                get: Any = self.storage.aget_session  # type: ignore[attr-defined]
+                calls = [asyncio.ensure_future(get(session_id, 60, None)) for _ in range(_TASKS)]
+                await asyncio.sleep(0)
                 if barrier is not None:
-                    barrier.wait()
-                calls = (self.storage.aget_session(session_id, 60, None) for _ in range(_TASKS))  # type: ignore[attr-defined]
+                    barrier.wait()  # all event loops are in the midst of calls
                 for found in await self._in_time(asyncio.gather(*calls)):
                     if found is None:
                         self.wrong(
