@@ -15,7 +15,7 @@ from django.core.exceptions import ImproperlyConfigured
 from gsession_django import serializers
 from gsession_django.backends.memory import MemoryStorage
 from gsession_django.conf import KEYS
-from gsession_django.engine import abilities, missing_abilities, missing_twins
+from gsession_django.engine import abilities, bypassed_twins, missing_abilities, missing_twins
 from gsession_django.moving.choice import source_of
 from gsession_django.moving.our_engines import OurSource
 from gsession_django.store import SessionStore
@@ -180,6 +180,13 @@ def _check_storage(name: str, store: type[SessionStore]) -> Iterator[CheckMessag
             f"{', '.join(missing)}.",
             hint="Write the missing ones, or the others are not used: an async request then enters a thread.",
             id="gsession_django.W002",
+        )
+    for method, inherited_from in bypassed_twins(storage).items():
+        yield Error(
+            f"{storage.__qualname__}, the storage of the engine {name!r}, overrides {method}() and inherits "
+            f"a{method}() from {inherited_from.__qualname__}: async requests go past the override.",
+            hint=f"Override a{method}() too, where you override {method}().",
+            id="gsession_django.E021",
         )
 
 

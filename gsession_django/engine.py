@@ -59,6 +59,22 @@ def missing_twins(storage_class: type[Storage]) -> list[str]:
     return [name for name in wanted if not hasattr(storage_class, name)]
 
 
+def bypassed_twins(storage_class: type[Storage]) -> dict[str, type]:
+    """Return the methods that `storage_class` overrides without their native twins, each with the class that the twin
+    is inherited from: async requests would go on calling that, and so the method that was overridden.
+    """
+    bypassed = {}
+    bases = storage_class.__mro__
+    for name in sorted(abilities(storage_class) - set(_COMMANDS)):
+        method_class, twin_class = (next((b for b in bases if n in vars(b)), None) for n in (name, f"a{name}"))
+        if method_class is None or twin_class is None or bases.index(method_class) >= bases.index(twin_class):
+            continue
+        # A twin that was written for no method, as in a mixin, is inherited on purpose.
+        if getattr(twin_class, name, None) not in (None, getattr(Storage, name), getattr(storage_class, name)):
+            bypassed[name] = twin_class
+    return bypassed
+
+
 class Engine:
     """What the SessionStores of one engine have in common.
 

@@ -1,9 +1,10 @@
 """The Storage interface: where sessions are kept.
 
 It is the one of GoFrame's ``gsession`` (https://goframe.org/en/docs/core/gsession-storage) in Python's spelling: eleven
-methods, none of them mandatory by itself, and a few extensions for what Django needs done atomically. A storage
-overrides what it can do; the adapter, :class:`gsession_django.SessionStore`, makes a complete Django session engine of
-that. ``docs/writing-a-storage.md`` builds one step by step.
+methods, none of them mandatory by itself, and a few extensions for what Django needs done atomically. Three are enough:
+``get_session``, ``set_session`` and ``remove_all``. A storage overrides what it can do; the adapter,
+:class:`gsession_django.SessionStore`, makes a complete Django session engine of that. ``docs/writing-a-storage.md``
+builds two, step by step.
 
 What holds for every method:
 
@@ -14,7 +15,12 @@ What holds for every method:
 * ``data`` maps ``str`` to any value that ``SESSION_SERIALIZER`` can take. A storage neither keeps the object that it is
   given nor hands out the one that it keeps: it keeps bytes (:meth:`Storage.encode`) or copies.
 * A storage that cannot answer raises :class:`StorageUnavailable`; it never answers as if the session were not there.
-* One storage object serves the whole process: all its threads and event loops at once.
+* ``DecodeError``, which :meth:`Storage.decode` raises, comes through from every method. It means that there is
+  something and that it cannot be read: the adapter neither removes nor overwrites it.
+* One storage object serves the whole process: all its threads and event loops at once, and a child that is forked from
+  it. Connections that cannot be shared are kept by thread, by process (``os.getpid()``) and by event loop. Nobody
+  closes a storage.
+* A method that waits, for a lock or for its turn, reads the clock after that.
 """
 
 from collections.abc import Iterator, Mapping
@@ -41,8 +47,9 @@ class Storage:
     ``GSESSION["ENGINES"]``; it connects to nothing.
 
     A storage is async when it has native twins, with Django's ``a`` before the name (``aget_session``), of everything
-    it overrides but ``purge`` and ``ids``. An async request then never enters a thread. For one that is not, the
-    adapter runs each operation in one ``sync_to_async``.
+    it overrides but ``purge`` and ``ids``, in addition to that. The ``a`` methods of ``request.session`` and
+    :class:`gsession_django.middleware.SessionMiddleware` then await them, and an async request never enters a thread.
+    For a storage that is not async, the adapter runs each operation in one ``sync_to_async``.
 
     Attributes:
         hash_ids: whether ids are hashed session keys, so that a leaked dump holds no key that opens a session. Off for
@@ -157,10 +164,12 @@ class Storage:
         raise Disabled
 
     def create(self, session_id: str, session: SessionMap, ttl: int) -> bool:
-        """Store a session (``session.as_dict()``) that is not there yet.
+        """Store a session (``session.as_dict()``) that is not there yet. An expired session takes no id.
+
+        Together with :meth:`apply` it is what moving sessions to an engine needs.
 
         Returns:
-            ``False``, with nothing changed, when the id is taken.
+            ``True``; ``False``, with nothing changed, when the id is taken.
         """
         raise Disabled
 
@@ -173,18 +182,20 @@ class Storage:
         to that of what it stored, or to ``None``.
 
         Returns:
-            ``False``, with nothing stored, when the session is gone.
+            ``True``; ``False``, with nothing stored, when the session is gone.
         """
         raise Disabled
 
     def move(self, session_id: str, new_id: str, ttl: int) -> bool:
         """Give the session a new id, its data kept and the old id gone. Called by ``cycle_key()``.
 
-        The TTL may stay what it is, as the save that follows renews it; `ttl` is for a medium that has to write it.
+        The TTL stays what it is, as the save that follows renews it. `ttl` is for a medium that has to write one, for a
+        session without an expiry of its own (``set_expiry()``).
 
         Returns:
-            ``False``, with nothing stored, when the session is gone, or another has the new id; ``True`` too when an
-            earlier try had moved it.
+            ``True``; also where the session is gone and there is one under the new id, as an earlier try has moved it.
+            ``False``, with nothing stored, when the new id is taken and the session is there, and when it is gone and
+            there is none under the new id.
         """
         raise Disabled
 
@@ -200,8 +211,9 @@ class Storage:
         """Remove the expired sessions (with `dry_run`, only count them), `batch_size` at most in one step.
 
         Yields:
-            The number removed, or with `dry_run` found, once a step; 0 where there was nothing, so that a long search
-            can be stopped. Between two steps nothing is held: no lock, no transaction.
+            The number removed, or with `dry_run` found, once a step; 0 too, as a search can be stopped only there.
+            Between two steps nothing is held: no lock, no transaction. A session that is renewed or stored anew between
+            the look and the removal stays.
         """
         raise Disabled
 

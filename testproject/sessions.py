@@ -19,7 +19,7 @@ class SQLiteStorage(gsession_django.Storage):
         except sqlite3.Error as error:
             raise gsession_django.StorageUnavailable(f"{self.path}: {error}") from error
 
-    def get_session(self, session_id: str, ttl: int, data: object = None) -> dict[str, object] | None:
+    def get_session(self, session_id: str, ttl: int, data: object = None) -> Mapping[str, object] | None:
         sql = "SELECT data FROM session WHERE id = ? AND expires > ?"
         with self.connect() as db:
             row = db.execute(sql, (session_id, time.time())).fetchone()

@@ -28,7 +28,7 @@ class Medium:
     def __init__(self) -> None:
         self.rows: dict[str, Row] = {}
         self.calls: list[Call] = []
-        self.lock = threading.Lock()
+        self.lock = threading.RLock()
 
     def live(self, session_id: str) -> Row | None:
         row = self.rows.get(session_id)
@@ -54,7 +54,8 @@ class Recorded(Storage):
 
     def put(self, session_id: str, data: Mapping[str, Any], ttl: int) -> None:
         encoded = {key: self.encode(value) for key, value in data.items()}
-        self.medium.rows[session_id] = Row(time.time() + ttl, encoded)
+        with self.medium.lock:
+            self.medium.rows[session_id] = Row(time.time() + ttl, encoded)
 
 
 class WholeMapStorage(Recorded):
@@ -178,18 +179,20 @@ class CompleteStorage(PerKeyStorage):
         if self.medium.live(session_id) is None or taken:
             return taken and self.medium.live(session_id) is None
         self.medium.rows[new_id] = self.medium.rows.pop(session_id)
-        self._renew(new_id, ttl)
         return True
 
     def purge(self, batch_size: int, dry_run: bool = False) -> Iterator[int]:
         self.record("purge", batch_size, dry_run)
-        dead = [session_id for session_id in self.medium.rows if self.medium.live(session_id) is None]
+        dead = [session_id for session_id in list(self.medium.rows) if self.medium.live(session_id) is None]
         for start in range(0, len(dead), batch_size):
-            batch = dead[start : start + batch_size]
-            if not dry_run:
-                for session_id in batch:
-                    del self.medium.rows[session_id]
-            yield len(batch)
+            removed = 0
+            for session_id in dead[start : start + batch_size]:
+                with self.medium.lock:
+                    if session_id in self.medium.rows and self.medium.live(session_id) is None:
+                        removed += 1
+                        if not dry_run:
+                            del self.medium.rows[session_id]
+            yield removed
 
     def ids(self) -> Iterator[str]:
         yield from [session_id for session_id in self.medium.rows if self.medium.live(session_id)]
@@ -322,6 +325,9 @@ class AsyncPerKeyStorage(AsyncStorage):
 
     def get_session(self, session_id: str, ttl: int, data: Any = None) -> Any:
         return PerKeyStorage.get_session(self, session_id, ttl, data)
+
+    async def aget_session(self, session_id: str, ttl: int, data: Any = None) -> Any:
+        return self.twin(self.get_session(session_id, ttl, data))
 
 
 class PairsOnlyStorage(Recorded):

@@ -129,6 +129,82 @@ def test_twins_that_are_missing(settings: Settings, module: Callable[..., str]) 
     assert check_settings() == []
 
 
+class OverridesOne(AsyncStorage):
+    def get_session(self, *args: Any) -> Any:
+        return super().get_session(*args)
+
+
+class Counting:
+    """A mixin that overrides one method."""
+
+    def remove_all(self, session_id: str) -> None:
+        super().remove_all(session_id)  # type: ignore[misc]
+
+
+class CountingStorage(Counting, AsyncStorage):
+    pass
+
+
+class FromBelow(OverridesOne):
+    """Inherits what its base gets wrong."""
+
+
+@pytest.mark.parametrize(
+    ("storage_class", "method"),
+    [(OverridesOne, "get_session"), (FromBelow, "get_session"), (CountingStorage, "remove_all")],
+)
+def test_an_override_that_async_requests_go_past(
+    settings: Settings, module: Callable[..., str], storage_class: type[Storage], method: str
+) -> None:
+    settings.SESSION_ENGINE = name = module(storage_class)
+    message = only(check_settings())
+    assert message.id == "gsession_django.E021"
+    assert message.msg == (
+        f"{storage_class.__name__}, the storage of the engine {name!r}, overrides {method}() and inherits a{method}() "
+        "from AsyncStorage: async requests go past the override."
+    )
+    assert message.hint == f"Override a{method}() too, where you override {method}()."
+
+
+class OverridesBoth(OverridesOne):
+    async def aget_session(self, *args: Any) -> Any:
+        return self.get_session(*args)
+
+
+class Twins:
+    """Native twins for whatever storage it is mixed into."""
+
+    async def aget_session(self, *args: Any) -> Any:
+        return self.get_session(*args)  # type: ignore[attr-defined]
+
+    async def aset_session(self, *args: Any) -> Any:
+        return self.set_session(*args)  # type: ignore[attr-defined]
+
+    async def aremove_all(self, *args: Any) -> Any:
+        return self.remove_all(*args)  # type: ignore[attr-defined]
+
+
+class WithMixin(Twins, WholeMapStorage):
+    pass
+
+
+class WithMixinBehind(WholeMapStorage, Twins):
+    pass
+
+
+class OverridesTheTwin(AsyncStorage):
+    async def aget_session(self, *args: Any) -> Any:
+        return await super().aget_session(*args)
+
+
+@pytest.mark.parametrize("storage_class", [OverridesBoth, WithMixin, WithMixinBehind, OverridesTheTwin])
+def test_twins_that_go_past_nothing(
+    settings: Settings, module: Callable[..., str], storage_class: type[Storage]
+) -> None:
+    settings.SESSION_ENGINE = module(storage_class)
+    assert check_settings() == []
+
+
 def test_a_storage_may_take_any_option(settings: Settings, module: Callable[..., str]) -> None:
     settings.GSESSION = {"ENGINES": {module(AnyOption): {"whatever": 1}}}
     assert check_settings() == []

@@ -3,6 +3,7 @@
 A page's Python blocks run in order and share their names. A block is one of these:
 
 * `python` after `<!-- file: mysite/module.py -->`: that module; it is written, imported, and its names are taken over;
+* `python` after `<!-- part of: mysite/module.py -->`: some lines of a module that is on the page as a whole;
 * `python`, indented: more of the class in the block before it;
 * `python` that does nothing but set upper-case names: settings, which hold from there to the end of the page;
 * any other `python`: run as it is, and the test cases that it defines are run too;
@@ -19,8 +20,6 @@ import time
 import unittest
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
-from functools import cache
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -29,7 +28,6 @@ from unittest import mock
 import pytest
 from django.core.management import load_command_class
 from django.test import override_settings
-from markdown_it import MarkdownIt
 from markdown_it.token import Token
 
 from gsession_django import checks, conf
@@ -38,15 +36,13 @@ from gsession_django.backends.file import FileStorage
 from gsession_django.backends.memory import MemoryStorage
 from gsession_django.storage import Storage
 from tests.databases import connected
+from tests.pages import ROOT, STORAGE_PAGE, Block, blocks_of, tokens_of
 
-ROOT = Path(__file__).resolve().parent.parent
 README = ROOT / "README.md"
-STORAGE_PAGE = ROOT / "docs" / "writing-a-storage.md"
 CHECKS_PAGE = ROOT / "docs" / "checks.md"
 PAGES = [README, *sorted(ROOT.glob("docs/*.md"))]
 LINKING = [*PAGES, ROOT / "CHANGELOG.md", ROOT / "CONTRIBUTING.md"]
 APPS_WITH_COMMANDS = ("gsession_django", "django.contrib.sessions", "testproject.demo", "django.core")
-NEW_FILE = re.compile(r"<!-- file: (\S+) -->")
 CHECK_ID = re.compile(r"gsession_django\.[EW]\d{3}")
 MANAGE = re.compile(r"manage\.py ([a-z_]+)((?: +(?!\d?>|&&|\|)\S+)*)")
 MAKE = re.compile(r"(?:^|\s)make ([a-z]+)")
@@ -61,35 +57,6 @@ each_linking_page = pytest.mark.parametrize("page", LINKING, ids=by_name)
 
 
 # Reading a page.
-
-
-@dataclass
-class Block:
-    """A fenced block, the line on which its text begins, counted from 0, and the module that it is, if any."""
-
-    language: str
-    text: str
-    line: int
-    file: str | None = None
-
-    @property
-    def padded(self) -> str:
-        """The text with as many lines before it as on the page, so that tracebacks name the page's lines."""
-        return "\n" * self.line + self.text
-
-
-@cache
-def tokens_of(page: Path) -> list[Token]:
-    return MarkdownIt("commonmark").enable("table").parse(page.read_text("utf-8"))
-
-
-def blocks_of(page: Path) -> Iterator[Block]:
-    file = None
-    for token in tokens_of(page):
-        if token.type == "fence" and token.map:
-            yield Block(token.info, token.content, token.map[0] + 1, file)
-        comment = NEW_FILE.search(token.content) if token.type == "html_block" else None
-        file = comment and comment[1]
 
 
 def inline_of(page: Path) -> Iterator[Token]:
@@ -146,6 +113,8 @@ class Page:
     def run(self, block: Block) -> None:
         if block.language == "pycon":
             self.run_doctest(block)
+        elif block.part_of is not None:
+            assert any(block.part_of == other.file and block.text in other.text for other in blocks_of(self.path))
         elif block.file is not None:
             self.run_file(block, block.file)
         elif block.text.startswith("    "):
@@ -254,7 +223,12 @@ def test_examples_run(page: Path, runner: Page) -> None:
         if block.language in ("python", "pycon"):
             runner.run(block)
     if page == STORAGE_PAGE:
-        assert runner.tested == ["SQLiteStorageTests", "MergingStorageTests", "PairStorageTests"]
+        assert runner.tested == [
+            "SQLiteStorageTests",
+            "CompleteStorageTests",
+            "PairStorageTests",
+            "HTTPStorageTests",
+        ]
 
 
 @each_page

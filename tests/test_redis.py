@@ -31,6 +31,7 @@ from gsession_django.redis.storage import BaseRedisStorage
 from gsession_django.testing import StorageContract
 from tests.engines import new_session
 from tests.processes import Parent, let_them_meet, workers
+from tests.proxies import Passed, Proxy, everything
 from tests.redis_servers import RedisServer, settings_for, shared
 
 MODULES = {"redis": redis_engine, "redis_hash": redis_hash}
@@ -47,8 +48,22 @@ class RedisContract(StorageContract):
     entry: ClassVar[dict[str, Any] | None] = None
 
     def setUp(self) -> None:
-        self.enterContext(override_settings(**settings_for(self.module.__name__, shared().url(self.query), self.entry)))
+        self.proxy = self.enterContext(Proxy(shared().port))
+        settings = settings_for(self.module.__name__, self.proxy.url(self.query), self.entry)
+        self.enterContext(override_settings(**settings))
         super().setUp()
+
+    @contextmanager
+    def outage(self) -> Iterator[None]:
+        self.proxy.on_request = cut
+        try:
+            yield
+        finally:
+            self.proxy.on_request = everything
+
+
+def cut(connection: int, data: bytes) -> Passed:
+    return b"", True
 
 
 class RedisTests(RedisContract, SimpleTestCase):

@@ -50,16 +50,16 @@ class DatabaseStorage(Storage):
     def create(self, session_id: str, session: SessionMap, ttl: int) -> bool:
         check_new_id(session_id)
         data, version = self.table.data(session.encoded()), new_version()
-        while True:
+        for _ in range(2):  # the row in the way may be expired, and even that a purge may have removed by now
             try:
                 with self.table.savepoint():
                     self.table.change(sql.CREATE, session_id, data, version, now(ttl))
             except IntegrityError:
-                if not self.table.change(sql.REMOVE_EXPIRED, session_id, now()):
-                    return False
+                self.table.change(sql.REMOVE_EXPIRED, session_id, now())
             else:
                 session.version = version
                 return True
+        return False
 
     @available
     def apply(self, session_id: str, session: SessionMap, ttl: int) -> bool:
@@ -104,13 +104,13 @@ class DatabaseStorage(Storage):
         check_new_id(new_id)
         if not is_id(session_id):
             return False
-        while True:
+        for _ in range(2):  # as in create()
             try:
                 with self.table.savepoint():
                     return self.table.change(sql.MOVE, new_id, session_id, now()) > 0 or self.exists(new_id)
             except IntegrityError:
-                if not self.table.change(sql.REMOVE_EXPIRED, new_id, now()):
-                    return False
+                self.table.change(sql.REMOVE_EXPIRED, new_id, now())
+        return False
 
     @available
     def remove_all(self, session_id: str) -> None:

@@ -1,0 +1,154 @@
+"""Threads and processes for the tests, which end whatever a storage does in them."""
+
+import gc
+import inspect
+import os
+import select
+import signal
+import sys
+import threading
+import traceback
+import warnings
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from types import FrameType
+from typing import Any, Final
+
+from django.db import connections
+
+TIMEOUT: Final = 20.0
+"""Seconds after which something hangs."""
+
+
+@contextmanager
+def frequent_switches() -> Iterator[None]:
+    """Let threads take turns so often that they meet in short windows too."""
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-5)
+    try:
+        yield
+    finally:
+        sys.setswitchinterval(before)
+
+
+@contextmanager
+def interrupted(function: Callable[..., Any], seen: set[Any], interrupt: Callable[[], None]) -> Iterator[None]:
+    """Call ``interrupt()`` in this thread, once, as it comes to a line that is not in `seen`, and put it there.
+
+    The lines are those of the file in which `function` is written.
+    """
+    file = inspect.unwrap(function).__code__.co_filename
+    done = False
+
+    def trace(frame: FrameType, event: str, arg: Any) -> Any:
+        nonlocal done
+        if done or frame.f_code.co_filename != file:
+            return None
+        if event == "line" and (line := (frame.f_code, frame.f_lineno)) not in seen:
+            seen.add(line)
+            done = True
+            interrupt()
+        return trace
+
+    before = sys.gettrace()
+    sys.settrace(trace)
+    try:
+        yield
+    finally:
+        sys.settrace(before)
+
+
+def in_threads(count: int, work: Callable[[int], None], barrier: threading.Barrier | None = None) -> None:
+    """Call ``work(number)`` in `count` threads at once, and raise what one of them raised.
+
+    Args:
+        barrier: what they wait at; it is broken once one has failed, or the others would wait for that one.
+    """
+
+    def run(number: int) -> None:
+        try:
+            work(number)
+        except BaseException:
+            if barrier is not None:
+                barrier.abort()
+            raise
+        finally:
+            connections.close_all()  # a thread has connections of its own, if the sessions are in a database
+
+    with ThreadPoolExecutor(count) as pool:
+        futures = [pool.submit(run, number) for number in range(count)]
+    errors = [error for future in futures if (error := future.exception()) is not None]
+    # What broke the barrier, and not what the broken barrier raised in the others.
+    for error in sorted(errors, key=lambda error: isinstance(error, threading.BrokenBarrierError)):
+        raise error
+
+
+def get_through(work: Callable[[], None], what: str, seconds: float) -> None:
+    """Call ``work()`` in another thread, which has to come to its end, and in time."""
+    future: Future[None] = Future()
+
+    def run() -> None:
+        try:
+            work()
+            future.set_result(None)
+        except BaseException as error:
+            future.set_exception(error)
+        finally:
+            connections.close_all()
+
+    threading.Thread(target=run, daemon=True).start()  # nothing waits for it at the end, should it hang
+    try:
+        future.result(seconds)
+    except TimeoutError:
+        if not future.done():
+            raise AssertionError(
+                f"{what} did not get through in {seconds:g} seconds. It should not have to wait."
+            ) from None
+        raise
+    except Exception as error:
+        raise AssertionError(f"{what} met {error!r}. It should get through.") from error
+
+
+class Child:
+    """A process that was forked from this one and calls ``work()``."""
+
+    def __init__(self, work: Callable[[], None]) -> None:
+        # Django lets connections to a database be shared with a child, which is not the storage's fault.
+        for connection in connections.all(initialized_only=True):
+            if not connection.in_atomic_block:
+                connection.close()
+        self._reading, writing = os.pipe()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)  # of other threads: the child does not wait for them
+            self._pid = os.fork()
+        if self._pid == 0:
+            said = "."
+            try:
+                os.close(self._reading)
+                os.write(writing, b"!")
+                work()
+                gc.collect()
+            except BaseException:
+                said = traceback.format_exc()
+            finally:
+                os.write(writing, said.encode(errors="replace")[:60_000])
+                os._exit(0)
+        os.close(writing)
+        os.read(self._reading, 1)  # it has begun
+
+    def join(self) -> str | None:
+        """Wait until it has ended, and return what went wrong in it."""
+        said = b""
+        try:
+            while select.select([self._reading], [], [], TIMEOUT)[0]:
+                if not (part := os.read(self._reading, 65536)):
+                    break
+                said += part
+            else:
+                os.kill(self._pid, signal.SIGKILL)
+                return f"it has not answered for {TIMEOUT:g} seconds"
+        finally:
+            os.close(self._reading)
+            os.waitpid(self._pid, 0)
+        return None if said == b"." else said.decode() or "it has ended without a word"
