@@ -7,12 +7,25 @@ goes here and nowhere else.
 
 import json
 import logging
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from django.conf import settings
 from django.contrib.sessions.serializers import JSONSerializer
 from django.core.signals import setting_changed
 from django.utils.module_loading import import_string
+
+if TYPE_CHECKING:
+    from gsession_django.typed import TypedSerializer as TypedSerializer
+else:
+
+    def __getattr__(name: str) -> Any:
+        """Import TypedSerializer when it is asked for: it needs msgspec, which not every site has."""
+        if name != "TypedSerializer":
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        from gsession_django.typed import TypedSerializer
+
+        return TypedSerializer
+
 
 logger = logging.getLogger("django.security.SuspiciousSession")
 """Where Django logs what it drops of sessions that it cannot read."""
@@ -32,6 +45,7 @@ class _KeptJSONSerializer(JSONSerializer):
     around the value, which takes as long as reading a short one, and finds none in what was written here.
     """
 
+    writes_text_as_json = True
     _encoder = json.JSONEncoder(separators=(",", ":"))
     _decode = staticmethod(json.JSONDecoder().decode)
     _scan = staticmethod(json.JSONDecoder().scan_once)  # type: ignore[attr-defined]
@@ -99,9 +113,9 @@ def decode(data: bytes) -> Any:
 def keeps_text() -> bool:
     """Return whether everybody may read what the serializer makes of text, so that a storage may keep text itself.
 
-    That is known of Django's ``JSONSerializer`` alone. What another one makes of it may be no secret, or may be one.
+    That is known of Django's ``JSONSerializer`` and TypedSerializer. What another one makes of it may be a secret.
     """
-    return type(_serializer or _load()) is _KeptJSONSerializer
+    return getattr(_serializer or _load(), "writes_text_as_json", False)
 
 
 def _forget(*, setting: str, **kwargs: Any) -> None:
