@@ -124,6 +124,14 @@ def test_what_djangos_serializer_wrote_is_read_as_it_reads_it(value: Any) -> Non
     assert same(loads(data), JSONSerializer().loads(data))
 
 
+@pytest.mark.parametrize(
+    "value", [float("nan"), [float("inf"), "\ud800"], {1: -0.0, None: 10**30, 2: 1e22}], ids=repr
+)
+def test_so_is_what_json_does_not_have(value: Any) -> None:
+    data = JSONSerializer().dumps(value)
+    assert same(loads(data), JSONSerializer().loads(data))
+
+
 @many
 @given(st.recursive(st.none() | st.booleans() | st.integers() | st.text(), st.lists))
 def test_djangos_serializer_reads_what_json_has(value: Any) -> None:
@@ -159,6 +167,7 @@ def test_djangos_serializer_reads_what_json_has(value: Any) -> None:
         [(), {}, [], set(), frozenset(), b"", ""],
         {"\ud800": {10**30: "\udfff", "ü": UUID(int=5)}},
         ["\ud800", (10**30, "\ud800")],
+        {"\ud800": ["\udfff"]},
     ],
     ids=repr,
 )
@@ -417,6 +426,11 @@ def test_damaged_bytes_are_an_error_or_a_value_never_a_crash(value: Any, data: s
     damaged[at] ^= data.draw(st.integers(1, 255))
     with suppress(Exception):
         dumps(loads(bytes(damaged)))
+
+
+def test_an_unknown_extension_type_is_named() -> None:
+    with pytest.raises(ValueError, match="TypedSerializer writes no extension type 77"):
+        loads(packed(77, b"x"))
 
 
 def test_no_context_makes_a_nan_of_what_is_no_number() -> None:
