@@ -74,6 +74,7 @@ class SessionMiddleware(DjangoSessionMiddleware):
             request.session.gives_up = True
 
     def process_response(self, request: HttpRequest, response: HttpResponseBase) -> HttpResponseBase:  # type: ignore[override]
+        _close(request)
         if (failure := _failure_of(request)) is None:
             try:
                 return cast(HttpResponseBase, super().process_response(request, cast(HttpResponse, response)))
@@ -84,6 +85,7 @@ class SessionMiddleware(DjangoSessionMiddleware):
 
     async def _aprocess_response(self, request: HttpRequest, response: HttpResponseBase) -> HttpResponseBase:
         """Do what ``process_response`` does, awaiting the session first, as Django's code cannot."""
+        _close(request)
         try:
             session = request.session
             answers = _Answers(session.accessed, session.modified, session.is_empty())
@@ -155,6 +157,12 @@ class _Answers:
     def save(self) -> None:
         if self.gone:
             raise UpdateError
+
+
+def _close(request: HttpRequest) -> None:
+    session = getattr(request, "session", None)
+    if isinstance(session, SessionStore):
+        session.closing = True
 
 
 def _failure_of(request: HttpRequest) -> str | None:

@@ -1,24 +1,27 @@
 """SessionStore, the adapter: Django's SessionBase onto a Storage."""
 
+import asyncio
 import math
 import re
 import secrets
-from collections.abc import ItemsView, KeysView, ValuesView
+import threading
+from collections.abc import ItemsView, KeysView, Mapping, ValuesView
+from contextlib import suppress
 from datetime import datetime
-from typing import Any, ClassVar, Final
+from typing import Any, ClassVar, Final, Literal, NoReturn
 
-from django.conf import settings
+from django.contrib.auth import SESSION_KEY
 from django.contrib.sessions.backends.base import CreateError, SessionBase, UpdateError
 from django.core.checks import CheckMessage
 from django.utils import timezone
 from django.utils.functional import cached_property
-from django.utils.module_loading import import_string
 
-from gsession_django import operations
+from gsession_django import operations, serializers
 from gsession_django.conf import conf, django_setting
 from gsession_django.engine import ENGINES, UNABLE, Engine, Operation, engine_of
 from gsession_django.moving import fallback
-from gsession_django.session_map import EXPIRY_KEY, SessionMap
+from gsession_django.serializers import DecodeError
+from gsession_django.session_map import EXPIRY_KEY, Saving, SessionMap
 from gsession_django.storage import Storage, StorageUnavailable
 
 PURGE_BATCH_SIZE: Final = 1000
@@ -27,6 +30,8 @@ PURGE_BATCH_SIZE: Final = 1000
 # What http.cookies sends as it is, without quotes (RFC 6265, section 4.1.1, allows a little more).
 _COOKIE_SAFE: Final = re.compile(r"[A-Za-z0-9!#$%&'*+\-.^_`|~:]{8,}")
 _KEY_ATTEMPTS: Final = 100
+# Attributes that no copy of a SessionStore shares.
+_OF_OPERATIONS: Final = frozenset({"_lock", "_alock", "_prepared"})
 
 
 class SessionStore(SessionBase):
@@ -41,6 +46,8 @@ class SessionStore(SessionBase):
         failure: why the storage could not answer, if so; the middleware asks for it at the end of the request.
         gives_up: whether the storage is not asked again after it has failed; the middleware sets it, for a request.
         was_moved: whether the session has got a new key in this request, so that the one in the cookie has ended.
+        closing: whether the view is done with the session; the middleware sets it. What ``modified`` has encoded to
+            compare is then what ``save()`` stores.
     """
 
     storage_class: ClassVar[type[Storage]]
@@ -48,8 +55,11 @@ class SessionStore(SessionBase):
     failure: str | None = None
     gives_up = False
     was_moved = False
+    closing = False
     _modified = False
-    _gone = False
+    _prepared: Saving | None = None
+    # How the session has ended, if this request knows: by its own delete(), or before its cycle_key().
+    _gone: Literal["deleted", "moved"] | None = None
     _id: tuple[str, str] | None = None
 
     def __init__(self, session_key: str | None = None) -> None:
@@ -59,7 +69,37 @@ class SessionStore(SessionBase):
 
     @cached_property
     def serializer(self) -> Any:
-        return import_string(settings.SESSION_SERIALIZER)
+        return serializers.serializer_class()
+
+    def encode(self, session_dict: Mapping[str, Any]) -> str:
+        """Return a session as Django's own engines store it, signed: for code that calls it."""
+        text: str = super().encode(session_dict.as_dict() if isinstance(session_dict, SessionMap) else session_dict)  # type: ignore[arg-type]
+        return text
+
+    # Django's name for what a session holds, which public code uses.
+
+    @property
+    def _session_cache(self) -> SessionMap:
+        try:
+            session: SessionMap = self.__dict__["_session_cache"]
+        except KeyError:
+            raise AttributeError("_session_cache") from None
+        return session
+
+    @_session_cache.setter
+    def _session_cache(self, session: SessionMap | dict[str, Any]) -> None:
+        self.__dict__["_session_cache"] = session if isinstance(session, SessionMap) else SessionMap.replacing(session)
+
+    @_session_cache.deleter
+    def _session_cache(self) -> None:
+        try:
+            del self.__dict__["_session_cache"]
+        except KeyError:
+            raise AttributeError("_session_cache") from None
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Return what a copy, or a pickle, is made of: all but what belongs to operations under way."""
+        return {name: value for name, value in self.__dict__.items() if name not in _OF_OPERATIONS}
 
     @classmethod
     def check(cls) -> list[CheckMessage]:
@@ -71,24 +111,30 @@ class SessionStore(SessionBase):
         """Return what is wrong with what the engine stands on; called under ``check --deploy``, so it may connect."""
         return []
 
+    # Operations of one session follow each other: what one reads and then assigns, no other changes in between.
+
     def _run(self, operation: Operation) -> Any:
         """Carry out an operation, unless the storage has failed before and nobody is to wait for it twice."""
-        if self.gives_up and self.failure is not None:
-            raise StorageUnavailable(self.failure)
-        try:
-            return self._engine.run(operation)
-        except StorageUnavailable as error:
-            self._remember(error)
-            raise
+        lock = self.__dict__.get("_lock") or self.__dict__.setdefault("_lock", threading.RLock())
+        with lock:
+            if self.gives_up and self.failure is not None:
+                raise StorageUnavailable(self.failure)
+            try:
+                return self._engine.run(operation)
+            except StorageUnavailable as error:
+                self._remember(error)
+                raise
 
     async def _arun(self, operation: Operation) -> Any:
-        if self.gives_up and self.failure is not None:
-            raise StorageUnavailable(self.failure)
-        try:
-            return await self._engine.arun(operation)
-        except StorageUnavailable as error:
-            self._remember(error)
-            raise
+        lock = self.__dict__.get("_alock") or self.__dict__.setdefault("_alock", asyncio.Lock())
+        async with lock:
+            if self.gives_up and self.failure is not None:
+                raise StorageUnavailable(self.failure)
+            try:
+                return await self._engine.arun(operation)
+            except StorageUnavailable as error:
+                self._remember(error)
+                raise
 
     def _remember(self, error: StorageUnavailable) -> None:
         # Not the exception: its traceback holds this object and the request until the garbage collector comes.
@@ -132,7 +178,12 @@ class SessionStore(SessionBase):
         if self._modified:
             return True
         session: SessionMap | None = self.__dict__.get("_session_cache")
-        return session is not None and session.altered()
+        if session is None:
+            return False
+        if self.closing and session.is_watched_as_read():
+            self._prepared = session.saving(explicit=False)
+            return self._prepared.has_changes()
+        return session.altered()
 
     @modified.setter
     def modified(self, value: bool) -> None:
@@ -167,7 +218,13 @@ class SessionStore(SessionBase):
     def _load(self) -> Operation:
         key, session = self.session_key, None
         if key is not None:
-            session = yield from self._stored(key)
+            try:
+                session = yield from self._stored(key)
+            except DecodeError as error:
+                # The key stays: the session may be readable again once a setting has been mended.
+                operations.log_unreadable(self._engine, self._id_of(key), error)
+                session = SessionMap({})
+                session.unreadable = True
         if session is None:
             self._session_key = None
             return SessionMap({})
@@ -185,26 +242,36 @@ class SessionStore(SessionBase):
     def _get_session(self, no_load: bool = False) -> SessionMap:
         self.accessed = True
         session: SessionMap | None = self.__dict__.get("_session_cache")
-        if session is None:
-            session = self._session_cache = SessionMap({}) if no_load or self.session_key is None else self.load()
-        return session
+        if session is not None:
+            return session
+        if no_load or self.session_key is None:
+            return self._start(SessionMap({}))
+        loaded: SessionMap = self._run(self._loaded())
+        return loaded
 
     async def _aget_session(self, no_load: bool = False) -> SessionMap:
         self.accessed = True
         session: SessionMap | None = self.__dict__.get("_session_cache")
-        if session is None:
-            new = no_load or self.session_key is None
-            session = self._session_cache = SessionMap({}) if new else await self.aload()
-        return session
+        if session is not None:
+            return session
+        if no_load or self.session_key is None:
+            return self._start(SessionMap({}))
+        loaded: SessionMap = await self._arun(self._loaded())
+        return loaded
 
     _session = property(_get_session)
+
+    def _start(self, session: SessionMap) -> SessionMap:
+        """Let this be the request's session, if another thread has not been faster."""
+        first: SessionMap = self.__dict__.setdefault("_session_cache", session)
+        return first
 
     def _loaded(self) -> Operation:
         """Return this request's session, which is read if it was not before."""
         self.accessed = True
         session: SessionMap | None = self.__dict__.get("_session_cache")
         if session is None:
-            session = self._session_cache = SessionMap({}) if self.session_key is None else (yield from self._load())
+            session = self._start(SessionMap({}) if self.session_key is None else (yield from self._load()))
         return session
 
     def _fetch(self, session: SessionMap, key: str | None) -> Operation:
@@ -237,7 +304,10 @@ class SessionStore(SessionBase):
         if session_key is None or not self._validate_session_key(session_key):
             return False
         if self._engine.fallback is not None:
-            return (yield from self._stored(session_key)) is not None
+            try:
+                return (yield from self._stored(session_key)) is not None
+            except DecodeError:
+                return True
         session_id = self._id_of(session_key)
         return (yield from operations.exists(self._engine, session_id, self.get_session_cookie_age))
 
@@ -258,7 +328,7 @@ class SessionStore(SessionBase):
             key = yield from self._new_key(ttl)
             if (yield from operations.create(self._engine, self._id_of(key), session, ttl)):
                 self._session_key = key
-                self._gone = False
+                self._gone = None
                 self.modified = True
                 return
         raise self._no_key()
@@ -283,11 +353,11 @@ class SessionStore(SessionBase):
         await self._arun(self._save(must_create))
 
     def _save(self, must_create: bool) -> Operation:
-        if self._gone and self.session_key is not None:
-            raise UpdateError
-        if must_create and self.session_key is not None:
+        if must_create and self.session_key is not None and self._gone != "moved":
             yield from self._create_at(self.session_key)
             return
+        if self._gone is not None and self.session_key is not None:
+            raise UpdateError
         session: SessionMap | None = self.__dict__.get("_session_cache")
         if session is None:
             session = yield from self._loaded()
@@ -301,19 +371,38 @@ class SessionStore(SessionBase):
         if session.partial:
             yield from self._fetch(session, EXPIRY_KEY)
         ttl = self._ttl_of(session.get(EXPIRY_KEY))
-        if session.has_changes():
-            there = yield from operations.apply(engine, session_id, session, ttl, age, self._ttl_of)
-        else:
-            there = self._may_wait(session, ttl) or (yield from operations.touch(engine, session_id, session, ttl, age))
+        prepared, self._prepared = self._prepared, None
+        if prepared is None or prepared.session is not session or self._modified:
+            prepared = session.saving(self._modified)
+        with prepared as save:
+            changed = save.has_changes()
+            unreadable = session.is_unreadable()
+            if unreadable:
+                there = True
+            elif changed:
+                try:
+                    there = yield from operations.apply(engine, session_id, save, ttl, age, self._ttl_of)
+                except DecodeError as error:
+                    operations.log_unreadable(engine, session_id, error)
+                    there = unreadable = True
+            else:
+                there = self._may_wait(session, ttl) or (
+                    yield from operations.touch(engine, session_id, save, ttl, age)
+                )
         if not there:
             raise UpdateError
+        if unreadable and changed:  # what nobody can read is not overwritten
+            yield from self._create()
 
     def _cleared_by_keys(self, key: str, session: SessionMap) -> Operation:
         """Return a session that was cleared as one whose keys were all removed.
 
         It may be that it has to be moved first. And what says how far a move has come must not go with the rest.
         """
-        stored: SessionMap | None = yield from self._stored(key)
+        try:
+            stored: SessionMap | None = yield from self._stored(key)
+        except DecodeError:
+            return session
         if stored is None:
             raise UpdateError
         if stored.lacks(None):
@@ -364,6 +453,7 @@ class SessionStore(SessionBase):
         if key is not None and self._validate_session_key(key):
             if key == self.session_key:
                 self.was_moved = False  # no cookie is to bring it back
+                self._gone = "deleted"
             engine, session_id = self._engine, self._id_of(key)
             if engine.fallback is not None:
                 yield from fallback.remove(engine, engine.fallback, key, session_id)
@@ -380,30 +470,59 @@ class SessionStore(SessionBase):
         if self.session_key is None:
             yield from self._create()
             return
-        old_id, age = self._id_of(self.session_key), self.get_session_cookie_age
-        if session.source is not None:
-            yield from self._fetch(session, EXPIRY_KEY)
+        old_id = self._id_of(self.session_key)
+        anonymous = not session.lacks(SESSION_KEY) and not session.was_set(SESSION_KEY)
+        if session.source is not None:  # all of it where it may have to be stored anew
+            yield from self._fetch(session, None if anonymous else EXPIRY_KEY)
         ttl = self._ttl_of(session.get(EXPIRY_KEY))
         if self._engine.fallback is not None:
             if session.cleared:  # before it was looked for, so that it may have to be moved first
-                yield from self._stored(self.session_key)
+                with suppress(DecodeError):
+                    yield from self._stored(self.session_key)
             yield from fallback.remove(self._engine, self._engine.fallback, self.session_key, old_id)
+        try:
+            if session.is_unreadable():
+                raise DecodeError("nothing in it could be read")
+            new_key, moved = yield from self._move(old_id, ttl)
+        except DecodeError as error:
+            operations.log_unreadable(self._engine, old_id, error)
+            yield from self._create()
+            yield from operations.remove(self._engine, old_id)
+            self.was_moved = True
+            return
+        if not moved and anonymous:  # another sign-in was faster: both succeed
+            yield from self._create()
+            self.was_moved = True
+            return
+        self._gone, self.was_moved = None if moved else "moved", moved
+        self._session_key = new_key
+        self.modified = True
+
+    def _move(self, old_id: str, ttl: int) -> Operation:
+        """Give the stored session a new key. Return the key, and whether there was such a session."""
+        age = self.get_session_cookie_age
         for _ in range(_KEY_ATTEMPTS):
             new_key = yield from self._new_key(ttl)
             new_id = self._id_of(new_key)
-            moved = yield from operations.move(self._engine, old_id, new_id, ttl, age)
+            moved = yield from operations.move(self._engine, old_id, new_id, ttl, age, self._ttl_of)
             # A random key is never taken, so that the session is gone; one that the storage made may be.
             if moved or "new" not in self._engine.able or not (yield from operations.exists(self._engine, new_id, age)):
-                self._gone, self.was_moved = not moved, moved
-                self._session_key = new_key
-                self.modified = True
-                return
+                return new_key, moved
         raise self._no_key()
 
     def _no_key(self) -> CreateError:
         return CreateError(
             f"{self._engine.name} said of {_KEY_ATTEMPTS} new session keys in a row that they are taken. Look at its "
             "new(), create() and move()."
+        )
+
+    @classmethod
+    def get_model_class(cls) -> NoReturn:
+        """Not here: Django's ``db`` engine has it, whose sessions are rows of a model."""
+        raise NotImplementedError(
+            f"The engine {cls.__module__!r} keeps sessions in a storage, not in a model. Use SessionStore(session_key) "
+            "for one session, SessionStore.get_storage().ids() for the ids of all, and SessionStore.clear_expired() to "
+            "purge."
         )
 
     @classmethod

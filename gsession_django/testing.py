@@ -25,6 +25,7 @@ from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
+from django.contrib.auth import SESSION_KEY
 from django.contrib.sessions.backends.base import UpdateError
 from django.db import connections
 
@@ -536,7 +537,7 @@ class StorageContract(unittest.TestCase if TYPE_CHECKING else object):  # type: 
     def test_a_session_deleted_meanwhile_stays_deleted(self) -> None:
         for ending in ("save", "touch", "cycle"):
             with self.subTest(ending):
-                key = self.visitor({"key": 1})
+                key = self.visitor({"key": 1, SESSION_KEY: "1"})  # signed in, or cycle_key() makes a new session
                 store = self.store_class(key)
                 self.assertEqual(store["key"], 1)
                 self.store_class(key).flush()

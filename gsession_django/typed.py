@@ -20,8 +20,8 @@ try:
     from msgspec.msgpack import Ext
 except ImportError as error:
     raise ImproperlyConfigured(
-        "SESSION_SERIALIZER = 'gsession_django.serializers.TypedSerializer' needs the package msgspec, which is not "
-        'installed. Install it: pip install "gsession-django[typed]"'
+        "the package msgspec is not installed, which SESSION_SERIALIZER = "
+        "'gsession_django.serializers.TypedSerializer' needs: pip install \"gsession-django[typed]\""
     ) from error
 
 # Comes before MessagePack, in which no value begins with this byte (nor does one in JSON).
@@ -47,6 +47,7 @@ class TypedSerializer:
     Equal values of one type make equal bytes: sets are sorted, dicts keep their order. One object serves all threads.
     """
 
+    deterministic = True
     writes_text_as_json = True
 
     def dumps(self, obj: Any) -> bytes:

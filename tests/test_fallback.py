@@ -148,10 +148,12 @@ def test_it_is_for_the_engine_of_session_engine_alone(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("db_to_redis")
-def test_a_session_that_the_old_engine_cannot_read_is_unknown_and_logged(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_session_that_the_old_engine_cannot_read_is_empty_keeps_its_key_and_is_logged(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     key = old_session({"user": 1})
     with override_settings(SECRET_KEY="another, so that no signature is right"):
-        assert stored(settings.SESSION_ENGINE, key) is None
+        assert stored(settings.SESSION_ENGINE, key) == {}
     (record,) = caplog.records
     assert record.name == "django.security.SuspiciousSession"
     assert f"is not moved from {SOURCES['db']}, where it cannot be read" in record.message

@@ -47,7 +47,7 @@ class RedisStorage(BaseRedisStorage):
         return bool(renewed)
 
     def _create(self, session_id: str, session: SessionMap, ttl: int) -> Operation[bool]:
-        stored = session.version = self.encode(session.as_dict())
+        stored = session.version = session.encoded()
         if ttl <= 0:
             return not (yield from self._exists(session_id))
         key = self._key(session_id)
@@ -57,21 +57,18 @@ class RedisStorage(BaseRedisStorage):
         key = self._key(session_id)
         known: bytes | str
         if session.cleared:
-            known, stored = b"*", self.encode(session.as_dict())
+            known, stored = b"*", session.encoded()
         elif session.version is None:
             known, stored = _UNREAD, b""
         else:
-            known, stored = _known(session.version), self.encode(session.as_dict())
+            known, stored = _known(session.version), session.encoded()
         expiry: int | str = ttl
         while True:
             reply = self._changed((yield self._change(REPLACE_STRING((key,), known, stored, expiry))))
             if not isinstance(reply, bytes):
                 session.version = stored
                 return bool(reply)
-            try:
-                current = self._decoded(reply)
-            except DecodeError:  # nobody can load it: it is gone
-                return False
+            current = self._decoded(reply)
             expiry = ttl if session.renews_ttl(current) else ""
             known, stored = _known(reply), self.encode(session.merged_onto(current))
 

@@ -14,12 +14,15 @@ from gsession_django.engine import Engine, Operation
 from gsession_django.moving import steps
 from gsession_django.moving.source import Found, Source
 from gsession_django.operations import Age
-from gsession_django.serializers import logger
+from gsession_django.serializers import DecodeError
 from gsession_django.session_map import SessionMap
 
 
 def load(engine: Engine, source: Source, session_key: str, session_id: str, age: Age) -> Operation:
-    """Return what is stored, moved here if it was not, as a SessionMap; ``None`` if neither engine has it."""
+    """Return what is stored, moved here if it was not, as a SessionMap; ``None`` if neither engine has it.
+
+    Raises ``DecodeError`` if one has it and it cannot be read.
+    """
     ref = source.ref_of(session_key)
     looked = False
     ended: steps.Pairs | None = None
@@ -43,10 +46,9 @@ def load(engine: Engine, source: Source, session_key: str, session_id: str, age:
             if (found := answer.get(ref)) is not None:
                 yield from steps.move(engine, source, {ref: (session_id, found)}, age)
             elif ref in answer:
-                logger.warning(
-                    "The session %r of %s is not moved from %s, where it cannot be read: see that SECRET_KEY, or "
-                    "SECRET_KEY_FALLBACKS, and SESSION_SERIALIZER are those it was written with.",
-                    *(session_id, engine.name, source.name),
+                raise DecodeError(
+                    f"it is not moved from {source.name}, where it cannot be read. See that SECRET_KEY, or "
+                    "SECRET_KEY_FALLBACKS, and SESSION_SERIALIZER are those it was written with."
                 )
 
 
