@@ -277,8 +277,8 @@ def test_what_the_serializer_cannot_take_is_counted_and_its_types_named(
     assert str(raised.value) == (
         f"4 sessions hold values that SESSION_SERIALIZER = '{JSON}' cannot take (bytes, datetime.datetime, "
         f"decimal.Decimal, set, tuple as a key of a dict). Set SESSION_SERIALIZER = '{TYPED}', which takes dates, "
-        "times, Decimals, UUIDs, bytes, sets and tuples, or to one of your own that takes these types. They were left at "
-        f"{CACHE}: run the command again then."
+        "times, Decimals, UUIDs, bytes, sets and tuples, or to one of your own that takes these types. They were left "
+        f"at {CACHE}: run the command again then."
     )
     assert numbers(CACHE, keys)[1:] == [2, 3, 4, 5]
     assert numbers(HASH, keys) == [1 if verb != "Would move" else None, None, None, None, None]

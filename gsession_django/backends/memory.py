@@ -9,11 +9,12 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
 from django.conf import settings
 from django.core.checks import CheckMessage, Warning
 
+from gsession_django.options import AtLeast
 from gsession_django.session_map import Canonical, SessionMap
 from gsession_django.storage import Storage
 from gsession_django.store import SessionStore as BaseSessionStore
@@ -36,7 +37,7 @@ class MemoryStorage(Storage):
         max_sessions: how many sessions are kept at most; beyond that the least recently used go first.
     """
 
-    def __init__(self, max_sessions: int = 100_000) -> None:
+    def __init__(self, max_sessions: Annotated[int, AtLeast(1)] = 100_000) -> None:
         self._max_sessions = max_sessions
         self._entries: OrderedDict[str, _Entry] = OrderedDict()
         self._revisions = itertools.count()

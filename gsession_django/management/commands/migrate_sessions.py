@@ -95,10 +95,11 @@ class _Migration:
 
     def __init__(self, options: dict[str, Any]) -> None:
         self.source: Source = source_of(options["source"])
-        self.target: str = options["target"] or settings.SESSION_ENGINE
+        named = options["target"] is not None
+        self.target: str = options["target"] if named else settings.SESSION_ENGINE
         store = session_store(
             self.target,
-            "--to" if options["target"] else "SESSION_ENGINE",
+            "--to" if named else "SESSION_ENGINE",
             "Sessions are moved to one of those: name it with --to.",
         )
         _check_engines(self.source, self.target, store)
