@@ -89,6 +89,7 @@ class Engine:
 
     Attributes:
         name: the storage and the engine, for messages.
+        options: what the storage was made with.
         storage: the Storage object: one a process, shared by threads and event loops.
         able: the methods that it has; one that raises ``Disabled`` at run time is taken out.
         is_async: whether it has native twins.
@@ -97,7 +98,7 @@ class Engine:
         fallback: what sessions are moved from on first touch that this engine does not have, if anything.
     """
 
-    __slots__ = ("able", "fallback", "hash_ids", "is_async", "locks", "name", "storage")
+    __slots__ = ("able", "fallback", "hash_ids", "is_async", "locks", "name", "options", "storage")
 
     def __init__(self, store: "type[SessionStore]") -> None:
         if name := name_without_effect(store):
@@ -105,15 +106,17 @@ class Engine:
                 f'GSESSION["ENGINES"][{name!r}] would have no effect: {name!r} takes its SessionStore from '
                 f"{store.__module__!r}. Give the options there, or make a subclass in {name!r}."
             )
-        options = dict(conf().engines.get(store.__module__, {}))
+        self.options = options = dict(conf().engines.get(store.__module__, {}))
         self.name = f"{store.storage_class.__qualname__} of the engine {store.__module__!r}"
         self.hash_ids: bool = options.pop("hash_ids", store.storage_class.hash_ids)
         self.able = abilities(store.storage_class)
         if missing := missing_abilities(self.able):
             raise ImproperlyConfigured(f"{self.name} cannot hold a session. Give it {', '.join(missing)}.")
-        self.storage = store.storage_class(**options)
+        former = _former.get(store)
+        kept = former if former is not None and former.options == options else None
+        self.storage: Storage = store.storage_class(**options) if kept is None else kept.storage
+        self.locks: IdLocks = IdLocks() if kept is None else kept.locks
         self.is_async = not missing_twins(store.storage_class)
-        self.locks = IdLocks()
         self.fallback = _fallback_of(store)
 
     def id_of(self, session_key: str) -> str:
@@ -209,6 +212,8 @@ def _fallback_of(store: "type[SessionStore]") -> "Source | None":
 
 ENGINES: "Final[dict[type[SessionStore], Engine]]" = {}
 """Those that are there already, by SessionStore: see :func:`engine_of`."""
+_former: "Final[dict[type[SessionStore], Engine]]" = {}
+"""Engines made before a setting changed, whose storages do not read it: the next one takes the storage over."""
 _engines_lock = threading.RLock()  # a storage may ask for another engine while it is made
 
 
@@ -223,6 +228,7 @@ def engine_of(store: "type[SessionStore]") -> Engine:
 
 def _forget(*, setting: str, **kwargs: Any) -> None:
     if setting in ("GSESSION", "CACHES") or setting.startswith("SESSION_"):
+        _former.update({store: engine for store, engine in ENGINES.items() if not engine.storage.reads_settings})
         ENGINES.clear()
 
 
@@ -231,6 +237,7 @@ def _start_anew() -> None:
     global _engines_lock
     _engines_lock = threading.RLock()
     ENGINES.clear()
+    _former.clear()
 
 
 setting_changed.connect(_forget)

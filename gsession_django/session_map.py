@@ -25,6 +25,8 @@ _SCALARS: Final = frozenset({str, int, float, bool, bytes, type(None)})
 _PLAIN: Final = frozenset({str, int, bool, bytes, type(None)})
 # Every serializer takes these, and what a sentinel stands for is not encoded. (JSON takes no bytes.)
 _NEVER_ENCODED: Final = (_SCALARS - {bytes}) | {Sentinel}
+_NO_KEYS: Final[frozenset[str]] = frozenset()
+_NOTHING: Final[dict[str, Any]] = {}
 # Keys whose values could not be stored, each of which is logged once; keys may be made of what visitors send.
 _reported: Final[set[str]] = set()
 _REPORTED_AT_MOST: Final = 1000
@@ -40,6 +42,10 @@ class Canonical(Encoded):
     """One that :func:`gsession_django.serializers.encode` made in this process, rather than another program."""
 
     __slots__ = ()
+
+
+# A value of these is not what the request will see.
+_PENDING: Final = frozenset({Encoded, Canonical, Sentinel})
 
 
 class Source(Protocol):
@@ -131,16 +137,16 @@ class SessionMap(MutableMapping[str, Any]):
         # for one that cannot be encoded again.
         self._snapshots: dict[str, bytes | None] = {}
         # What this process makes of a snapshot that another program may have written, if it was needed.
-        self._canonical: dict[str, bytes] = {}
+        self._canonical: dict[str, bytes] | None = None
         # The same as `_snapshots` when `modified` was set to False; None as long as that is the same.
         self._watched: dict[str, bytes | None] | None = None
         # Whether merging took in what others wrote, which this map does not hold.
         self._merged = False
         # The keys that were left out as their values could not be decoded.
-        self._dropped: frozenset[str] = frozenset()
+        self._dropped = _NO_KEYS
         self._saving: Saving | None = None
         self.unreadable = False
-        self.tokens: Mapping[str, bytes] = {}
+        self.tokens: Mapping[str, bytes] = _NOTHING
 
     @classmethod
     def replacing(cls, data: dict[str, Any]) -> "SessionMap":
@@ -265,8 +271,8 @@ class SessionMap(MutableMapping[str, Any]):
 
     def clear(self) -> None:
         """Drop everything, stored or not, without looking at it."""
-        self._values, self._originals, self._snapshots, self._canonical = {}, {}, {}, {}
-        self._watched, self._merged, self._dropped = None, False, frozenset()
+        self._values, self._originals, self._snapshots, self._canonical = {}, {}, {}, None
+        self._watched, self._merged, self._dropped = None, False, _NO_KEYS
         self.cleared, self.partial, self.unreadable = True, False, False
 
     def __repr__(self) -> str:
@@ -399,7 +405,8 @@ class SessionMap(MutableMapping[str, Any]):
         if self.cleared:
             return self.as_dict()
         save = self._save
-        return {name: save.value_of(key) for name, key in save.changed.items()}
+        values = save.values | save.replaced if save.replaced else save.values
+        return {name: values[key] for name, key in save.changed.items()}
 
     @property
     def removed(self) -> set[str]:
@@ -414,13 +421,11 @@ class SessionMap(MutableMapping[str, Any]):
         """Return what the request knows of the session, for a storage to encode: the values are not copies."""
         values = self._values.copy()
         for value in values.values():
-            if isinstance(value, Encoded) or value is UNFETCHED:
+            if type(value) in _PENDING:
                 self._decode_all()
                 values = {key: value for key, value in self._values.copy().items() if value is not UNFETCHED}
                 break
-        if self._saving is not None:
-            values |= self._saving.replaced
-        return values
+        return values | self._saving.replaced if self._saving is not None and self._saving.replaced else values
 
     def encoded(self) -> bytes:
         """Return the encoding of :meth:`as_dict`, for a storage that keeps whole sessions.
@@ -431,8 +436,9 @@ class SessionMap(MutableMapping[str, Any]):
         try:
             return serializers.encode_pairs(data, save.encodings)
         except Exception:
-            for key, value in data.items():
-                save.encode(key, value)  # raises for the one that is to blame, and names it
+            for key, value in data.items():  # one of the two raises for what is to blame, and names it
+                stored_key(key)
+                save.encode(key, value)
             raise
 
     def encoding_of(self, key: str) -> bytes:
@@ -471,6 +477,11 @@ class SessionMap(MutableMapping[str, Any]):
         self._merged = True
         return result
 
+    def in_order(self, stored: dict[str, Any]) -> dict[str, Any]:
+        """Return pairs in the order of :meth:`merged_onto`: first the request's, then those that others added."""
+        names = map(stored_key, self._values.copy())
+        return {name: stored[name] for name in names if name in stored} | stored
+
     def merged_value(self, key: str, current: Any = MISSING) -> Any:
         """Return what becomes of one changed key when `current` is stored under it now, or nothing is."""
         save = self._save
@@ -496,7 +507,7 @@ class SessionMap(MutableMapping[str, Any]):
             return True
         if EXPIRY_KEY in self._originals:
             save = self._save
-            if EXPIRY_KEY in save.removed or save.is_changed(EXPIRY_KEY):
+            if EXPIRY_KEY in save.removed or EXPIRY_KEY in save.changed:
                 return True
         base = self.base(EXPIRY_KEY)
         return bool(current.get(EXPIRY_KEY) == (None if base is MISSING else base))
@@ -516,10 +527,10 @@ class SessionMap(MutableMapping[str, Any]):
         if self._merged:
             self.version, self._merged = None, False
         originals, snapshots = self._originals, self._snapshots
+        self._canonical = None
         for key, was in save.values.items():
             originals.pop(key, None)
             snapshots.pop(key, None)
-            self._canonical.pop(key, None)
             value = self._values.get(key, MISSING)
             if type(was) in _SCALARS or key not in save.encodings:
                 if value is not was:
@@ -571,6 +582,8 @@ class SessionMap(MutableMapping[str, Any]):
             return True
         try:
             if type(was) is Encoded and is_deterministic():  # another program may write the same value differently
+                if self._canonical is None:
+                    self._canonical = {}
                 if key not in self._canonical:
                     self._canonical[key] = encode(decode(was))
                 return now == self._canonical[key]
@@ -608,18 +621,17 @@ class Saving:
     def __init__(self, session: SessionMap, explicit: bool) -> None:
         self.session = session
         self._explicit = explicit
-        self._originals = session._originals.copy()
-        self._snapshots = session._snapshots.copy()
-        self._changed: dict[str, str] | None = None
+        self._originals = originals = session._originals.copy()
+        self._snapshots = snapshots = session._snapshots.copy()
+        self._changed: tuple[dict[str, str], set[str]] | None = None
         self.values: dict[str, Any] = {}
+        values = self.values
         self.encodings: dict[str, bytes] = {}
-        self.replaced: dict[str, Any] = {}
-        values = session._values
-        for key in self._originals if not self._snapshots else self._originals | self._snapshots:
-            self.values[key] = value = values.get(key, MISSING)
-            if isinstance(value, Encoded):
-                self.encodings[key] = value
-            elif type(value) not in _NEVER_ENCODED:
+        self.replaced: dict[str, Any] = _NOTHING
+        current = session._values
+        for key in originals if not snapshots else originals | snapshots:
+            values[key] = value = current.get(key, MISSING)
+            if type(value) not in _NEVER_ENCODED:
                 self._fix(key, value)
 
     def __enter__(self) -> "Saving":
@@ -629,16 +641,66 @@ class Saving:
     def __exit__(self, *exc: object) -> None:
         self.session._saving = None
 
+    @property
+    def changed(self) -> dict[str, str]:
+        """The keys with another value than the one that was read: as they are stored, and as the request has them."""
+        return (self._changed or self._compare())[0]
+
+    @property
+    def removed(self) -> set[str]:
+        """The keys to remove, as they are stored."""
+        return (self._changed or self._compare())[1]
+
+    def has_changes(self) -> bool:
+        """Return whether there is anything to save."""
+        changed, removed = self._changed or self._compare()
+        return bool(changed or removed or self.session.cleared)
+
     def _fix(self, key: str, value: Any) -> None:
+        """Encode a value, or what is stored in place of one that cannot be encoded."""
+        if isinstance(value, Encoded):
+            self.encodings[key] = value
+            return
         if self._explicit or key in self._originals:
             self.encodings[key] = self.encode(key, value)
             return
         try:
             self.encodings[key] = encode(value)
         except Exception as error:
-            if self._snapshots[key] is not None:  # else it never could be encoded
-                self.replaced[key] = self.session._storable(key, value, self.session.base(key), error)
-                self.encodings[key] = encode(self.replaced[key])
+            if (was := self._snapshots[key]) is not None:  # else it never could be encoded
+                part = self.session._storable(key, value, decode(was), error)
+                self.replaced = {**self.replaced, key: part}
+                self.encodings[key] = encode(part)
+
+    def _compare(self) -> tuple[dict[str, str], set[str]]:
+        changed: dict[str, str] = {}
+        removed: set[str] = set()
+        originals, snapshots = self._originals, self._snapshots
+        for key, value in self.values.items():
+            if value is MISSING:
+                if key in originals and originals[key] is not MISSING:
+                    removed.add(key if type(key) is str else stored_key(key))
+                continue
+            if key in snapshots:
+                differs = self._differs(key, value, snapshots[key], key in originals)
+            else:
+                base = originals[key]
+                kind = type(base)
+                if kind is type(value) and kind in _PLAIN:
+                    differs = value != base
+                else:
+                    differs = kind is Sentinel or self._differs(key, value, _encoding_of(base), True)
+            if differs:
+                changed[key if type(key) is str else stored_key(key)] = key
+        self._changed = changed, removed
+        return self._changed
+
+    def _differs(self, key: str, value: Any, was: bytes | None, set_by_request: bool) -> bool:
+        """Return whether a value is another than the one that was read as `was`, or that cannot be told."""
+        if was is None:
+            return set_by_request or self._explicit
+        now = self.encodings[key] if key in self.encodings else encode(value)
+        return not self.session._same(key, now, was, trusting=not self._explicit and not set_by_request)
 
     def encode(self, key: str, value: Any) -> bytes:
         """Return an encoding; what the serializer raises for a value that it cannot take, with the key's name."""
@@ -651,50 +713,15 @@ class Saving:
         """Return the value that is stored under a key."""
         return self.replaced[key] if key in self.replaced else self.values[key]
 
-    @property
-    def changed(self) -> dict[str, str]:
-        """The keys whose value has changed: as they are stored, and as the request has them."""
-        if self._changed is None:
-            self._changed = {stored_key(key): key for key in self.values if self.is_changed(key)}
-        return self._changed
 
-    @property
-    def removed(self) -> set[str]:
-        """The keys to remove, as they are stored."""
-        return {
-            stored_key(key)
-            for key, base in self._originals.items()
-            if base is not MISSING and self.values[key] is MISSING
-        }
-
-    def has_changes(self) -> bool:
-        if self.session.cleared or any(map(self.is_changed, self.values)):
-            return True
-        return bool(self.removed)
-
-    def is_changed(self, key: str) -> bool:
-        """Whether `key` is in the session and has another value than the one that was read."""
-        value = self.values.get(key, MISSING)
-        if value is MISSING:
-            return False
-        set_by_request = key in self._originals
-        if key in self._snapshots:
-            was = self._snapshots[key]
-            if was is None:
-                return set_by_request or self._explicit
-        else:
-            base = self._originals[key]
-            if type(base) is Sentinel:
-                return True
-            if type(value) is type(base) and type(value) in _PLAIN:
-                return bool(value != base)
-            try:
-                was = base if isinstance(base, Encoded) else encode(base)
-            except Exception:  # it was read, so it is nobody's mistake here
-                return True
-        now = self.encodings[key] if key in self.encodings else encode(value)
-        trusting = not self._explicit and not set_by_request
-        return not self.session._same(key, now, was, trusting)
+def _encoding_of(base: Any) -> bytes | None:
+    """Return the encoding of what was read; ``None`` if it cannot be encoded again, which is nobody's mistake here."""
+    if isinstance(base, Encoded):
+        return base
+    try:
+        return encode(base)
+    except Exception:
+        return None
 
 
 def stored_key(key: Any) -> str:

@@ -47,10 +47,14 @@ class Storage:
         hash_ids: whether ids are hashed session keys, so that a leaked dump holds no key that opens a session. Off for
             a storage that makes its own ids and must recognise them. The option of the same name wins over it.
         expires_itself: whether the medium removes expired sessions without being asked (then there is no ``purge``).
+        reads_settings: whether it uses Django's settings beside its options. When a test overrides ``GSESSION``,
+            ``CACHES`` or a ``SESSION_*`` setting, such a storage is made anew. Any other is kept until its options
+            change, with all that it holds.
     """
 
     hash_ids: ClassVar[bool] = True
     expires_itself: ClassVar[bool] = False
+    reads_settings: ClassVar[bool] = True
 
     encode = staticmethod(serializers.encode)
     decode = staticmethod(serializers.decode)

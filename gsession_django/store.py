@@ -4,7 +4,6 @@ import asyncio
 import math
 import re
 import secrets
-import threading
 from collections.abc import ItemsView, KeysView, Mapping, ValuesView
 from contextlib import suppress
 from datetime import datetime
@@ -31,7 +30,7 @@ PURGE_BATCH_SIZE: Final = 1000
 _COOKIE_SAFE: Final = re.compile(r"[A-Za-z0-9!#$%&'*+\-.^_`|~:]{8,}")
 _KEY_ATTEMPTS: Final = 100
 # Attributes that no copy of a SessionStore shares.
-_OF_OPERATIONS: Final = frozenset({"_lock", "_alock", "_prepared"})
+_OF_OPERATIONS: Final = frozenset({"_lock", "_prepared"})
 
 
 class SessionStore(SessionBase):
@@ -111,22 +110,19 @@ class SessionStore(SessionBase):
         """Return what is wrong with what the engine stands on; called under ``check --deploy``, so it may connect."""
         return []
 
-    # Operations of one session follow each other: what one reads and then assigns, no other changes in between.
-
     def _run(self, operation: Operation) -> Any:
         """Carry out an operation, unless the storage has failed before and nobody is to wait for it twice."""
-        lock = self.__dict__.get("_lock") or self.__dict__.setdefault("_lock", threading.RLock())
-        with lock:
-            if self.gives_up and self.failure is not None:
-                raise StorageUnavailable(self.failure)
-            try:
-                return self._engine.run(operation)
-            except StorageUnavailable as error:
-                self._remember(error)
-                raise
+        if self.gives_up and self.failure is not None:
+            raise StorageUnavailable(self.failure)
+        try:
+            return self._engine.run(operation)
+        except StorageUnavailable as error:
+            self._remember(error)
+            raise
 
     async def _arun(self, operation: Operation) -> Any:
-        lock = self.__dict__.get("_alock") or self.__dict__.setdefault("_alock", asyncio.Lock())
+        """Do the same, after the operations that other tasks have begun: they assign what they have read."""
+        lock = self.__dict__.get("_lock") or self.__dict__.setdefault("_lock", asyncio.Lock())
         async with lock:
             if self.gives_up and self.failure is not None:
                 raise StorageUnavailable(self.failure)
@@ -244,10 +240,7 @@ class SessionStore(SessionBase):
         session: SessionMap | None = self.__dict__.get("_session_cache")
         if session is not None:
             return session
-        if no_load or self.session_key is None:
-            return self._start(SessionMap({}))
-        loaded: SessionMap = self._run(self._loaded())
-        return loaded
+        return self._start(SessionMap({}) if no_load or self.session_key is None else self.load())
 
     async def _aget_session(self, no_load: bool = False) -> SessionMap:
         self.accessed = True

@@ -47,6 +47,8 @@ def engine(name: str, folder: Path | str, **options: Any) -> Iterator[type[Sessi
         SESSION_FILE_PATH=os.fspath(folder),
         GSESSION={"ENGINES": {module.__name__: options}},
     ):
+        if name == "memory":
+            empty(module.SessionStore)
         yield module.SessionStore
 
 
@@ -54,6 +56,13 @@ def engine(name: str, folder: Path | str, **options: Any) -> Iterator[type[Sessi
 def _on_database(alias: str, **options: Any) -> Iterator[type[SessionStore]]:
     with override_settings(**databases.options_for(alias, **options)):
         yield import_module(databases.ENGINE).SessionStore
+
+
+def empty(store_class: type[SessionStore]) -> None:
+    """Remove all sessions."""
+    storage = store_class.get_storage()
+    for session_id in list(storage.ids()):
+        storage.remove_all(session_id)
 
 
 @dataclass(frozen=True)

@@ -209,6 +209,14 @@ class TestMerging:
         session.merged_onto(current)
         assert current == {"cart": {"pear": {"n": 1}}}
 
+    def test_the_order_is_the_requests_with_what_others_added_after_it(self) -> None:
+        session = read(one=1, two=2, cart={"apple": 1, "pear": 1})
+        session["three"] = 3
+        session["cart"] = {"fig": 1, "pear": 1, "apple": 2}
+        merged = session.merged_onto({"theirs": 1, "cart": {"plum": 1, "apple": 1, "pear": 1}, "two": 5, "one": 1})
+        assert list(merged) == ["one", "two", "cart", "three", "theirs"]
+        assert list(merged["cart"]) == ["fig", "pear", "apple", "plum"]
+
     def test_one_key_can_be_merged_alone(self) -> None:
         session = read(cart={"apple": 1})
         session["cart"]["pear"] = 1

@@ -125,7 +125,7 @@ class TestSerializerThatCannotBeUsed:
         client = client_with(key, client_class)
         with serializer(name):
             with pytest.raises(ImproperlyConfigured, match=f"SESSION_SERIALIZER = .*{says}.*Name a class"):
-                store_class(key).items()
+                dict(store_class(key).items())
             response = get(client, "/read")
             assert (response.status_code, response.cookies) == (500, {})
             with pytest.raises(ImproperlyConfigured):

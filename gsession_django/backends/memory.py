@@ -15,7 +15,7 @@ from django.conf import settings
 from django.core.checks import CheckMessage, Warning
 
 from gsession_django.options import AtLeast
-from gsession_django.session_map import Canonical, SessionMap
+from gsession_django.session_map import MISSING, Canonical, SessionMap
 from gsession_django.storage import Storage
 from gsession_django.store import SessionStore as BaseSessionStore
 
@@ -36,6 +36,8 @@ class MemoryStorage(Storage):
     Args:
         max_sessions: how many sessions are kept at most; beyond that the least recently used go first.
     """
+
+    reads_settings = False
 
     def __init__(self, max_sessions: Annotated[int, AtLeast(1)] = 100_000) -> None:
         self._max_sessions = max_sessions
@@ -122,9 +124,11 @@ class MemoryStorage(Storage):
                 for key in removed:
                     entry.values.pop(key, None)
             else:
-                current = SessionMap(dict(entry.values)).as_dict()
-                merged = session.merged_onto(current)
-                entry.values = self._kept(merged, self._encoding_in(merged))
+                current = SessionMap(dict(entry.values))
+                merged = {key: session.merged_value(key, current.get(key, MISSING)) for key in changed}
+                # The values of others stay encoded: one that nobody here can read is theirs all the same.
+                values = entry.values | self._kept(merged, self._encoding_in(merged))
+                entry.values = session.in_order({key: value for key, value in values.items() if key not in removed})
                 if not session.renews_ttl(current):
                     expires = entry.expires
             entry.expires = expires
