@@ -8,9 +8,11 @@ sessions are moved from, it yields as a function without arguments.
 
 import hashlib
 import os
+import sys
 import threading
 from collections.abc import Callable, Generator
 from importlib import import_module
+from types import ModuleType
 from typing import TYPE_CHECKING, Any, Final
 
 from asgiref.sync import sync_to_async
@@ -75,6 +77,29 @@ def bypassed_twins(storage_class: type[Storage]) -> dict[str, type]:
     return bypassed
 
 
+def engine_module(name: Any) -> ModuleType:
+    """Import the module of an engine.
+
+    Raises ``ImproperlyConfigured``, which says why, where `name` is none that can be imported, whatever it is.
+    """
+    if not isinstance(name, str) or not name or name.startswith("."):
+        raise ImproperlyConfigured("it is not the dotted name of a module")
+    try:
+        return import_module(name)
+    except ImportError as error:
+        raise ImproperlyConfigured(str(error)) from error
+    except (Exception, SystemExit) as error:  # the module is the site's own, and may raise anything
+        raise ImproperlyConfigured(f"{type(error).__name__}: {error}") from error
+
+
+def name_without_effect(store: "type[SessionStore]") -> str | None:
+    """Return a name in ``GSESSION["ENGINES"]`` that has options, of a module that only imports `store`; if any."""
+    for name, options in conf().engines.items():
+        if options and name != store.__module__ and getattr(sys.modules.get(name), "SessionStore", None) is store:
+            return name
+    return None
+
+
 class Engine:
     """What the SessionStores of one engine have in common.
 
@@ -92,6 +117,11 @@ class Engine:
     __slots__ = ("able", "fallback", "hash_ids", "is_async", "locks", "name", "options", "storage")
 
     def __init__(self, store: "type[SessionStore]") -> None:
+        if name := name_without_effect(store):
+            raise ImproperlyConfigured(
+                f'GSESSION["ENGINES"][{name!r}] would have no effect: {name!r} takes its SessionStore from '
+                f"{store.__module__!r}. Give the options there, or make a subclass in {name!r}."
+            )
         self.options = options = dict(conf().engines.get(store.__module__, {}))
         self.name = f"{store.storage_class.__qualname__} of the engine {store.__module__!r}"
         self.hash_ids: bool = options.pop("hash_ids", store.storage_class.hash_ids)
@@ -179,7 +209,7 @@ class Engine:
 def _fallback_of(store: "type[SessionStore]") -> "Source | None":
     """Return what ``GSESSION["FALLBACK_ENGINE"]`` names, for the engine that ``SESSION_ENGINE`` names."""
     name = conf().fallback_engine
-    if name is None or getattr(import_module(settings.SESSION_ENGINE), "SessionStore", None) is not store:
+    if name is None or getattr(engine_module(settings.SESSION_ENGINE), "SessionStore", None) is not store:
         return None
     if name == settings.SESSION_ENGINE:
         raise ImproperlyConfigured(f'GSESSION["FALLBACK_ENGINE"] and SESSION_ENGINE name the same engine, {name!r}.')

@@ -8,13 +8,26 @@ goes here and nowhere else.
 import json
 import logging
 from collections.abc import Mapping
-from typing import Any, Final, Protocol
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from django.conf import settings
 from django.contrib.sessions.serializers import JSONSerializer
 from django.core.exceptions import ImproperlyConfigured
 from django.core.signals import setting_changed
 from django.utils.module_loading import import_string
+
+if TYPE_CHECKING:
+    from gsession_django.typed import TypedSerializer as TypedSerializer
+else:
+
+    def __getattr__(name: str) -> Any:
+        """Import TypedSerializer when it is asked for: it needs msgspec, which not every site has."""
+        if name != "TypedSerializer":
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        from gsession_django.typed import TypedSerializer
+
+        return TypedSerializer
+
 
 logger = logging.getLogger("django.security.SuspiciousSession")
 """Where Django logs what it drops of sessions that it cannot read."""
@@ -38,6 +51,7 @@ class _KeptJSONSerializer(JSONSerializer):
     """
 
     deterministic = True
+    writes_text_as_json = True
     _encoder = json.JSONEncoder(separators=(",", ":"))
     _decode = staticmethod(json.JSONDecoder().decode)
     _scan = staticmethod(json.JSONDecoder().scan_once)  # type: ignore[attr-defined]
@@ -169,9 +183,9 @@ def is_deterministic() -> bool:
 def keeps_text() -> bool:
     """Return whether everybody may read what the serializer makes of text, so that a storage may keep text itself.
 
-    That is known of Django's ``JSONSerializer`` alone. What another one makes of it may be no secret, or may be one.
+    That is known of Django's ``JSONSerializer`` and TypedSerializer. What another one makes of it may be a secret.
     """
-    return type(_serializer or _load()) is _KeptJSONSerializer
+    return getattr(_serializer or _load(), "writes_text_as_json", False)
 
 
 def _forget(*, setting: str, **kwargs: Any) -> None:

@@ -6,6 +6,7 @@ import functools
 import itertools
 import threading
 from collections.abc import Callable, Iterator
+from decimal import Decimal
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -42,7 +43,7 @@ from tests.rollouts import (
     there,
 )
 from tests.sites import Visitor, is_503
-from tests.test_migrate_sessions import before_each
+from tests.test_migrate_sessions import TYPED, before_each
 
 THREADS, PROCESSES, TASKS = 8, 8, 50
 STEPS = 8  # of a first touch
@@ -162,6 +163,35 @@ def test_a_session_that_the_old_engine_cannot_read_is_empty_keeps_its_key_and_is
     assert stored(settings.SESSION_ENGINE, "an-unknown-key-of-somebody") is None
     assert stored(settings.SESSION_ENGINE, key) == {"user": 1}
     assert not caplog.records
+
+
+def test_one_that_the_serializer_cannot_take_is_an_error_and_the_visitor_loses_nothing(
+    tmp_path: Path, visitor_of: Callable[[str], Visitor]
+) -> None:
+    with rollout(tmp_path, SOURCES["cache"], TARGETS["redis_hash"]):
+        with old_release():
+            key = Visitor().signed_in(count=2).key
+            old = store(key)
+            old["price"] = Decimal("1.50")
+            old.save()
+        with pytest.raises(ImproperlyConfigured) as raised:
+            stored(settings.SESSION_ENGINE, key)
+        assert str(raised.value).startswith(
+            f"A session cannot be moved from {SOURCES['cache']}: SESSION_SERIALIZER = "
+            "'django.contrib.sessions.serializers.JSONSerializer' cannot take what it holds (decimal.Decimal). Set "
+            f"SESSION_SERIALIZER = '{TYPED}'"
+        )
+        visitor = visitor_of(key)
+        response = visitor.does("read")
+        assert response.status_code == 500
+        assert not response.cookies
+        found = at_source(key)
+        assert found is not None
+        assert found["price"] == Decimal("1.50")
+        assert at_target(key) is None
+        with override_settings(SESSION_SERIALIZER=TYPED):
+            assert visitor.sees("read") == "ada 2 2"
+            assert moved(key)["price"] == Decimal("1.50")
 
 
 @pytest.mark.usefixtures("db_to_redis")

@@ -274,7 +274,7 @@ def test_a_wrong_password_is_an_outage_and_is_not_told() -> None:
     ("options", "query", "expected"),
     [
         ({"wait_replicas": 1, "wait_timeout": 1.95}, "", ["gsession_django.E014"]),
-        ({"wait_replicas": 1, "wait_timeout": "1"}, "", ["gsession_django.E014"]),
+        ({"wait_replicas": 1, "wait_timeout": "1"}, "", ["gsession_django.E023"]),
         ({"wait_replicas": 1}, "?socket_timeout=0.15", ["gsession_django.E014"]),
         ({"wait_replicas": 1, "wait_timeout": 1.8}, "", []),
         ({"wait_replicas": 1}, "", []),

@@ -9,11 +9,12 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
 from django.conf import settings
 from django.core.checks import CheckMessage, Warning
 
+from gsession_django.options import AtLeast
 from gsession_django.session_map import MISSING, Canonical, SessionMap
 from gsession_django.storage import Storage
 from gsession_django.store import SessionStore as BaseSessionStore
@@ -38,7 +39,7 @@ class MemoryStorage(Storage):
 
     reads_settings = False
 
-    def __init__(self, max_sessions: int = 100_000) -> None:
+    def __init__(self, max_sessions: Annotated[int, AtLeast(1)] = 100_000) -> None:
         self._max_sessions = max_sessions
         self._entries: OrderedDict[str, _Entry] = OrderedDict()
         self._revisions = itertools.count()

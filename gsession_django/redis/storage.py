@@ -2,12 +2,13 @@
 
 import logging
 from collections.abc import Callable, Coroutine, Iterator
-from typing import Any, ClassVar, Final, TypeVar
+from typing import Annotated, Any, ClassVar, Final, TypeVar
 
 from django.core.checks import CheckMessage
 from django.core.exceptions import ImproperlyConfigured
 from redis.crc import key_slot
 
+from gsession_django.options import AtLeast
 from gsession_django.redis import checks
 from gsession_django.redis.client import RedisClient
 from gsession_django.redis.commands import Batch, Command, Operation, escaped
@@ -66,7 +67,12 @@ class BaseRedisStorage(Storage):
     # What stands around prefix and id in a key.
     around: ClassVar[tuple[str, str]] = ("", "")
 
-    def __init__(self, prefix: str = "gsession:", wait_replicas: int = 0, wait_timeout: float = WAIT_TIMEOUT) -> None:
+    def __init__(
+        self,
+        prefix: str = "gsession:",
+        wait_replicas: Annotated[int, AtLeast(0)] = 0,
+        wait_timeout: Annotated[float, AtLeast(0)] = WAIT_TIMEOUT,
+    ) -> None:
         entry = CacheEntry.of_sessions()
         self.client = RedisClient(entry)
         self._wait = ("WAIT", wait_replicas, max(1, round(wait_timeout * 1000))) if wait_replicas else None
