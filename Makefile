@@ -17,8 +17,8 @@ test: $(READY)  ## What a commit has to pass: ruff, mypy and all tests, on this 
 test-all: $(READY)  ## The same on every Python and Django, as in CI
 	@$(call tox, -e ALL)
 
-# Runs tox, and ends with what ran and what did not.
-tox = rm -f $(RESULT); $(VENV)/bin/tox run $(1) --result-json $(RESULT); status=$$?; \
+# Runs tox, as many environments at once as there are cores, and ends with what ran and what did not.
+tox = rm -f $(RESULT); $(VENV)/bin/tox run-parallel $(1) --result-json $(RESULT); status=$$?; \
 	test ! -e $(RESULT) || $(VENV)/bin/python .ci/report.py $(RESULT); exit $$status
 
 .PHONY: demo
