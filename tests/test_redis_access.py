@@ -27,6 +27,8 @@ from tests.redis_sentinels import wait_until
 from tests.redis_servers import RedisServer, settings_for, shared
 from tests.tls import TlsProxy
 
+pytestmark = pytest.mark.once
+
 MODULES = {"redis": redis_engine, "redis_hash": redis_hash}
 both_engines = pytest.mark.parametrize("module", MODULES.values(), ids=MODULES)
 LARGE = "x" * 100_000
