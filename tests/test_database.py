@@ -422,17 +422,19 @@ def test_without_an_alias_sessions_are_read_where_the_routers_write_to() -> None
 
 
 @pytest.mark.parametrize("data", [b"", b"{", b"\x00\xff", b'"text"', b"[]", b"null"], ids=ascii)
-def test_a_row_that_cannot_be_read_is_no_session_and_in_nobodys_way(
+def test_a_row_that_cannot_be_read_is_left_as_it_is_and_in_nobodys_way(
     alias: str, store_class: type[SessionStore], data: bytes, caplog: pytest.LogCaptureFixture
 ) -> None:
     key = new_session(store_class, {"cart": {}})
     held, session_id, storage = store_class(key), id_of(store_class, key), store_class.get_storage()
     own_item(held, "mine")
     Session._default_manager.using(alias).update(data=data, version=5)
-    assert stored(store_class, key) is None
+    assert stored(store_class, key) == {}
     assert [record.name for record in caplog.records] == ["django.security.SuspiciousSession"]
-    with pytest.raises(UpdateError):
-        held.save()
+    held.save()
+    assert held.session_key != key
+    assert stored(store_class, held.session_key) == {"cart": {"mine": "mine"}}
+    held.delete()
     assert list(storage.ids()) == [session_id]
     assert storage.update_ttl(session_id, 60)
     assert storage.move(session_id, "0" * 64, 60)
