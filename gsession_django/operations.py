@@ -10,8 +10,10 @@ from collections.abc import Set as AbstractSet
 from typing import Any, Final
 
 from gsession_django.engine import UNABLE, Engine, Operation
+from gsession_django.saving import Saving
 from gsession_django.serializers import DecodeError, logger
-from gsession_django.session_map import EXPIRY_KEY, MISSING, Saving, SessionMap
+from gsession_django.session_map import EXPIRY_KEY, SessionMap
+from gsession_django.values import MISSING
 
 # What a session of this site lives, in seconds; asked for only where a session is read.
 Age = Callable[[], int]

@@ -1,51 +1,32 @@
 """SessionMap: one session's data, what the request did to it, and how that merges with what others did."""
 
-import logging
 from collections.abc import ItemsView, Iterator, KeysView, Mapping, MutableMapping, ValuesView
 from contextlib import suppress
-from typing import Any, Final, NoReturn, Protocol
+from typing import Any, Final, Protocol
 
-from django.conf import settings
 from django.utils.asyncio import async_unsafe
 
 from gsession_django import serializers
-from gsession_django.merging import MISSING, UNFETCHED, UNKNOWN, Sentinel, merge, same_encoding, storable
+from gsession_django.saving import Saving, storable_part, stored_key
 from gsession_django.serializers import DecodeError, decode, encode, is_deterministic
+from gsession_django.values import (
+    MISSING,
+    PENDING,
+    SCALARS,
+    UNFETCHED,
+    UNKNOWN,
+    Canonical,
+    Encoded,
+    Sentinel,
+    merge,
+    same_encoding,
+)
 
-__all__ = ["EXPIRY_KEY", "MISSING", "UNFETCHED", "Canonical", "Encoded", "Saving", "SessionMap", "Source"]
-
-logger = logging.getLogger("gsession_django")
+_NO_KEYS: Final[frozenset[str]] = frozenset()
+_NO_TOKENS: Final[Mapping[str, bytes]] = {}
 
 EXPIRY_KEY: Final = "_session_expiry"
 """Where Django keeps what ``set_expiry()`` was given."""
-
-# Values of these types cannot be changed in place, so handing one out needs no watching.
-_SCALARS: Final = frozenset({str, int, float, bool, bytes, type(None)})
-# Of these, values that are equal and of one type are encoded alike. (Not so floats: 0.0 == -0.0.)
-_PLAIN: Final = frozenset({str, int, bool, bytes, type(None)})
-# Every serializer takes these, and what a sentinel stands for is not encoded. (JSON takes no bytes.)
-_NEVER_ENCODED: Final = (_SCALARS - {bytes}) | {Sentinel}
-_NO_KEYS: Final[frozenset[str]] = frozenset()
-_NOTHING: Final[dict[str, Any]] = {}
-# Keys whose values could not be stored, each of which is logged once; keys may be made of what visitors send.
-_reported: Final[set[str]] = set()
-_REPORTED_AT_MOST: Final = 1000
-
-
-class Encoded(bytes):
-    """A value as it is stored: a SessionMap decodes it when it is first used."""
-
-    __slots__ = ()
-
-
-class Canonical(Encoded):
-    """One that :func:`gsession_django.serializers.encode` made in this process, rather than another program."""
-
-    __slots__ = ()
-
-
-# A value of these is not what the request will see.
-_PENDING: Final = frozenset({Encoded, Canonical, Sentinel})
 
 
 class Source(Protocol):
@@ -146,7 +127,7 @@ class SessionMap(MutableMapping[str, Any]):
         self._dropped = _NO_KEYS
         self._saving: Saving | None = None
         self.unreadable = False
-        self.tokens: Mapping[str, bytes] = _NOTHING
+        self.tokens: Mapping[str, bytes] = _NO_TOKENS
 
     @classmethod
     def replacing(cls, data: dict[str, Any]) -> "SessionMap":
@@ -165,11 +146,11 @@ class SessionMap(MutableMapping[str, Any]):
             if not self._may_have(key):
                 raise
             value = MISSING
-        return value if type(value) in _SCALARS else self._hand_out(key, value)
+        return value if type(value) in SCALARS else self._hand_out(key, value)
 
     def get(self, key: str, default: Any = None) -> Any:
         value = self._values.get(key, MISSING)
-        if type(value) in _SCALARS:
+        if type(value) in SCALARS:
             return value
         if value is MISSING and not (self.partial and self._may_have(key)):
             return default
@@ -186,7 +167,7 @@ class SessionMap(MutableMapping[str, Any]):
         stored: bytes | None = None
         if isinstance(value, Encoded):
             stored, value = value, self._decode(key, value)
-        if type(value) not in _SCALARS and key not in self._snapshots and key not in self._originals:
+        if type(value) not in SCALARS and key not in self._snapshots and key not in self._originals:
             if stored is None:
                 with suppress(Exception):  # it was read, so it is nobody's mistake here
                     stored = encode(value)
@@ -421,7 +402,7 @@ class SessionMap(MutableMapping[str, Any]):
         """Return what the request knows of the session, for a storage to encode: the values are not copies."""
         values = self._values.copy()
         for value in values.values():
-            if type(value) in _PENDING:
+            if type(value) in PENDING:
                 self._decode_all()
                 values = {key: value for key, value in self._values.copy().items() if value is not UNFETCHED}
                 break
@@ -532,7 +513,7 @@ class SessionMap(MutableMapping[str, Any]):
             originals.pop(key, None)
             snapshots.pop(key, None)
             value = self._values.get(key, MISSING)
-            if type(was) in _SCALARS or key not in save.encodings:
+            if type(was) in SCALARS or key not in save.encodings:
                 if value is not was:
                     originals[key] = was
             elif value is was:
@@ -570,7 +551,7 @@ class SessionMap(MutableMapping[str, Any]):
             try:
                 now = encode(value)
             except Exception as error:
-                now = encode(self._storable(key, value, decode(was), error))
+                now = encode(storable_part(key, value, decode(was), error))
             if not self._same(key, now, was, trusting=True):
                 return True
         return False
@@ -584,7 +565,7 @@ class SessionMap(MutableMapping[str, Any]):
         if self._originals or self._snapshots:
             self._watched = {}
             for key in {**self._originals, **self._snapshots}:
-                if type(value := self._values.get(key)) not in _SCALARS:
+                if type(value := self._values.get(key)) not in SCALARS:
                     self._watched[key] = None
                     with suppress(Exception):  # saving it will raise this to the site's developer
                         self._watched[key] = encode(value)
@@ -603,181 +584,3 @@ class SessionMap(MutableMapping[str, Any]):
             return same_encoding(now, was, trusting)
         except DecodeError:  # nobody can read what was stored
             return False
-
-    @staticmethod
-    def _storable(key: str, value: Any, base: Any, error: Exception) -> Any:
-        """Return of a value that cannot be encoded the parts that can be, and the others as they are in `base`."""
-        if len(_reported) < _REPORTED_AT_MOST and key not in _reported:
-            _reported.add(key)
-            logger.warning(
-                "The session value %r was changed in place to one that cannot be stored: %s: %s. What cannot be stored "
-                "stays as it was. To compute values for display, work on a copy: copy.deepcopy(request.session[%r]).",
-                *(key, type(error).__name__, error, key),
-            )
-        return storable(value, base)
-
-
-class Saving:
-    """What is stored of a session, fixed at one moment: other tasks and threads of the request may go on changing it.
-
-    As a context it lets the session answer its storage from here.
-
-    Attributes:
-        session: the session.
-        values: what the request has under each key that it set or deleted or that may have been changed in place.
-        encodings: the encodings of those values, but for simple ones.
-        replaced: what is stored in place of a value that cannot be encoded.
-        before: the session's ``version``, ``ttl_left`` and ``cleared`` before the save.
-    """
-
-    __slots__ = (
-        "_changed",
-        "_explicit",
-        "_originals",
-        "_snapshots",
-        "before",
-        "encodings",
-        "replaced",
-        "session",
-        "values",
-    )
-
-    def __init__(self, session: SessionMap, explicit: bool) -> None:
-        self.session = session
-        self._explicit = explicit
-        self._originals = originals = session._originals.copy()
-        self._snapshots = snapshots = session._snapshots.copy()
-        self.before = session.version, session.ttl_left, session.cleared
-        self._changed: tuple[dict[str, str], set[str]] | None = None
-        self.values: dict[str, Any] = {}
-        values = self.values
-        self.encodings: dict[str, bytes] = {}
-        self.replaced: dict[str, Any] = _NOTHING
-        current = session._values
-        for key in originals if not snapshots else originals | snapshots:
-            values[key] = value = current.get(key, MISSING)
-            if type(value) not in _NEVER_ENCODED:
-                self._fix(key, value)
-
-    def __enter__(self) -> "Saving":
-        self.session._saving = self
-        return self
-
-    def __exit__(self, *exc: object) -> None:
-        self.session._saving = None
-
-    def include(self, later: "Saving") -> None:
-        """Let :meth:`SessionMap.restore` take a later save of the session back together with this one."""
-        for key in later.values.keys() - self.values.keys():
-            self.values[key] = later.values[key]
-            if key in later._originals:
-                self._originals[key] = later._originals[key]
-            if key in later._snapshots:
-                self._snapshots[key] = later._snapshots[key]
-
-    @property
-    def changed(self) -> dict[str, str]:
-        """The keys with another value than the one that was read: as they are stored, and as the request has them."""
-        return (self._changed or self._compare())[0]
-
-    @property
-    def removed(self) -> set[str]:
-        """The keys to remove, as they are stored."""
-        return (self._changed or self._compare())[1]
-
-    def has_changes(self) -> bool:
-        """Return whether there is anything to save."""
-        changed, removed = self._changed or self._compare()
-        return bool(changed or removed or self.session.cleared)
-
-    def _fix(self, key: str, value: Any) -> None:
-        """Encode a value, or what is stored in place of one that cannot be encoded."""
-        if isinstance(value, Encoded):
-            self.encodings[key] = value
-            return
-        if self._explicit or key in self._originals:
-            self.encodings[key] = self.encode(key, value)
-            return
-        try:
-            self.encodings[key] = encode(value)
-        except Exception as error:
-            if (was := self._snapshots[key]) is not None:  # else it never could be encoded
-                part = self.session._storable(key, value, decode(was), error)
-                self.replaced = {**self.replaced, key: part}
-                self.encodings[key] = encode(part)
-
-    def _compare(self) -> tuple[dict[str, str], set[str]]:
-        changed: dict[str, str] = {}
-        removed: set[str] = set()
-        originals, snapshots = self._originals, self._snapshots
-        for key, value in self.values.items():
-            if value is MISSING:
-                if key in originals and originals[key] is not MISSING:
-                    removed.add(key if type(key) is str else stored_key(key))
-                continue
-            if key in snapshots:
-                differs = self._differs(key, value, snapshots[key], key in originals)
-            else:
-                base = originals[key]
-                kind = type(base)
-                if kind is type(value) and kind in _PLAIN:
-                    differs = value != base
-                else:
-                    differs = kind is Sentinel or self._differs(key, value, _encoding_of(base), True)
-            if differs:
-                changed[key if type(key) is str else stored_key(key)] = key
-        self._changed = changed, removed
-        return self._changed
-
-    def _differs(self, key: str, value: Any, was: bytes | None, set_by_request: bool) -> bool:
-        """Return whether a value is another than the one that was read as `was`, or that cannot be told."""
-        if was is None:
-            return set_by_request or self._explicit
-        now = self.encodings[key] if key in self.encodings else encode(value)
-        return not self.session._same(key, now, was, trusting=not self._explicit and not set_by_request)
-
-    def encode(self, key: str, value: Any) -> bytes:
-        """Return an encoding; what the serializer raises for a value that it cannot take, with the key's name."""
-        try:
-            return encode(value)
-        except Exception as error:
-            _raise_named(error, f"value {key!r}")
-
-    def value_of(self, key: str) -> Any:
-        """Return the value that is stored under a key."""
-        return self.replaced[key] if key in self.replaced else self.values[key]
-
-
-def _encoding_of(base: Any) -> bytes | None:
-    """Return the encoding of what was read; ``None`` if it cannot be encoded again, which is nobody's mistake here."""
-    if isinstance(base, Encoded):
-        return base
-    try:
-        return encode(base)
-    except Exception:
-        return None
-
-
-def stored_key(key: Any) -> str:
-    """Return a key as it will be read back: JSON, for one, makes text of every key."""
-    if type(key) is str:
-        return key
-    if isinstance(key, str):
-        return str.__str__(key)
-    try:
-        (stored,) = decode(encode({key: None}))
-    except Exception as error:
-        _raise_named(error, f"key {key!r}")
-    return stored  # type: ignore[no-any-return]
-
-
-def _raise_named(error: Exception, what: str) -> NoReturn:
-    """Raise the error of a serializer with the name of what it could not take."""
-    text = (
-        f"The session {what} cannot be stored by SESSION_SERIALIZER = {settings.SESSION_SERIALIZER!r}: {error}. Store "
-        "what that serializer takes, or name another one."
-    )
-    if type(error) is TypeError:
-        raise TypeError(text) from error
-    error.add_note(text)
-    raise error

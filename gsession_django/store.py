@@ -20,8 +20,9 @@ from gsession_django import operations, serializers
 from gsession_django.conf import conf, django_setting
 from gsession_django.engine import ENGINES, UNABLE, Engine, Operation, engine_of
 from gsession_django.moving import fallback
+from gsession_django.saving import Saving
 from gsession_django.serializers import DecodeError
-from gsession_django.session_map import EXPIRY_KEY, Saving, SessionMap
+from gsession_django.session_map import EXPIRY_KEY, SessionMap
 from gsession_django.storage import Storage, StorageUnavailable
 from gsession_django.transactions import Write
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
-    from gsession_django.session_map import Saving
+    from gsession_django.saving import Saving
 
 
 class Transaction(Protocol):

@@ -12,7 +12,7 @@ from django.test import AsyncClient, Client, override_settings
 from django.urls import path
 from pytest_django import Settings
 
-from gsession_django import SessionMap, SessionStore, session_map
+from gsession_django import SessionMap, SessionStore, saving
 from tests.engines import EACH_ENGINE, engine, new_session, stored
 from tests.sites import DJANGOS, OURS, get
 
@@ -50,7 +50,7 @@ urlpatterns = [path(view.__name__, view) for view in (show, show_and_change, sho
 
 @pytest.fixture(autouse=True)
 def _nothing_was_logged(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(session_map, "_reported", set())
+    monkeypatch.setattr(saving, "_reported", set())
 
 
 @pytest.fixture(params=[DJANGOS, OURS], ids=["Django's middleware", "ours"])

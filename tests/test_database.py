@@ -7,7 +7,7 @@ from typing import Any
 
 import asgiref.sync
 import pytest
-from django.contrib.sessions.backends.base import CreateError, UpdateError
+from django.contrib.sessions.backends.base import CreateError
 from django.db import OperationalError, connections, transaction
 from django.http import HttpRequest, HttpResponse
 from django.test.utils import override_settings

@@ -9,7 +9,8 @@ from pytest_django import Settings
 
 from gsession_django import SessionMap
 from gsession_django.serializers import decode, encode
-from gsession_django.session_map import EXPIRY_KEY, MISSING, UNFETCHED, Encoded
+from gsession_django.session_map import EXPIRY_KEY
+from gsession_django.values import MISSING, UNFETCHED, Encoded
 
 
 def read(**data: Any) -> SessionMap:

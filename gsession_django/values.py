@@ -1,4 +1,4 @@
-"""Values of a session: when two are the same, which part of one can be stored, and how they merge."""
+"""Values of a session: what stands for one, when two are the same, which part can be stored, and how they merge."""
 
 import copy
 from typing import Any, Final
@@ -32,8 +32,27 @@ MISSING: Final = Sentinel("MISSING")
 UNKNOWN: Final = Sentinel("UNKNOWN")
 """A value that was not read, or is not there: nobody has looked."""
 
-# Of these, two values are the same if they are equal and of one type.
-_PLAIN: Final = frozenset({str, int, bool, bytes, type(None)})
+
+class Encoded(bytes):
+    """A value as it is stored: a SessionMap decodes it when it is first used."""
+
+    __slots__ = ()
+
+
+class Canonical(Encoded):
+    """One that :func:`gsession_django.serializers.encode` made in this process, rather than another program."""
+
+    __slots__ = ()
+
+
+SCALARS: Final = frozenset({str, int, float, bool, bytes, type(None)})
+"""Values of these types cannot be changed in place, so handing one out needs no watching."""
+PLAIN: Final = SCALARS - {float}
+"""Of these, two values are the same if they are equal and of one type. (Not so floats: 0.0 == -0.0.)"""
+NEVER_ENCODED: Final = (SCALARS - {bytes}) | {Sentinel}
+"""Every serializer takes these, and what a sentinel stands for is not encoded. (JSON takes no bytes.)"""
+PENDING: Final = frozenset({Encoded, Canonical, Sentinel})
+"""A value of these is not what the request will see."""
 
 
 def same_encoding(one: bytes, other: bytes, trusting: bool) -> bool:
@@ -79,7 +98,7 @@ def _alike(one: Any, other: Any, trusting: bool) -> bool:
     kind = type(one)
     if kind is not type(other):
         return False
-    if kind in _PLAIN:
+    if kind in PLAIN:
         return bool(one == other)
     if kind is float:
         return repr(one) == repr(other)  # 0.0 is not -0.0, and nan is nan
