@@ -1,6 +1,5 @@
 """Threads and processes for the tests, which end whatever a storage does in them."""
 
-import gc
 import inspect
 import os
 import select
@@ -128,7 +127,6 @@ class Child:
                 os.close(self._reading)
                 os.write(writing, b"!")
                 work()
-                gc.collect()
             except BaseException:
                 said = traceback.format_exc()
             finally:
