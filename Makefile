@@ -7,13 +7,18 @@ RESULT := .tox/result.json
 
 .PHONY: help
 help:  ## Show this list
-	@awk -F ':.*  ## ' '/^[a-z]+:.*  ## / { printf "make %-6s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*  ## ' '/^[a-z-]+:.*  ## / { printf "make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 .PHONY: test
-test: $(READY)  ## Run all tests, ruff and mypy through tox, on every Python that is found
-	@$(VENV)/bin/python -m tests.database_programs
-	@rm -f $(RESULT)
-	@$(VENV)/bin/tox run --result-json $(RESULT); status=$$?; \
+test: $(READY)  ## What a commit has to pass: ruff, mypy and all tests, on this Python
+	@$(call tox, -m commit)
+
+.PHONY: test-all
+test-all: $(READY)  ## The same on every Python and Django, as in CI
+	@$(call tox, -e ALL)
+
+# Runs tox, as many environments at once as there are cores, and ends with what ran and what did not.
+tox = rm -f $(RESULT); $(VENV)/bin/tox run-parallel $(1) --result-json $(RESULT); status=$$?; \
 	test ! -e $(RESULT) || $(VENV)/bin/python .ci/report.py $(RESULT); exit $$status
 
 .PHONY: demo

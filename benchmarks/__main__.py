@@ -11,13 +11,13 @@ from pathlib import Path
 
 import django
 
-from benchmarks import database_engines, engines, http, purging, redis_engines, report, sizes
+from benchmarks import database_engines, engines, http, purging, redis_engines, report, serializers, sizes
 from benchmarks.engines import UNTIL_THE_END, Comparison
 from benchmarks.measure import Operation, Plan, WrongResult, measure, one_core
 from benchmarks.operations import OPERATIONS
 
 COMPARISONS = (*engines.COMPARISONS, *redis_engines.COMPARISONS, *database_engines.COMPARISONS)
-HTTP, BYTES, PURGING = "http", "bytes", "purging"
+HTTP, BYTES, PURGING, SERIALIZERS = "http", "bytes", "purging", "serializers"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -28,6 +28,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     pages: list[report.PageResult] = []
     bytes_a_session: list[report.SizeResult] = []
     purges: list[report.PurgeResult] = []
+    serialized: list[report.SerializerResult] = []
     wrong: list[str] = []
 
     def wanted(*names: str) -> bool:
@@ -41,6 +42,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
                         results += _compare(comparison, operation, operation.quick if options.quick else operation.plan)
                     except WrongResult as error:
                         wrong.append(f"{comparison.name}, {operation.name}: {error}")
+            if wanted(SERIALIZERS):
+                try:
+                    serialized += serializers.measure_serializers(
+                        serializers.QUICK if options.quick else serializers.NORMAL
+                    )
+                except WrongResult as error:
+                    wrong.append(f"{SERIALIZERS}: {error}")
         redis_engines.spread()
         if wanted(HTTP):
             try:
@@ -56,7 +64,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 wrong.append(f"{PURGING}: {error}")
         machine = report.environment() | redis_engines.environment() | database_engines.environment()
         machine["operations"] = "on all cores" if options.spread else "on one core"
-    found = report.Report(machine, results, pages, bytes_a_session, purges)
+    found = report.Report(machine, results, pages, bytes_a_session, purges, serialized)
     print((report.as_markdown if options.markdown else report.as_text)(found))
     if options.json:
         options.json.write_text(json.dumps(report.as_json(found), indent=2) + "\n")
@@ -88,7 +96,7 @@ def _compare(comparison: Comparison, operation: Operation, plan: Plan) -> list[r
 
 def _parser() -> argparse.ArgumentParser:
     comparisons = {comparison.name for comparison in COMPARISONS}
-    names = sorted({*comparisons, *(operation.name for operation in OPERATIONS), HTTP, BYTES, PURGING})
+    names = sorted({*comparisons, *(operation.name for operation in OPERATIONS), HTTP, BYTES, PURGING, SERIALIZERS})
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description="Measures our engines beside Django's.")
     parser.add_argument("--quick", action="store_true", help="measure less, and with more noise")
     parser.add_argument(
@@ -96,7 +104,8 @@ def _parser() -> argparse.ArgumentParser:
         action="append",
         choices=names,
         metavar="NAME",
-        help=f"a comparison, an operation, {HTTP}, {BYTES} or {PURGING}; may be repeated. One of: {', '.join(names)}",
+        help=f"a comparison, an operation, {HTTP}, {BYTES}, {PURGING} or {SERIALIZERS}; may be repeated. One of: "
+        f"{', '.join(names)}",
     )
     parser.add_argument("--spread", action="store_true", help="do not keep client and server on one core")
     parser.add_argument("--markdown", action="store_true", help="print the table as Markdown")

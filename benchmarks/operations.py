@@ -11,6 +11,7 @@ from typing import Any
 from django.contrib.sessions.backends.base import SessionBase
 
 from benchmarks.measure import Operation, Plan, Subject, WrongResult
+from gsession_django import SessionStore
 
 USER = {
     "_auth_user_id": "4711",
@@ -101,6 +102,41 @@ class AsyncModify(Modify):
         store = subject.store(key)
         await store.aset("language", value)
         await store.asave()
+
+
+@dataclass(frozen=True)
+class ChangeInPlace(OnSessions):
+    """A request changes one item of a large dict, and is asked whether it was modified, as the middleware does.
+
+    Attributes:
+        size: about the number of bytes of the dict, as JSON.
+    """
+
+    size: int = 0
+    _values = count()
+
+    @property
+    def session(self) -> dict[str, Any]:
+        lines = {str(number): {"name": "a thing", "price": "9.90", "n": 1} for number in range(self.size // 50)}
+        return {**SESSION, "lines": lines}
+
+    def prepare(self, subject: Subject, keys: Sequence[str]) -> Sequence[tuple[str, int]]:
+        return [(key, next(self._values)) for key in keys]
+
+    def act(self, subject: Subject, given: tuple[str, int]) -> Any:
+        key, value = given
+        store = subject.store(key)
+        store["lines"]["7"]["n"] = value
+        if not isinstance(store, SessionStore):
+            store.modified = True  # which Django asks the view to do
+        if store.modified:
+            store.save()
+
+    def check(self, subject: Subject, given: tuple[str, int], result: None) -> None:
+        key, value = given
+        expected = self.session
+        expected["lines"]["7"]["n"] = value
+        expect(subject, read_back(subject, key), expected, "the session")
 
 
 @dataclass(frozen=True)
@@ -265,6 +301,7 @@ class Purge(Operation):
 
 NORMAL = Plan(stages=1, rounds=150, calls=40, sessions=2000)
 QUICK = Plan(stages=1, rounds=40, calls=10, sessions=2000)
+MIDDLE = Plan(stages=1, rounds=100, calls=20, sessions=200)
 LARGE = Plan(stages=1, rounds=60, calls=20, sessions=20)
 QUICK_LARGE = Plan(stages=1, rounds=10, calls=20, sessions=20)
 PURGE = Plan(stages=3, rounds=1, calls=1, sessions=100_000, warm_up=False)
@@ -280,6 +317,9 @@ OPERATIONS: tuple[Operation, ...] = (
     SaveUnchanged("save, not due", NORMAL, QUICK),
     SaveUnchanged("save, due", NORMAL, QUICK, touch_interval=0),
     Login("login", NORMAL, QUICK),
+    ChangeInPlace("change in place, 1 kB", NORMAL, QUICK, size=1000),
+    ChangeInPlace("change in place, 10 kB", MIDDLE, QUICK_LARGE, size=10_000),
+    ChangeInPlace("change in place, 100 kB", LARGE, QUICK_LARGE, size=100_000),
     Load("load, 1 MB", LARGE, QUICK_LARGE, large=1_000_000),
     Modify("modify, 1 MB", LARGE, QUICK_LARGE, large=1_000_000),
     AsyncLoad("async load", NORMAL, QUICK),

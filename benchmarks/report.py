@@ -19,6 +19,17 @@ _PURGE_HEADINGS = (
     *("expired", "of", "purged by", "time", "slowest request before", "meanwhile", "ratio"),
     *("99.9 % within, before", "meanwhile", "full scan", "ratio"),
 )
+_SERIALIZER_HEADINGS = (
+    "session",
+    "serializer",
+    "bytes",
+    "dumps",
+    "ratio",
+    "middle half",
+    "loads",
+    "ratio",
+    "middle half",
+)
 _SIZE_HEADINGS = ("engine", "sessions", "keys each", "bytes each, MEMORY USAGE", "bytes each, used_memory")
 
 Table = list[tuple[str, ...]]
@@ -34,6 +45,7 @@ class Report:
     pages: "Sequence[PageResult]"
     sizes: "Sequence[SizeResult]"
     purges: "Sequence[PurgeResult]"
+    serializers: "Sequence[SerializerResult]"
 
 
 @dataclass(frozen=True)
@@ -100,6 +112,26 @@ class SizeResult:
 
 
 @dataclass(frozen=True)
+class SerializerResult:
+    """What a serializer makes of a session, beside another. Times are medians, in nanoseconds a call.
+
+    Attributes:
+        bytes: how many it makes.
+        dumps_ratio, loads_ratio: the quartiles of the rounds' ratios, its time to the other's.
+    """
+
+    session: str
+    serializer: str
+    bytes: int
+    peer: str
+    dumps_ns: float
+    dumps_ratio: tuple[float, float, float]
+    loads_ns: float
+    loads_ratio: tuple[float, float, float]
+    rounds: int
+
+
+@dataclass(frozen=True)
 class PurgeResult:
     """A purge of a large table. Times are in seconds.
 
@@ -144,6 +176,18 @@ def compare_pages(
     return PageResult(page, server, ours, rates[0], peer, rates[1], ratio, low, high, len(our_times))
 
 
+def compare_serializers(
+    session: str, serializer: str, size: int, peer: str, dumps: dict[str, list[float]], loads: dict[str, list[float]]
+) -> SerializerResult:
+    """Compare by nanoseconds a call, one number a round, of each serializer."""
+
+    def of(times: dict[str, list[float]]) -> tuple[float, tuple[float, float, float]]:
+        low, ratio, high = _quartiles(times[serializer], times[peer])
+        return statistics.median(times[serializer]), (low, ratio, high)
+
+    return SerializerResult(session, serializer, size, peer, *of(dumps), *of(loads), len(dumps[serializer]))
+
+
 def _quartiles(ours: Sequence[float], theirs: Sequence[float]) -> list[float]:
     ratios = [mine / other for mine, other in zip(ours, theirs, strict=True)]
     return statistics.quantiles(ratios, n=4, method="inclusive")
@@ -156,7 +200,7 @@ def environment() -> dict[str, str]:
         "Django": django.get_version(),
         "system": f"{platform.system()} {platform.machine()}, {os.cpu_count()} CPUs",
         "session files on": _file_system(Path(folder).resolve()),
-        **{name: version(name) for name in ("redis", "hiredis", "django-redis", "gunicorn", "uvicorn")},
+        **{name: version(name) for name in ("redis", "hiredis", "django-redis", "msgspec", "gunicorn", "uvicorn")},
     }
 
 
@@ -182,6 +226,7 @@ def as_json(report: Report) -> dict[str, Any]:
         "pages": [asdict(result) for result in report.pages],
         "sizes": [asdict(result) for result in report.sizes],
         "purges": [asdict(result) for result in report.purges],
+        "serializers": [asdict(result) for result in report.serializers],
     }
 
 
@@ -216,6 +261,8 @@ def _tables(report: Report) -> Iterator[Table]:
         yield [_SIZE_HEADINGS, *(tuple(_size_cells(result)) for result in report.sizes)]
     if report.purges:
         yield [_PURGE_HEADINGS, *(tuple(_purge_cells(result)) for result in report.purges)]
+    if report.serializers:
+        yield [_SERIALIZER_HEADINGS, *(tuple(_serializer_cells(result)) for result in report.serializers)]
 
 
 def _cells(result: Result) -> Iterator[str]:
@@ -235,6 +282,15 @@ def _page_cells(result: PageResult) -> Iterator[str]:
 def _size_cells(result: SizeResult) -> Iterator[str]:
     yield from (result.engine, str(result.sessions), f"{result.keys:g}")
     yield from (f"{result.memory_usage:.0f}", f"{result.used_memory:.0f}")
+
+
+def _serializer_cells(result: SerializerResult) -> Iterator[str]:
+    yield from (result.session, result.serializer, str(result.bytes))
+    for nanoseconds, (low, ratio, high) in (
+        (result.dumps_ns, result.dumps_ratio),
+        (result.loads_ns, result.loads_ratio),
+    ):
+        yield from (_duration(nanoseconds), f"{ratio:.2f}", f"{low:.2f} to {high:.2f}")
 
 
 def _purge_cells(result: PurgeResult) -> Iterator[str]:

@@ -1,9 +1,7 @@
 """System checks: what is wrong with the settings, in words, before a visitor meets it."""
 
 import inspect
-from collections.abc import Iterator, Sequence
-from contextlib import suppress
-from importlib import import_module
+from collections.abc import Callable, Iterator, Sequence
 from types import ModuleType
 from typing import Any
 
@@ -15,12 +13,14 @@ from django.core.exceptions import ImproperlyConfigured
 from gsession_django import serializers
 from gsession_django.backends.memory import MemoryStorage
 from gsession_django.conf import KEYS
-from gsession_django.engine import abilities, bypassed_twins, missing_abilities, missing_twins
+from gsession_django.engine import abilities, bypassed_twins, engine_module, missing_abilities, missing_twins
 from gsession_django.moving.choice import source_of
 from gsession_django.moving.our_engines import OurSource
+from gsession_django.options import annotations_of, fits, in_words
 from gsession_django.store import SessionStore
 
 OPTIONS_OF_EVERY_ENGINE = ("hash_ids",)
+_VARIABLE = (inspect.Parameter.VAR_KEYWORD, inspect.Parameter.VAR_POSITIONAL)
 
 
 @register("gsession_django")
@@ -35,23 +35,28 @@ def check_settings(app_configs: Sequence[AppConfig] | None = None, **kwargs: Any
                 id="gsession_django.E001",
             )
         ]
-    return [*_check_keys(given), *_check_touch_interval(given), *_check_engines(given), *_check_fallback(given)]
+    return [
+        *_check_keys(given),
+        *_check_touch_interval(given),
+        *_check_serializer(),
+        *_check_engines(given),
+        *_check_fallback(given),
+    ]
 
 
 @register("gsession_django", deploy=True)
 def check_deployment(app_configs: Sequence[AppConfig] | None = None, **kwargs: Any) -> list[CheckMessage]:
     """Check what the engines in use stand on; under ``check --deploy``, since it may connect to a server."""
-    return [message for store in _stores_in_use() for message in store.check_deployment()]
+    return [message for store in _stores_in_use() for message in _own_check(store, store.check_deployment)]
 
 
 def _stores_in_use() -> Iterator[type[SessionStore]]:
     """Yield what can be imported of the engines in use; of the rest :func:`check_settings` says what is wrong."""
     given = getattr(settings, "GSESSION", {})
-    engines = given.get("ENGINES", {}) if isinstance(given, dict) else {}
-    for name in dict.fromkeys([settings.SESSION_ENGINE, *engines]):
-        with suppress(ImportError):
-            if (store := _session_store(import_module(name))) is not None:
-                yield store
+    engines = given.get("ENGINES") if isinstance(given, dict) else None
+    names = [settings.SESSION_ENGINE, *(engines if isinstance(engines, dict) else ())]
+    stores = map(_importable_store, names)
+    yield from dict.fromkeys(store for store in stores if store is not None)
 
 
 def _check_keys(given: dict[str, Any]) -> Iterator[CheckMessage]:
@@ -82,7 +87,7 @@ def _check_engines(given: dict[str, Any]) -> Iterator[CheckMessage]:
             id="gsession_django.E004",
         )
         engines = {}
-    if settings.SESSION_ENGINE not in engines:
+    if settings.SESSION_ENGINE not in list(engines):
         yield from _check_engine("SESSION_ENGINE", settings.SESSION_ENGINE, {}, ours=False)
     for name, options in engines.items():
         yield from _check_engine('GSESSION["ENGINES"]', name, options, ours=True)
@@ -102,41 +107,42 @@ def _check_fallback(given: dict[str, Any]) -> Iterator[CheckMessage]:
     source = None
     try:
         source = source_of(name)
-    except (ImproperlyConfigured, AttributeError) as error:  # the latter where the name is no text
+    except Exception as error:  # a site's own engine may raise anything
         yield Error(
             f'GSESSION["FALLBACK_ENGINE"] = {name!r} is no engine that sessions can be moved from. {error}',
             hint="Name the engine that SESSION_ENGINE named before, as in docs/migrating.md, or leave it out.",
             id="gsession_django.E018",
         )
-    with suppress(ImportError):
-        store = _session_store(import_module(engine))
-        options = given.get("ENGINES")
-        options = options if isinstance(options, dict) else {}
-        if store is not None and isinstance(source, OurSource) and source.is_place_of(store, options):
-            yield Error(
-                f'GSESSION["FALLBACK_ENGINE"] = {name!r} and SESSION_ENGINE = {engine!r} keep their sessions in one '
-                "and the same place: they have the same storage, with the same options.",
-                hint="There is nothing to move, and what ends in one ends in the other: leave FALLBACK_ENGINE out.",
-                id="gsession_django.E019",
-            )
-        lacking = ["create", "apply"] if store is None else {"create", "apply"} - abilities(store.storage_class)
-        reason = f"has no {' and no '.join(f'{name}()' for name in sorted(lacking, reverse=True))}" if lacking else None
-        if store is not None and issubclass(store.storage_class, MemoryStorage):
-            reason = "keeps them in the memory of a process, and they would end with it"
-        if reason is not None:
-            yield Error(
-                f'GSESSION["FALLBACK_ENGINE"] moves no sessions to SESSION_ENGINE = {engine!r}: it {reason}.',
-                hint="Sessions can be moved to an engine of gsession_django whose storage has both create() and "
-                "apply(). Use such a one, or leave FALLBACK_ENGINE out.",
-                id="gsession_django.E020",
-            )
+    if _module(engine) is None:
+        return  # _check_engines() says so
+    store = _importable_store(engine)
+    options = given.get("ENGINES")
+    options = options if isinstance(options, dict) else {}
+    if store is not None and isinstance(source, OurSource) and source.is_place_of(store, options):
+        yield Error(
+            f'GSESSION["FALLBACK_ENGINE"] = {name!r} and SESSION_ENGINE = {engine!r} keep their sessions in one '
+            "and the same place: they have the same storage, with the same options.",
+            hint="There is nothing to move, and what ends in one ends in the other: leave FALLBACK_ENGINE out.",
+            id="gsession_django.E019",
+        )
+    lacking = ["create", "apply"] if store is None else {"create", "apply"} - abilities(store.storage_class)
+    reason = f"has no {' and no '.join(f'{name}()' for name in sorted(lacking, reverse=True))}" if lacking else None
+    if store is not None and issubclass(store.storage_class, MemoryStorage):
+        reason = "keeps them in the memory of a process, and they would end with it"
+    if reason is not None:
+        yield Error(
+            f'GSESSION["FALLBACK_ENGINE"] moves no sessions to SESSION_ENGINE = {engine!r}: it {reason}.',
+            hint="Sessions can be moved to an engine of gsession_django whose storage has both create() and "
+            "apply(). Use such a one, or leave FALLBACK_ENGINE out.",
+            id="gsession_django.E020",
+        )
 
 
-def _check_engine(setting: str, name: str, options: dict[str, Any], ours: bool) -> Iterator[CheckMessage]:
+def _check_engine(setting: str, name: Any, options: dict[str, Any], ours: bool) -> Iterator[CheckMessage]:
     """Check one engine; one that is not `ours` may be any of Django's, which is none of our business."""
     try:
-        store = _session_store(import_module(name))
-    except ImportError as error:
+        store = _session_store(engine_module(name))
+    except ImproperlyConfigured as error:
         yield Error(
             f"{setting} names the engine {name!r}, which cannot be imported: {error}.",
             hint="Give it the dotted name of a module, such as 'gsession_django.backends.file'.",
@@ -152,16 +158,51 @@ def _check_engine(setting: str, name: str, options: dict[str, Any], ours: bool) 
                 id="gsession_django.E006",
             )
         return
+    if options and store.__module__ != name:
+        yield Error(
+            f"{setting} has options of the engine {name!r}, which takes its SessionStore from {store.__module__!r}: "
+            "they would have no effect.",
+            hint=f'Give them in GSESSION["ENGINES"][{store.__module__!r}], or make a subclass of that SessionStore in '
+            f"{name!r}.",
+            id="gsession_django.E022",
+        )
     yield from _check_storage(name, store)
     yield from _check_options(name, store, options)
-    yield from _check_serializer(name)
-    yield from store.check()
+    yield from _check_single_values(name)
+    yield from _own_check(store, store.check)
+
+
+def _module(name: Any) -> ModuleType | None:
+    try:
+        return engine_module(name)
+    except ImproperlyConfigured:
+        return None
+
+
+def _importable_store(name: Any) -> type[SessionStore] | None:
+    """Return the SessionStore of an engine of this package; ``None`` for any other, and one that is not there."""
+    module = _module(name)
+    return None if module is None else _session_store(module)
 
 
 def _session_store(module: ModuleType) -> type[SessionStore] | None:
     store = getattr(module, "SessionStore", None)
     ours = isinstance(store, type) and issubclass(store, SessionStore) and hasattr(store, "storage_class")
     return store if ours else None
+
+
+def _own_check(store: type[SessionStore], check: Callable[[], list[CheckMessage]]) -> list[CheckMessage]:
+    """Return what a check of an engine's own says, and an error if it raises one."""
+    try:
+        return list(check())
+    except Exception as error:
+        return [
+            Error(
+                f"{check.__name__}() of the engine {store.__module__!r} raised {type(error).__name__}: {error}.",
+                hint="Mend the settings that this engine uses, or the check: it returns messages, and raises nothing.",
+                id="gsession_django.E026",
+            )
+        ]
 
 
 def _check_storage(name: str, store: type[SessionStore]) -> Iterator[CheckMessage]:
@@ -190,35 +231,67 @@ def _check_storage(name: str, store: type[SessionStore]) -> Iterator[CheckMessag
         )
 
 
-def _check_options(name: str, store: type[SessionStore], options: dict[str, Any]) -> Iterator[CheckMessage]:
-    parameters = inspect.signature(store.storage_class).parameters
-    if any(parameter.kind in (parameter.VAR_KEYWORD, parameter.VAR_POSITIONAL) for parameter in parameters.values()):
-        return  # it says itself, at run time, what it takes
+def _check_options(name: str, store: type[SessionStore], options: dict[Any, Any]) -> Iterator[CheckMessage]:
+    storage = store.storage_class
+    try:
+        parameters = dict(inspect.signature(storage).parameters)
+    except (TypeError, ValueError) as error:
+        yield Error(
+            f"{storage.__qualname__}, the storage of the engine {name!r}, does not say which options it takes, so that "
+            f'{options!r} in GSESSION["ENGINES"] cannot be checked: {error}.',
+            hint="Write its __init__ in Python, with a named parameter for each option.",
+            id="gsession_django.E025",
+        )
+        return
+    variable = [key for key, parameter in parameters.items() if parameter.kind in _VARIABLE]
+    for key in variable:
+        del parameters[key]
     taken = [*parameters, *OPTIONS_OF_EVERY_ENGINE]
-    for option in options:
-        if option not in taken:
+    annotations = {"hash_ids": bool} | annotations_of(storage)
+    for option, value in options.items():
+        if not isinstance(option, str) or (option not in taken and not variable):  # else it says itself, at run time
             yield Error(
-                f'GSESSION["ENGINES"][{name!r}] has the option {option!r} = {options[option]!r}, which '
-                f"{store.storage_class.__qualname__} does not take.",
+                f'GSESSION["ENGINES"][{name!r}] has the option {option!r} = {value!r}, which '
+                f"{storage.__qualname__} does not take.",
                 hint=f"The options of this engine are {_quoted(taken)}.",
                 id="gsession_django.E009",
+            )
+        elif option in taken and not fits(value, annotations.get(option, Any)):
+            yield Error(
+                f'GSESSION["ENGINES"][{name!r}] has the option {option!r} = {value!r}, which is not '
+                f"{in_words(annotations[option])}.",
+                hint=f"Give it {in_words(annotations[option])}, as {storage.__qualname__} says.",
+                id="gsession_django.E023",
             )
     for option, parameter in parameters.items():
         if parameter.default is parameter.empty and option not in options:
             yield Error(
                 f'GSESSION["ENGINES"][{name!r}] lacks the option {option!r}, without which '
-                f"{store.storage_class.__qualname__} cannot be made.",
+                f"{storage.__qualname__} cannot be made.",
                 hint="Give the option there, or give it a default in the storage's __init__.",
                 id="gsession_django.E011",
             )
 
 
-def _check_serializer(name: str) -> Iterator[CheckMessage]:
+def _check_serializer() -> Iterator[CheckMessage]:
+    try:
+        serializers.serializer_class()()
+    except Exception as error:  # the constructor is the site's own
+        yield Error(
+            f"SESSION_SERIALIZER = {settings.SESSION_SERIALIZER!r} cannot be used: {error}",
+            hint="Name a class with the methods dumps() and loads(), and install what it needs.",
+            id="gsession_django.E024",
+        )
+
+
+def _check_single_values(name: str) -> Iterator[CheckMessage]:
     """A storage may keep single values, so the serializer has to take what JSON takes at its top level."""
     for value in ("text", 1, [1, "two"], None):
         try:
             back = serializers.decode(serializers.encode(value))
             problem = None if back == value else f"it gives back {back!r}"
+        except ImproperlyConfigured:
+            return  # _check_serializer() says so
         except Exception as error:
             problem = f"{type(error).__name__}: {error}"
         if problem is not None:

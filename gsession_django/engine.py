@@ -8,9 +8,11 @@ sessions are moved from, it yields as a function without arguments.
 
 import hashlib
 import os
+import sys
 import threading
 from collections.abc import Callable, Generator
 from importlib import import_module
+from types import ModuleType
 from typing import TYPE_CHECKING, Any, Final
 
 from asgiref.sync import sync_to_async
@@ -75,11 +77,35 @@ def bypassed_twins(storage_class: type[Storage]) -> dict[str, type]:
     return bypassed
 
 
+def engine_module(name: Any) -> ModuleType:
+    """Import the module of an engine.
+
+    Raises ``ImproperlyConfigured``, which says why, where `name` is none that can be imported, whatever it is.
+    """
+    if not isinstance(name, str) or not name or name.startswith("."):
+        raise ImproperlyConfigured("it is not the dotted name of a module")
+    try:
+        return import_module(name)
+    except ImportError as error:
+        raise ImproperlyConfigured(str(error)) from error
+    except (Exception, SystemExit) as error:  # the module is the site's own, and may raise anything
+        raise ImproperlyConfigured(f"{type(error).__name__}: {error}") from error
+
+
+def name_without_effect(store: "type[SessionStore]") -> str | None:
+    """Return a name in ``GSESSION["ENGINES"]`` that has options, of a module that only imports `store`; if any."""
+    for name, options in conf().engines.items():
+        if options and name != store.__module__ and getattr(sys.modules.get(name), "SessionStore", None) is store:
+            return name
+    return None
+
+
 class Engine:
     """What the SessionStores of one engine have in common.
 
     Attributes:
         name: the storage and the engine, for messages.
+        options: what the storage was made with.
         storage: the Storage object: one a process, shared by threads and event loops.
         able: the methods that it has; one that raises ``Disabled`` at run time is taken out.
         is_async: whether it has native twins.
@@ -88,18 +114,25 @@ class Engine:
         fallback: what sessions are moved from on first touch that this engine does not have, if anything.
     """
 
-    __slots__ = ("able", "fallback", "hash_ids", "is_async", "locks", "name", "storage")
+    __slots__ = ("able", "fallback", "hash_ids", "is_async", "locks", "name", "options", "storage")
 
     def __init__(self, store: "type[SessionStore]") -> None:
-        options = dict(conf().engines.get(store.__module__, {}))
+        if name := name_without_effect(store):
+            raise ImproperlyConfigured(
+                f'GSESSION["ENGINES"][{name!r}] would have no effect: {name!r} takes its SessionStore from '
+                f"{store.__module__!r}. Give the options there, or make a subclass in {name!r}."
+            )
+        self.options = options = dict(conf().engines.get(store.__module__, {}))
         self.name = f"{store.storage_class.__qualname__} of the engine {store.__module__!r}"
         self.hash_ids: bool = options.pop("hash_ids", store.storage_class.hash_ids)
         self.able = abilities(store.storage_class)
         if missing := missing_abilities(self.able):
             raise ImproperlyConfigured(f"{self.name} cannot hold a session. Give it {', '.join(missing)}.")
-        self.storage = store.storage_class(**options)
+        former = _former.get(store)
+        kept = former if former is not None and former.options == options else None
+        self.storage: Storage = store.storage_class(**options) if kept is None else kept.storage
+        self.locks: IdLocks = IdLocks() if kept is None else kept.locks
         self.is_async = not missing_twins(store.storage_class)
-        self.locks = IdLocks()
         self.fallback = _fallback_of(store)
 
     def id_of(self, session_key: str) -> str:
@@ -176,7 +209,7 @@ class Engine:
 def _fallback_of(store: "type[SessionStore]") -> "Source | None":
     """Return what ``GSESSION["FALLBACK_ENGINE"]`` names, for the engine that ``SESSION_ENGINE`` names."""
     name = conf().fallback_engine
-    if name is None or getattr(import_module(settings.SESSION_ENGINE), "SessionStore", None) is not store:
+    if name is None or getattr(engine_module(settings.SESSION_ENGINE), "SessionStore", None) is not store:
         return None
     if name == settings.SESSION_ENGINE:
         raise ImproperlyConfigured(f'GSESSION["FALLBACK_ENGINE"] and SESSION_ENGINE name the same engine, {name!r}.')
@@ -195,6 +228,8 @@ def _fallback_of(store: "type[SessionStore]") -> "Source | None":
 
 ENGINES: "Final[dict[type[SessionStore], Engine]]" = {}
 """Those that are there already, by SessionStore: see :func:`engine_of`."""
+_former: "Final[dict[type[SessionStore], Engine]]" = {}
+"""Engines made before a setting changed, whose storages do not read it: the next one takes the storage over."""
 _engines_lock = threading.RLock()  # a storage may ask for another engine while it is made
 
 
@@ -209,6 +244,7 @@ def engine_of(store: "type[SessionStore]") -> Engine:
 
 def _forget(*, setting: str, **kwargs: Any) -> None:
     if setting in ("GSESSION", "CACHES") or setting.startswith("SESSION_"):
+        _former.update({store: engine for store, engine in ENGINES.items() if not engine.storage.reads_settings})
         ENGINES.clear()
 
 
@@ -217,6 +253,7 @@ def _start_anew() -> None:
     global _engines_lock
     _engines_lock = threading.RLock()
     ENGINES.clear()
+    _former.clear()
 
 
 setting_changed.connect(_forget)

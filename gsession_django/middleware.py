@@ -74,8 +74,11 @@ class SessionMiddleware(DjangoSessionMiddleware):
             request.session.gives_up = True
 
     def process_response(self, request: HttpRequest, response: HttpResponseBase) -> HttpResponseBase:  # type: ignore[override]
+        _close(request)
         if (failure := _failure_of(request)) is None:
             try:
+                if (undone := _undone(request, response)) is not None:
+                    undone.settle()
                 return cast(HttpResponseBase, super().process_response(request, cast(HttpResponse, response)))
             except StorageUnavailable:
                 if (failure := _failure_of(request)) is None:
@@ -84,6 +87,9 @@ class SessionMiddleware(DjangoSessionMiddleware):
 
     async def _aprocess_response(self, request: HttpRequest, response: HttpResponseBase) -> HttpResponseBase:
         """Do what ``process_response`` does, awaiting the session first, as Django's code cannot."""
+        _close(request)
+        if (undone := _undone(request, response)) is not None:
+            await undone.asettle()
         try:
             session = request.session
             answers = _Answers(session.accessed, session.modified, session.is_empty())
@@ -111,7 +117,8 @@ class SessionMiddleware(DjangoSessionMiddleware):
             # They are closed with the answer. To close the response would tell Django that the request has finished.
             cast(Any, answer)._resource_closers.extend(cast(Any, response)._resource_closers)
         session = request.session
-        if isinstance(session, SessionStore) and session.was_moved and session.session_key is not None:
+        moved = isinstance(session, SessionStore) and session.was_moved and not session.undone
+        if moved and session.session_key is not None:
             answers = _Answers(accessed=True, modified=True, empty=False)
             answers.at_browser_close = session.get_expire_at_browser_close()
             answers.age, answers.session_key = session.get_expiry_age(), session.session_key
@@ -155,6 +162,19 @@ class _Answers:
     def save(self) -> None:
         if self.gone:
             raise UpdateError
+
+
+def _close(request: HttpRequest) -> None:
+    session = getattr(request, "session", None)
+    if isinstance(session, SessionStore):
+        session.closing = True
+
+
+def _undone(request: HttpRequest, response: HttpResponseBase) -> SessionStore | None:
+    """Return the session if a rollback has undone what the request wrote, and that is to be written after all."""
+    session = getattr(request, "session", None)
+    wanted = isinstance(session, SessionStore) and session.undone and response.status_code < 500
+    return session if wanted else None
 
 
 def _failure_of(request: HttpRequest) -> str | None:

@@ -1,7 +1,8 @@
 """What Django asks of a session, as calls of Storage methods.
 
 Each operation uses the method that does it at once, if the storage has it, and is composed of the others if not. What
-is composed has the session's id to itself in this process; between processes its window is one call long.
+is composed holds a lock on the session's id in this process. Between processes, a write that lands between the last
+read and the call after it is lost.
 """
 
 from collections.abc import Callable, Mapping
@@ -10,7 +11,7 @@ from typing import Any, Final
 
 from gsession_django.engine import UNABLE, Engine, Operation
 from gsession_django.serializers import DecodeError, logger
-from gsession_django.session_map import EXPIRY_KEY, MISSING, SessionMap
+from gsession_django.session_map import EXPIRY_KEY, MISSING, Saving, SessionMap
 
 # What a session of this site lives, in seconds; asked for only where a session is read.
 Age = Callable[[], int]
@@ -27,15 +28,11 @@ BEGUN: Final = "begun"
 
 
 def load(engine: Engine, session_id: str, age: Age, moving: bool = False) -> Operation:
-    """Return what is stored, as a SessionMap, or ``None``.
+    """Return what is stored, as a SessionMap, or ``None``. Raises ``DecodeError`` if it cannot be read.
 
     `moving` is for who moves sessions: one that is being moved here is returned then, with the pairs that say so.
     """
-    try:
-        found = yield "get_session", session_id, age(), None
-    except DecodeError as error:
-        _log_dropped(engine, session_id, error)
-        return None
+    found = yield "get_session", session_id, age(), None
     if found is None:
         return None
     if found is UNABLE:
@@ -75,7 +72,12 @@ def fetch(engine: Engine, session_id: str, session: SessionMap, key: str | None)
             # Settled: Django never keeps None there, and no storage promises a value that is none.
             session.learn_absent(key)
             return
-    session.learn((yield from _all_pairs(engine, session_id)), complete=True)
+    try:
+        session.learn((yield from _all_pairs(engine, session_id)), complete=True)
+    except DecodeError as error:
+        log_unreadable(engine, session_id, error)
+        session.learn({}, complete=True)
+        session.unreadable = not session.as_dict()
 
 
 def size(engine: Engine, session_id: str) -> Operation:
@@ -91,16 +93,12 @@ def _one_value(engine: Engine, session_id: str, key: str) -> Operation:
     try:
         return (yield "get", session_id, key)
     except DecodeError as error:
-        _log_dropped(engine, session_id, error)
+        log_unreadable(engine, session_id, error)
         return None
 
 
 def _all_pairs(engine: Engine, session_id: str, moving: bool = False) -> Operation:
-    try:
-        data: Mapping[str, Any] = yield from engine.need("get_map", session_id)
-    except DecodeError as error:
-        _log_dropped(engine, session_id, error)
-        return {}
+    data: Mapping[str, Any] = yield from engine.need("get_map", session_id)
     return {key: value for key, value in data.items() if key != RESERVED_KEY and (moving or not is_moving(key))}
 
 
@@ -109,14 +107,17 @@ def is_moving(key: Any) -> bool:
     return isinstance(key, str) and key.startswith(MOVING_KEY)
 
 
-def _log_dropped(engine: Engine, session_id: str, error: DecodeError) -> None:
-    logger.warning("The session %r of %s is dropped: %s", session_id, engine.name, error)
+def log_unreadable(engine: Engine, session_id: str, error: DecodeError) -> None:
+    logger.warning("The session %r of %s cannot be read, and is left as it is: %s", session_id, engine.name, error)
 
 
 def exists(engine: Engine, session_id: str, age: Age) -> Operation:
-    """Return whether there is such a session."""
-    found = yield "exists", session_id
-    return (yield from load(engine, session_id, age)) is not None if found is UNABLE else found
+    """Return whether there is such a session, readable or not."""
+    try:
+        found = yield "exists", session_id
+        return (yield from load(engine, session_id, age)) is not None if found is UNABLE else found
+    except DecodeError:
+        return True
 
 
 # Writing.
@@ -124,32 +125,52 @@ def exists(engine: Engine, session_id: str, age: Age) -> Operation:
 
 def create(engine: Engine, session_id: str, session: SessionMap, ttl: int) -> Operation:
     """Store a new session; ``False`` when the id is taken, which only a storage that has ``create`` knows."""
-    before = session.about_to_be_saved()
-    stored = yield "create", session_id, session, ttl
-    if stored is UNABLE:
-        data = session.as_dict()
-        yield from _write(engine, session_id, _pairs(engine, data), set(), data, ttl)
-        stored = True
-    if stored:
-        session.saved(before)
-        session.ttl_left = ttl
-    return stored
+    with session.saving() as save:
+        try:
+            stored = yield "create", session_id, session, ttl
+        except DecodeError:  # the storage has looked, and there is one that it cannot read
+            return False
+        if stored is UNABLE:
+            data = session.as_dict()
+            yield from _write(engine, session_id, _pairs(engine, data), set(), data, ttl)
+            stored = True
+        if stored:
+            session.saved(save)
+            session.ttl_left = ttl
+        return stored
 
 
-def apply(
-    engine: Engine, session_id: str, session: SessionMap, ttl: int, age: Age, ttl_of: Callable[[Any], int]
-) -> Operation:
+def apply(engine: Engine, session_id: str, save: Saving, ttl: int, age: Age, ttl_of: Callable[[Any], int]) -> Operation:
     """Store what the request did to a session; ``False`` when it is gone.
 
-    `ttl_of` makes a TTL of the value that Django keeps in a session for ``set_expiry()``.
+    Args:
+        engine: the engine.
+        session_id: the session's id.
+        save: the save under way.
+        ttl: what the session lives from now on, in seconds.
+        age: what a session of this site lives.
+        ttl_of: makes a TTL of the value that Django keeps in a session for ``set_expiry()``.
+
+    Raises:
+        DecodeError: what is stored now cannot be read, and so not be merged with; nothing was stored.
     """
-    before = session.about_to_be_saved()
+    session = save.session
+    # A composed move copies the session and then removes it. Between the two no other request may save it.
+    there = (yield "apply", session_id, session, ttl) if "move" in engine.able else UNABLE
+    if there is UNABLE:
+        there = yield from _alone(engine, session_id, _apply(engine, session_id, session, ttl, age, ttl_of))
+    if there:
+        session.saved(save)
+        session.ttl_left = ttl
+    return there
+
+
+def _apply(
+    engine: Engine, session_id: str, session: SessionMap, ttl: int, age: Age, ttl_of: Callable[[Any], int]
+) -> Operation:
     there = yield "apply", session_id, session, ttl
     if there is UNABLE:
-        there = yield from _alone(engine, session_id, _compose_apply(engine, session_id, session, ttl, age, ttl_of))
-    if there:
-        session.saved(before)
-        session.ttl_left = ttl
+        there = yield from _compose_apply(engine, session_id, session, ttl, age, ttl_of)
     return there
 
 
@@ -191,18 +212,22 @@ def _compose_apply(
     return True
 
 
-def touch(engine: Engine, session_id: str, session: SessionMap, ttl: int, age: Age) -> Operation:
+def touch(engine: Engine, session_id: str, save: Saving, ttl: int, age: Age) -> Operation:
     """Renew the TTL of a session that did not change; ``False`` when it is gone."""
+    session = save.session
     if ttl <= 0:  # It ends without us; if it has not, another request has prolonged it.
         return (yield from exists(engine, session_id, age))
-    there = yield "update_ttl", session_id, ttl
-    if there is UNABLE and "apply" in engine.able:
-        before = session.about_to_be_saved()
-        there = yield "apply", session_id, session, ttl
-        if there is not UNABLE:
-            session.saved(before)
-    if there is UNABLE:
-        there = yield from _alone(engine, session_id, _compose_touch(engine, session_id, ttl, age))
+    try:
+        there = yield "update_ttl", session_id, ttl
+        if there is UNABLE and "apply" in engine.able:
+            there = yield "apply", session_id, session, ttl
+            if there is not UNABLE:
+                session.saved(save)
+        if there is UNABLE:
+            there = yield from _alone(engine, session_id, _compose_touch(engine, session_id, ttl, age))
+    except DecodeError as error:
+        log_unreadable(engine, session_id, error)
+        return True
     session.ttl_left = ttl
     return there is not False
 
@@ -217,20 +242,35 @@ def _compose_touch(engine: Engine, session_id: str, ttl: int, age: Age) -> Opera
     return True
 
 
-def move(engine: Engine, session_id: str, new_id: str, ttl: int, age: Age) -> Operation:
+def move(engine: Engine, session_id: str, new_id: str, ttl: int, age: Age, ttl_of: Callable[[Any], int]) -> Operation:
     """Give the stored session a new id; ``False`` when it is gone."""
     moved = yield "move", session_id, new_id, ttl
     if moved is UNABLE:
-        moved = yield from _alone(engine, session_id, _compose_move(engine, session_id, new_id, ttl, age))
+        moved = yield from _alone(engine, session_id, _compose_move(engine, session_id, new_id, age, ttl_of))
     return moved
 
 
-def _compose_move(engine: Engine, session_id: str, new_id: str, ttl: int, age: Age) -> Operation:
-    current = yield from load_all(engine, session_id, age)
-    if current is None or not (yield from create(engine, new_id, SessionMap(current.as_dict()), ttl)):
+def _compose_move(engine: Engine, session_id: str, new_id: str, age: Age, ttl_of: Callable[[Any], int]) -> Operation:
+    """Copy the session, and again what another process saved meanwhile, until nobody did; then remove the old one."""
+    copied = yield from load_all(engine, session_id, age)
+    if copied is None:
         return False
-    yield from engine.need("remove_all", session_id)
-    return True
+    ttl = ttl_of(copied.get(EXPIRY_KEY))
+    if not (yield from create(engine, new_id, SessionMap(copied.as_dict()), ttl)):
+        return False
+    while (current := (yield from load_all(engine, session_id, age))) is not None:
+        meanwhile = SessionMap(copied.as_dict())
+        for key in copied.keys() - current.keys():
+            del meanwhile[key]
+        meanwhile.update(current)
+        if not meanwhile.has_changes():
+            yield from engine.need("remove_all", session_id)
+            return True
+        # Without the lock of the new id, which nobody else knows yet.
+        yield from _apply(engine, new_id, meanwhile, ttl_of(current.get(EXPIRY_KEY)), age, ttl_of)
+        copied = current
+    yield from engine.need("remove_all", new_id)  # it has been ended, and the copy ends with it
+    return False
 
 
 def remove(engine: Engine, session_id: str) -> Operation:

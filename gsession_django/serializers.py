@@ -7,19 +7,37 @@ goes here and nowhere else.
 
 import json
 import logging
-from typing import Any, Protocol
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from django.conf import settings
 from django.contrib.sessions.serializers import JSONSerializer
+from django.core.exceptions import ImproperlyConfigured
 from django.core.signals import setting_changed
 from django.utils.module_loading import import_string
+
+if TYPE_CHECKING:
+    from gsession_django.typed import TypedSerializer as TypedSerializer
+else:
+
+    def __getattr__(name: str) -> Any:
+        """Import TypedSerializer when it is asked for: it needs msgspec, which not every site has."""
+        if name != "TypedSerializer":
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        from gsession_django.typed import TypedSerializer
+
+        return TypedSerializer
+
 
 logger = logging.getLogger("django.security.SuspiciousSession")
 """Where Django logs what it drops of sessions that it cannot read."""
 
 
 class Serializer(Protocol):
-    """What ``SESSION_SERIALIZER`` has to name: a class with these two methods."""
+    """What ``SESSION_SERIALIZER`` has to name: a class with these two methods.
+
+    An attribute ``deterministic = True`` says that equal values give equal bytes, which saves decoding them to compare.
+    """
 
     def dumps(self, obj: Any) -> bytes: ...
 
@@ -32,6 +50,8 @@ class _KeptJSONSerializer(JSONSerializer):
     around the value, which takes as long as reading a short one, and finds none in what was written here.
     """
 
+    deterministic = True
+    writes_text_as_json = True
     _encoder = json.JSONEncoder(separators=(",", ":"))
     _decode = staticmethod(json.JSONDecoder().decode)
     _scan = staticmethod(json.JSONDecoder().scan_once)  # type: ignore[attr-defined]
@@ -52,6 +72,14 @@ class _KeptJSONSerializer(JSONSerializer):
         except RecursionError:
             return self._encoder.encode(obj).encode("latin-1")  # which says what is wrong with a circle
 
+    def dumps_pairs(self, pairs: Mapping[str, Any], encodings: Mapping[str, bytes]) -> bytes:
+        """Return what ``dumps(pairs)`` does, given the encodings of some of the values."""
+        parts = [
+            self._text(key).encode("latin-1") + b":" + (encodings[key] if key in encodings else self.dumps(value))
+            for key, value in pairs.items()
+        ]
+        return b"{%b}" % b",".join(parts)
+
     def loads(self, data: bytes) -> Any:
         text = data.decode()  # JSON is UTF-8 (RFC 8259), and other programs make use of it, as Go's do
         try:
@@ -62,18 +90,48 @@ class _KeptJSONSerializer(JSONSerializer):
 
 
 class DecodeError(ValueError):
-    """Bytes that ``SESSION_SERIALIZER`` cannot turn back into a value."""
+    """Something is stored, and it cannot be read: not the same as nothing being stored.
 
+    ``SESSION_SERIALIZER`` cannot turn the bytes back into a value, or what they were turned into is no session. Nobody
+    is signed out because of it, and what is stored is neither overwritten nor removed.
+    """
+
+
+# Bytes that encode() writes in about the time that dumps_pairs() takes for one pair more.
+_BYTES_A_PAIR: Final = 100
 
 _serializer: Serializer | None = None
 
 
+def serializer_class() -> type[Serializer]:
+    """Return the class that ``SESSION_SERIALIZER`` names; ``ImproperlyConfigured`` if it cannot be imported."""
+    name = settings.SESSION_SERIALIZER
+    try:
+        found: type[Serializer] = import_string(name)
+    except Exception as error:  # the module is the site's own, and may raise anything
+        raise _unusable("imported", error) from error
+    return found
+
+
 def _load() -> Serializer:
     global _serializer
-    serializer_class = import_string(settings.SESSION_SERIALIZER)
-    serializer: Serializer = _KeptJSONSerializer() if serializer_class is JSONSerializer else serializer_class()
+    found = serializer_class()
+    try:
+        serializer: Serializer = _KeptJSONSerializer() if found is JSONSerializer else found()
+    except Exception as error:
+        raise _unusable("constructed", error) from error
+    for method in ("dumps", "loads"):
+        if not callable(getattr(serializer, method, None)):
+            raise _unusable("used", f"it has no {method}()")
     _serializer = serializer
     return serializer
+
+
+def _unusable(what: str, reason: object) -> ImproperlyConfigured:
+    return ImproperlyConfigured(
+        f"SESSION_SERIALIZER = {settings.SESSION_SERIALIZER!r} cannot be {what}: {reason}. Name a class with the "
+        "methods dumps() and loads(), such as 'django.contrib.sessions.serializers.JSONSerializer'."
+    )
 
 
 def encode(value: Any) -> bytes:
@@ -85,23 +143,49 @@ def encode(value: Any) -> bytes:
     return (_serializer or _load()).dumps(value)
 
 
+def encode_pairs(pairs: Mapping[str, Any], encodings: Mapping[str, bytes]) -> bytes:
+    """Return ``encode(pairs)``. A serializer that can makes use of values that have been encoded already.
+
+    Args:
+        pairs: a whole session.
+        encodings: what :func:`encode` returned for some of the values, by key.
+    """
+    serializer = _serializer or _load()
+    if encodings and type(serializer) is _KeptJSONSerializer:
+        known = sum(map(len, encodings.values()))
+        if known > _BYTES_A_PAIR * len(pairs) and all(type(key) is str for key in pairs):
+            return serializer.dumps_pairs(pairs, encodings)
+    return serializer.dumps(pairs)
+
+
 def decode(data: bytes) -> Any:
     """Return the value that :func:`encode` made `data` from.
 
-    Raises :class:`DecodeError` when the serializer cannot read it.
+    Raises :class:`DecodeError` when the serializer fails, for whatever reason: the bytes may be another serializer's,
+    or its own code may be wrong.
     """
+    serializer = _serializer or _load()
     try:
-        return (_serializer or _load()).loads(data)
+        return serializer.loads(data)
     except Exception as error:  # pickle, for one, may raise anything at all
-        raise DecodeError(f"SESSION_SERIALIZER = {settings.SESSION_SERIALIZER!r} cannot read it: {error}") from error
+        reason = f"{type(error).__name__}: {error}"
+        raise DecodeError(f"SESSION_SERIALIZER = {settings.SESSION_SERIALIZER!r} cannot read it: {reason}") from error
+
+
+def is_deterministic() -> bool:
+    """Return whether the serializer is known to give equal values equal bytes: its attribute ``deterministic`` says so.
+
+    Of a serializer without it nothing is known. It may encrypt, or sign with a timestamp.
+    """
+    return getattr(_serializer or _load(), "deterministic", False)
 
 
 def keeps_text() -> bool:
     """Return whether everybody may read what the serializer makes of text, so that a storage may keep text itself.
 
-    That is known of Django's ``JSONSerializer`` alone. What another one makes of it may be no secret, or may be one.
+    That is known of Django's ``JSONSerializer`` and TypedSerializer. What another one makes of it may be a secret.
     """
-    return type(_serializer or _load()) is _KeptJSONSerializer
+    return getattr(_serializer or _load(), "writes_text_as_json", False)
 
 
 def _forget(*, setting: str, **kwargs: Any) -> None:

@@ -17,7 +17,7 @@ from typing import Concatenate, NamedTuple, ParamSpec, TypeVar
 
 from django.utils.crypto import salted_hmac
 
-from gsession_django.serializers import DecodeError, logger
+from gsession_django.serializers import DecodeError
 from gsession_django.session_file import Damaged, FileLock, SessionFile, read_header, sync_folder, write_new
 from gsession_django.storage import StorageUnavailable
 
@@ -138,8 +138,8 @@ class SessionFolder:
                     return read(file) if file.header.alive else None
         except FileNotFoundError:
             self._check()  # if the folder is not there either, nobody knows that the session is not
-        except (Damaged, DecodeError) as error:
-            _log_damage(place, error)
+        except Damaged as error:
+            raise _unreadable(place, error) from error
         return None
 
     @_available
@@ -156,8 +156,8 @@ class SessionFolder:
                 return True
         except FileNotFoundError:
             self._check()
-        except (Damaged, DecodeError) as error:
-            _log_damage(place, error)
+        except Damaged as error:
+            raise _unreadable(place, error) from error
         return False
 
     @_available
@@ -274,5 +274,5 @@ def _is_dead(path: str) -> bool:
         return _HASHED_ID.fullmatch(os.path.basename(path)) is not None
 
 
-def _log_damage(place: Place, error: Exception) -> None:
-    logger.warning("The session file %r is damaged, and so no session: %s.", place.path, error)
+def _unreadable(place: Place, error: Damaged) -> DecodeError:
+    return DecodeError(f"the session file {place.path!r} is damaged: {error}")

@@ -1,12 +1,20 @@
 """SessionMap: one session's data, what the request did to it, and how that merges with what others did."""
 
+import logging
 from collections.abc import ItemsView, Iterator, KeysView, Mapping, MutableMapping, ValuesView
 from contextlib import suppress
-from typing import Any, Final, Protocol
+from typing import Any, Final, NoReturn, Protocol
 
+from django.conf import settings
 from django.utils.asyncio import async_unsafe
 
-from gsession_django.serializers import DecodeError, decode, encode, logger
+from gsession_django import serializers
+from gsession_django.merging import MISSING, UNFETCHED, UNKNOWN, Sentinel, merge, same_encoding, storable
+from gsession_django.serializers import DecodeError, decode, encode, is_deterministic
+
+__all__ = ["EXPIRY_KEY", "MISSING", "UNFETCHED", "Canonical", "Encoded", "Saving", "SessionMap", "Source"]
+
+logger = logging.getLogger("gsession_django")
 
 EXPIRY_KEY: Final = "_session_expiry"
 """Where Django keeps what ``set_expiry()`` was given."""
@@ -15,33 +23,29 @@ EXPIRY_KEY: Final = "_session_expiry"
 _SCALARS: Final = frozenset({str, int, float, bool, bytes, type(None)})
 # Of these, values that are equal and of one type are encoded alike. (Not so floats: 0.0 == -0.0.)
 _PLAIN: Final = frozenset({str, int, bool, bytes, type(None)})
-
-
-class _Sentinel:
-    __slots__ = ("_name",)
-
-    def __init__(self, name: str) -> None:
-        self._name = name
-
-    def __repr__(self) -> str:
-        return self._name
-
-
-UNFETCHED: Final = _Sentinel("UNFETCHED")
-"""A value that is in the session but still in the storage: it is fetched when first asked for."""
-MISSING: Final = _Sentinel("MISSING")
-"""No value: the key is not in the session."""
-_UNKNOWN: Final = _Sentinel("UNKNOWN")
-
-
-# A stored value of these, or that there is none, stays what it was.
-_UNCHANGING: Final = _SCALARS | {_Sentinel}
+# Every serializer takes these, and what a sentinel stands for is not encoded. (JSON takes no bytes.)
+_NEVER_ENCODED: Final = (_SCALARS - {bytes}) | {Sentinel}
+_NO_KEYS: Final[frozenset[str]] = frozenset()
+_NOTHING: Final[dict[str, Any]] = {}
+# Keys whose values could not be stored, each of which is logged once; keys may be made of what visitors send.
+_reported: Final[set[str]] = set()
+_REPORTED_AT_MOST: Final = 1000
 
 
 class Encoded(bytes):
-    """A value as :func:`gsession_django.serializers.encode` left it: a SessionMap decodes it when it is first used."""
+    """A value as it is stored: a SessionMap decodes it when it is first used."""
 
     __slots__ = ()
+
+
+class Canonical(Encoded):
+    """One that :func:`gsession_django.serializers.encode` made in this process, rather than another program."""
+
+    __slots__ = ()
+
+
+# A value of these is not what the request will see.
+_PENDING: Final = frozenset({Encoded, Canonical, Sentinel})
 
 
 class Source(Protocol):
@@ -63,12 +67,26 @@ class _Keys(KeysView[str]):
     def __iter__(self) -> Iterator[str]:
         return iter(self._mapping)  # type: ignore[attr-defined]
 
+    def __reversed__(self) -> Iterator[str]:
+        return reversed(list(self))
+
+
+class _Items(ItemsView[str, Any]):
+    def __reversed__(self) -> Iterator[tuple[str, Any]]:
+        yield from reversed(list(self))
+
+
+class _Values(ValuesView[Any]):
+    def __reversed__(self) -> Iterator[Any]:
+        yield from reversed(list(self))
+
 
 class SessionMap(MutableMapping[str, Any]):
     """The counterpart of gsession's ``gmap.StrAnyMap``: a mapping that knows what was done to it since it was read.
 
     Changes are found by value, inside nested values too: one that was changed in place counts, one that was set to what
-    it had been does not. Equal means that both encode to the same bytes.
+    it had been does not. Values are equal if they are equal once they are stored. A value that was changed in place to
+    one that cannot be encoded was made for display: the parts that can be encoded count, the others do not.
 
     Args:
         data: the pairs as they were read; the map takes the object over. A value may be :class:`Encoded`, or
@@ -80,20 +98,27 @@ class SessionMap(MutableMapping[str, Any]):
         cleared: ``clear()`` was called: everything stored goes, whatever it is by then, before ``changed`` is written.
         source: where values are fetched from that are not held here.
         partial: whether keys may exist that are not known here, to be asked for one by one.
+        unreadable: whether a session is stored that nobody here can read: this map has none of it.
+        tokens: by key, what the storage wants back of a value that is not fetched, to know whether anybody changed it.
     """
 
     __slots__ = (
         "__weakref__",
         "_absent",
+        "_canonical",
+        "_dropped",
         "_merged",
         "_originals",
+        "_saving",
         "_snapshots",
         "_values",
         "_watched",
         "cleared",
         "partial",
         "source",
+        "tokens",
         "ttl_left",
+        "unreadable",
         "version",
     )
 
@@ -108,12 +133,28 @@ class SessionMap(MutableMapping[str, Any]):
         self._absent: frozenset[str] = frozenset()
         # What was stored under the keys that the request assigned or deleted.
         self._originals: dict[str, Any] = {}
-        # The encoding, as it was read, of each value that can be changed in place and that somebody holds by now.
-        self._snapshots: dict[str, bytes] = {}
-        # The same as it was when `modified` was set to False; None as long as that is the same.
-        self._watched: dict[str, object] | None = None
+        # The encoding, as it was read, of each value that can be changed in place and that somebody holds by now; None
+        # for one that cannot be encoded again.
+        self._snapshots: dict[str, bytes | None] = {}
+        # What this process makes of a snapshot that another program may have written, if it was needed.
+        self._canonical: dict[str, bytes] | None = None
+        # The same as `_snapshots` when `modified` was set to False; None as long as that is the same.
+        self._watched: dict[str, bytes | None] | None = None
         # Whether merging took in what others wrote, which this map does not hold.
         self._merged = False
+        # The keys that were left out as their values could not be decoded.
+        self._dropped = _NO_KEYS
+        self._saving: Saving | None = None
+        self.unreadable = False
+        self.tokens: Mapping[str, bytes] = _NOTHING
+
+    @classmethod
+    def replacing(cls, data: dict[str, Any]) -> "SessionMap":
+        """Return a session that has these pairs and, when it is saved, loses all others. It takes `data` over."""
+        session = cls({})
+        session.clear()
+        session._values = data
+        return session
 
     # A mapping.
 
@@ -142,45 +183,52 @@ class SessionMap(MutableMapping[str, Any]):
         if value is UNFETCHED or value is MISSING:
             self._fetch(key)
             value = self._values[key]
-        if type(value) is Encoded:
-            value = self._decode(key, value)
+        stored: bytes | None = None
+        if isinstance(value, Encoded):
+            stored, value = value, self._decode(key, value)
         if type(value) not in _SCALARS and key not in self._snapshots and key not in self._originals:
-            self._snapshots[key] = encode(value)
+            if stored is None:
+                with suppress(Exception):  # it was read, so it is nobody's mistake here
+                    stored = encode(value)
+            self._snapshots[key] = stored
             if self._watched is not None:
-                self._watched[key] = self._snapshots[key]
+                self._watched[key] = stored
         return value
 
     def _decode(self, key: str, value: Encoded) -> Any:
         try:
             self._values[key] = decoded = decode(value)
         except DecodeError as error:
-            del self._values[key]
-            logger.warning("The session value %r is dropped: %s", key, error)
+            self._values.pop(key, None)
+            self._dropped |= {key}
+            serializers.logger.warning("The session value %r is left out: %s", key, error)
             raise KeyError(key) from error
         return decoded
 
+    # Both change the value first and then note what it was: a save in another thread, which takes the notes away, sees
+    # either the new value or the note.
+
     def __setitem__(self, key: str, value: Any) -> None:
-        self._remember(key)
+        before = self._values.get(key, MISSING)
         self._values[key] = value
+        self._remember(key, before)
 
     def __delitem__(self, key: str) -> None:
         if key not in self._values and self._may_have(key):
             self._fetch(key)
-        if key not in self._values:
-            raise KeyError(key)
-        self._remember(key)
-        del self._values[key]
+        before = self._values.pop(key)
+        self._remember(key, before)
 
-    def _remember(self, key: str) -> None:
+    def _remember(self, key: str, before: Any) -> None:
         if key not in self._originals:
-            value = self._values.get(key, MISSING)
-            self._originals[key] = _UNKNOWN if value is MISSING and self.partial and self._may_have(key) else value
+            unknown = before is MISSING and self.partial and self._may_have(key)
+            self._originals[key] = UNKNOWN if unknown else before
 
     def __contains__(self, key: object) -> bool:
         if isinstance(key, str) and key not in self._values and self._may_have(key):
             self._fetch(key)
         value = self._values.get(key, MISSING)  # type: ignore[call-overload]
-        if type(value) is Encoded and isinstance(key, str):
+        if isinstance(value, Encoded) and isinstance(key, str):
             try:
                 self._decode(key, value)
             except KeyError:
@@ -193,9 +241,12 @@ class SessionMap(MutableMapping[str, Any]):
         self._decode_all()
         return iter(self._values)
 
+    def __reversed__(self) -> Iterator[str]:
+        return reversed(list(self))
+
     def _decode_all(self) -> None:
-        for key, value in list(self._values.items()):
-            if type(value) is Encoded:
+        for key, value in self._values.copy().items():
+            if isinstance(value, Encoded):
                 with suppress(KeyError):
                     self._decode(key, value)
 
@@ -212,17 +263,17 @@ class SessionMap(MutableMapping[str, Any]):
 
     def items(self) -> ItemsView[str, Any]:
         self._fetch_rest()
-        return super().items()
+        return _Items(self)
 
     def values(self) -> ValuesView[Any]:
         self._fetch_rest()
-        return super().values()
+        return _Values(self)
 
     def clear(self) -> None:
         """Drop everything, stored or not, without looking at it."""
-        self._values, self._originals, self._snapshots = {}, {}, {}
-        self._watched, self._merged = None, False
-        self.cleared, self.partial = True, False
+        self._values, self._originals, self._snapshots, self._canonical = {}, {}, {}, None
+        self._watched, self._merged, self._dropped = None, False, _NO_KEYS
+        self.cleared, self.partial, self.unreadable = True, False, False
 
     def __repr__(self) -> str:
         return f"SessionMap({self._values!r})"
@@ -233,16 +284,16 @@ class SessionMap(MutableMapping[str, Any]):
         """Take in pairs that the storage has. What the request did to a key stands; `complete` ends the fetching."""
         for key, value in data.items():
             if key in self._originals:
-                if self._originals[key] is _UNKNOWN or self._originals[key] is UNFETCHED:
+                if self._originals[key] is UNKNOWN or self._originals[key] is UNFETCHED:
                     self._originals[key] = value
             elif self._values.get(key, UNFETCHED) is UNFETCHED:
                 self._values[key] = value
         if complete:
             self.partial = False
-            for key in [key for key, value in self._values.items() if value is UNFETCHED]:
+            for key in [key for key, value in self._values.copy().items() if value is UNFETCHED]:
                 del self._values[key]
-            for key, value in self._originals.items():
-                if value is _UNKNOWN:
+            for key, value in self._originals.copy().items():
+                if value is UNKNOWN:
                     self._originals[key] = MISSING
 
     def learn_absent(self, key: str) -> None:
@@ -284,7 +335,7 @@ class SessionMap(MutableMapping[str, Any]):
                 return []
         except TypeError:  # a key is no text
             pass
-        return [key for key in self._values if type(key) is str and key.startswith(prefix)]
+        return [key for key in self._values.copy() if type(key) is str and key.startswith(prefix)]
 
     def _fetch_rest(self) -> None:
         if self.lacks(None):
@@ -295,19 +346,31 @@ class SessionMap(MutableMapping[str, Any]):
         if self.source is not None and self.lacks(key):
             await self.source.afetch(self, key)
 
+    def is_unreadable(self) -> bool:
+        """Return whether something is stored, and nothing of it can be read."""
+        if self.unreadable or not self._dropped or self.cleared:
+            return self.unreadable
+        self._decode_all()
+        read = any(key not in self._originals for key in self._values.copy())
+        return not read and all(self.base(key) is MISSING for key in self._originals.copy())
+
     # What the request did.
 
-    def _base(self, key: str) -> Any:
+    def base(self, key: str) -> Any:
         """Return the value that was read under `key`: for comparing and merging, not to be changed."""
-        if key in self._snapshots:
-            return decode(self._snapshots[key])
-        value = self._originals[key] if key in self._originals else self._values.get(key, MISSING)
-        if type(value) is Encoded:
-            try:
-                return decode(value)
-            except DecodeError:
-                return MISSING
-        return value
+        if (stored := self._snapshots.get(key)) is None:
+            value = self._originals[key] if key in self._originals else self._values.get(key, MISSING)
+            if not isinstance(value, Encoded):
+                return value
+            stored = value
+        try:
+            return decode(stored)
+        except DecodeError:
+            return MISSING
+
+    def was_set(self, key: str) -> bool:
+        """Return whether anything was, or may have been, stored under `key` when the session was read."""
+        return self.cleared or self.unreadable or key in self._dropped or self.base(key) is not MISSING
 
     def read_as(self, key: str) -> bytes | None:
         """Return the encoding of what was read under `key`: for a storage that compares it with what it has.
@@ -319,59 +382,70 @@ class SessionMap(MutableMapping[str, Any]):
         value = self._originals[key] if key in self._originals else self._values.get(key, MISSING)
         if value is MISSING:
             return b""
-        if type(value) is _Sentinel:
+        if type(value) is Sentinel:
             return None
-        return value if type(value) is Encoded else encode(value)
+        return value if isinstance(value, Encoded) else encode(value)
 
-    def _differs(self, key: str) -> bool:
-        """Whether `key`, which is in the session, has another value than the one that was read."""
-        value = self._values[key]
-        if key not in self._originals:
-            return encode(value) != self._snapshots[key]
-        if key in self._snapshots:
-            return encode(value) != self._snapshots[key]
-        base = self._base(key)
-        if type(base) is _Sentinel:
-            return True
-        if type(value) is type(base) and type(value) in _PLAIN:
-            return bool(value != base)
-        return encode(value) != encode(base)
+    def saving(self, explicit: bool = True) -> "Saving":
+        """Return a context in which the session is saved: what is stored of it is encoded once, and here.
+
+        Args:
+            explicit: whether the request asked for the save, by setting a key or ``modified``. If only changes in place
+                do, what cannot be encoded stays as it is stored. Otherwise it is the error that the serializer raises.
+        """
+        return Saving(self, explicit)
+
+    @property
+    def _save(self) -> "Saving":
+        return self._saving or Saving(self, True)
 
     @property
     def changed(self) -> dict[str, Any]:
         """The pairs that have another value now than the one that was read. For a cleared session, all pairs."""
         if self.cleared:
             return self.as_dict()
-        return {key: self._values[key] for key in self._held() if key in self._values and self._differs(key)}
+        save = self._save
+        values = save.values | save.replaced if save.replaced else save.values
+        return {name: values[key] for name, key in save.changed.items()}
 
     @property
     def removed(self) -> set[str]:
         """The keys that were read, or may be stored, and are not in the session any more."""
-        return {key for key, base in self._originals.items() if base is not MISSING and key not in self._values}
+        return self._save.removed
 
     def has_changes(self) -> bool:
         """Whether there is anything to save."""
-        if self.cleared:
-            return True
-        values = self._values
-        for key, base in self._originals.items():
-            if self._differs(key) if key in values else base is not MISSING:
-                return True
-        return any(key in values and self._differs(key) for key in self._snapshots)
-
-    def _held(self) -> dict[str, Any]:
-        """Return, as keys in the order of their use, what was assigned or deleted or may have been changed in place."""
-        return self._originals if not self._snapshots else {**self._originals, **self._snapshots}
+        return self._save.has_changes()
 
     def as_dict(self) -> dict[str, Any]:
         """Return what the request knows of the session, for a storage to encode: the values are not copies."""
-        for value in self._values.values():
-            if type(value) is Encoded or value is UNFETCHED:
+        values = self._values.copy()
+        for value in values.values():
+            if type(value) in _PENDING:
+                self._decode_all()
+                values = {key: value for key, value in self._values.copy().items() if value is not UNFETCHED}
                 break
-        else:
-            return dict(self._values)
-        self._decode_all()
-        return {key: value for key, value in self._values.items() if value is not UNFETCHED}
+        return values | self._saving.replaced if self._saving is not None and self._saving.replaced else values
+
+    def encoded(self) -> bytes:
+        """Return the encoding of :meth:`as_dict`, for a storage that keeps whole sessions.
+
+        It is what ``storage.encode(session.as_dict())`` returns, but makes use of what was encoded for comparing.
+        """
+        data, save = self.as_dict(), self._save
+        try:
+            return serializers.encode_pairs(data, save.encodings)
+        except Exception:
+            for key, value in data.items():  # one of the two raises for what is to blame, and names it
+                stored_key(key)
+                save.encode(key, value)
+            raise
+
+    def encoding_of(self, key: str) -> bytes:
+        """Return the encoding of the value of one of the keys in :attr:`changed`."""
+        save = self._save
+        key = save.changed.get(key, key)
+        return save.encodings[key] if key in save.encodings else save.encode(key, self._values[key])
 
     # How it merges.
 
@@ -379,113 +453,331 @@ class SessionMap(MutableMapping[str, Any]):
         """Return the session that results when this request's changes meet what is stored now.
 
         Keys merge one by one. Dicts merge by sub-key, recursively, what was read being the common base; of anything
-        else the last one saved wins. This map itself stays what the request has.
+        else the last one saved wins. The result has the request's keys in its order, and then those that others added.
+        This map itself stays what the request has.
 
         Args:
             current: the stored session, complete.
         """
         if self.cleared:
             return self.as_dict()
-        result = current.as_dict() if isinstance(current, SessionMap) else dict(current)
-        for key in self.removed:
-            result.pop(key, None)
-        for key in self.changed:
-            result[key] = self.merged_value(key, result.get(key, MISSING))
+        stored = current.as_dict() if isinstance(current, SessionMap) else current
+        save = self._save
+        changed, removed = save.changed, save.removed
+        result: dict[str, Any] = {}
+        for key in self._values.copy():
+            name = stored_key(key)
+            if name in changed:
+                result[name] = self._merged_value(save, key, stored.get(name, MISSING))
+            elif name in stored:
+                result[name] = stored[name]
+        for name, value in stored.items():
+            if name not in result and name not in removed:
+                result[name] = value
         self._merged = True
         return result
 
+    def in_order(self, stored: dict[str, Any]) -> dict[str, Any]:
+        """Return pairs in the order of :meth:`merged_onto`: first the request's, then those that others added."""
+        names = map(stored_key, self._values.copy())
+        return {name: stored[name] for name in names if name in stored} | stored
+
     def merged_value(self, key: str, current: Any = MISSING) -> Any:
         """Return what becomes of one changed key when `current` is stored under it now, or nothing is."""
+        save = self._save
         self._merged = True
-        value = self._values[key]
+        return self._merged_value(save, save.changed.get(key, key), current)
+
+    def _merged_value(self, save: "Saving", key: str, current: Any) -> Any:
+        value = save.value_of(key)
         if not isinstance(value, dict):
             return value
+        base = self.base(key)
+        if base is UNFETCHED:  # and the storage says that another request has changed it
+            base = {}
         # As it will be read back: JSON, for one, makes text of every key.
-        return _merge(self._base(key), decode(encode(value)), current)
+        return merge(base, decode(save.encodings[key]), current)
 
     def renews_ttl(self, current: Mapping[str, Any]) -> bool:
         """Whether saving this session onto `current` renews the TTL.
 
         Not if another request gave the session an expiry of its own (``set_expiry()``) that this one does not know.
         """
-        if self.cleared or EXPIRY_KEY in self.removed or EXPIRY_KEY in self.changed:
+        if self.cleared:
             return True
-        base = self._base(EXPIRY_KEY)
+        if EXPIRY_KEY in self._originals:
+            save = self._save
+            if EXPIRY_KEY in save.removed or EXPIRY_KEY in save.changed:
+                return True
+        base = self.base(EXPIRY_KEY)
         return bool(current.get(EXPIRY_KEY) == (None if base is MISSING else base))
 
-    def about_to_be_saved(self) -> Mapping[str, Any]:
-        """Return what :meth:`saved` has to know of the values that a storage is going to be given."""
-        before: dict[str, Any] = {}
-        for key in list(self._held()):
-            value = self._values.get(key, MISSING)
-            before[key] = value if type(value) in _UNCHANGING else (value, Encoded(encode(value)))
-        return before
-
-    def saved(self, before: Mapping[str, Any] | None = None) -> None:
+    def saved(self, save: "Saving | None" = None) -> None:
         """Take what was stored as the new starting point. The adapter calls it when a storage has stored the session.
 
         What merging took in from others is not in this map, as the values may be objects that somebody holds. So the
         version is forgotten then: the next save merges again, and loses nothing of theirs.
 
         Args:
-            before: what :meth:`about_to_be_saved` returned. Other tasks of the request may have made changes since,
-                which are still to be saved. Without it there are none.
+            save: what :meth:`saving` returned. Other tasks of the request may have made changes since, which are still
+                to be saved. Without it there are none.
         """
-        if before is None:
-            before = self.about_to_be_saved()
+        if save is None:
+            save = Saving(self, True)
         if self._merged:
             self.version, self._merged = None, False
         originals, snapshots = self._originals, self._snapshots
-        for key, was in before.items():
+        self._canonical = None
+        for key, was in save.values.items():
             originals.pop(key, None)
             snapshots.pop(key, None)
             value = self._values.get(key, MISSING)
-            if type(was) is tuple:
-                (snapshots if value is was[0] else originals)[key] = was[1]
-            elif value is not was:
-                originals[key] = was
+            if type(was) in _SCALARS or key not in save.encodings:
+                if value is not was:
+                    originals[key] = was
+            elif value is was:
+                snapshots[key] = save.encodings[key]
+            else:
+                originals[key] = Canonical(save.encodings[key])
         self._watched = None
-        self.cleared = False
+        self.cleared = self.unreadable = False
+
+    def restore(self, save: "Saving") -> None:
+        """Take back :meth:`saved`: what was stored then has been undone, and is a change of the request again.
+
+        Of several saves that were undone, the last one is taken back first.
+        """
+        for key in save.values:
+            self._snapshots.pop(key, None)
+        # A key that was set after the save stays one that was set.
+        self._originals.update(save._originals)
+        self._snapshots.update(save._snapshots)
+        self._canonical = None
+        self.version, self.ttl_left, self.cleared = save.before
 
     # For SessionStore.modified.
 
     def altered(self) -> bool:
-        """Whether a value that was handed out has been changed in place since, or since :meth:`take_baseline`."""
+        """Whether a value that was handed out has been changed in place since, or since :meth:`take_baseline`.
+
+        One that cannot be encoded any more counts by those parts of it that can. It is logged.
+        """
         watched = self._snapshots if self._watched is None else self._watched
-        return any(key in self._values and _print_of(self._values[key]) != was for key, was in watched.items())
+        for key, was in watched.copy().items():
+            value = self._values.get(key, MISSING)
+            if value is MISSING or was is None:
+                continue
+            try:
+                now = encode(value)
+            except Exception as error:
+                now = encode(self._storable(key, value, decode(was), error))
+            if not self._same(key, now, was, trusting=True):
+                return True
+        return False
+
+    def is_watched_as_read(self) -> bool:
+        """Return whether :meth:`altered` still counts from what was read or saved last."""
+        return self._watched is None
 
     def take_baseline(self) -> None:
         """Let :meth:`altered` count from now."""
         if self._originals or self._snapshots:
-            values = self._values
-            self._watched = {
-                key: _print_of(values[key]) for key in self._held() if type(values.get(key)) not in _SCALARS
-            }
+            self._watched = {}
+            for key in {**self._originals, **self._snapshots}:
+                if type(value := self._values.get(key)) not in _SCALARS:
+                    self._watched[key] = None
+                    with suppress(Exception):  # saving it will raise this to the site's developer
+                        self._watched[key] = encode(value)
+
+    def _same(self, key: str, now: bytes, was: bytes, trusting: bool) -> bool:
+        """Return whether an encoding of the value of `key` stands for what was read."""
+        if now == was:
+            return True
+        try:
+            if type(was) is Encoded and is_deterministic():  # another program may write the same value differently
+                if self._canonical is None:
+                    self._canonical = {}
+                if key not in self._canonical:
+                    self._canonical[key] = encode(decode(was))
+                return now == self._canonical[key]
+            return same_encoding(now, was, trusting)
+        except DecodeError:  # nobody can read what was stored
+            return False
+
+    @staticmethod
+    def _storable(key: str, value: Any, base: Any, error: Exception) -> Any:
+        """Return of a value that cannot be encoded the parts that can be, and the others as they are in `base`."""
+        if len(_reported) < _REPORTED_AT_MOST and key not in _reported:
+            _reported.add(key)
+            logger.warning(
+                "The session value %r was changed in place to one that cannot be stored: %s: %s. What cannot be stored "
+                "stays as it was. To compute values for display, work on a copy: copy.deepcopy(request.session[%r]).",
+                *(key, type(error).__name__, error, key),
+            )
+        return storable(value, base)
 
 
-def _print_of(value: Any) -> object:
-    """Return the encoding of `value`; of one that cannot be encoded, something that equals nothing else."""
+class Saving:
+    """What is stored of a session, fixed at one moment: other tasks and threads of the request may go on changing it.
+
+    As a context it lets the session answer its storage from here.
+
+    Attributes:
+        session: the session.
+        values: what the request has under each key that it set or deleted or that may have been changed in place.
+        encodings: the encodings of those values, but for simple ones.
+        replaced: what is stored in place of a value that cannot be encoded.
+        before: the session's ``version``, ``ttl_left`` and ``cleared`` before the save.
+    """
+
+    __slots__ = (
+        "_changed",
+        "_explicit",
+        "_originals",
+        "_snapshots",
+        "before",
+        "encodings",
+        "replaced",
+        "session",
+        "values",
+    )
+
+    def __init__(self, session: SessionMap, explicit: bool) -> None:
+        self.session = session
+        self._explicit = explicit
+        self._originals = originals = session._originals.copy()
+        self._snapshots = snapshots = session._snapshots.copy()
+        self.before = session.version, session.ttl_left, session.cleared
+        self._changed: tuple[dict[str, str], set[str]] | None = None
+        self.values: dict[str, Any] = {}
+        values = self.values
+        self.encodings: dict[str, bytes] = {}
+        self.replaced: dict[str, Any] = _NOTHING
+        current = session._values
+        for key in originals if not snapshots else originals | snapshots:
+            values[key] = value = current.get(key, MISSING)
+            if type(value) not in _NEVER_ENCODED:
+                self._fix(key, value)
+
+    def __enter__(self) -> "Saving":
+        self.session._saving = self
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.session._saving = None
+
+    def include(self, later: "Saving") -> None:
+        """Let :meth:`SessionMap.restore` take a later save of the session back together with this one."""
+        for key in later.values.keys() - self.values.keys():
+            self.values[key] = later.values[key]
+            if key in later._originals:
+                self._originals[key] = later._originals[key]
+            if key in later._snapshots:
+                self._snapshots[key] = later._snapshots[key]
+
+    @property
+    def changed(self) -> dict[str, str]:
+        """The keys with another value than the one that was read: as they are stored, and as the request has them."""
+        return (self._changed or self._compare())[0]
+
+    @property
+    def removed(self) -> set[str]:
+        """The keys to remove, as they are stored."""
+        return (self._changed or self._compare())[1]
+
+    def has_changes(self) -> bool:
+        """Return whether there is anything to save."""
+        changed, removed = self._changed or self._compare()
+        return bool(changed or removed or self.session.cleared)
+
+    def _fix(self, key: str, value: Any) -> None:
+        """Encode a value, or what is stored in place of one that cannot be encoded."""
+        if isinstance(value, Encoded):
+            self.encodings[key] = value
+            return
+        if self._explicit or key in self._originals:
+            self.encodings[key] = self.encode(key, value)
+            return
+        try:
+            self.encodings[key] = encode(value)
+        except Exception as error:
+            if (was := self._snapshots[key]) is not None:  # else it never could be encoded
+                part = self.session._storable(key, value, decode(was), error)
+                self.replaced = {**self.replaced, key: part}
+                self.encodings[key] = encode(part)
+
+    def _compare(self) -> tuple[dict[str, str], set[str]]:
+        changed: dict[str, str] = {}
+        removed: set[str] = set()
+        originals, snapshots = self._originals, self._snapshots
+        for key, value in self.values.items():
+            if value is MISSING:
+                if key in originals and originals[key] is not MISSING:
+                    removed.add(key if type(key) is str else stored_key(key))
+                continue
+            if key in snapshots:
+                differs = self._differs(key, value, snapshots[key], key in originals)
+            else:
+                base = originals[key]
+                kind = type(base)
+                if kind is type(value) and kind in _PLAIN:
+                    differs = value != base
+                else:
+                    differs = kind is Sentinel or self._differs(key, value, _encoding_of(base), True)
+            if differs:
+                changed[key if type(key) is str else stored_key(key)] = key
+        self._changed = changed, removed
+        return self._changed
+
+    def _differs(self, key: str, value: Any, was: bytes | None, set_by_request: bool) -> bool:
+        """Return whether a value is another than the one that was read as `was`, or that cannot be told."""
+        if was is None:
+            return set_by_request or self._explicit
+        now = self.encodings[key] if key in self.encodings else encode(value)
+        return not self.session._same(key, now, was, trusting=not self._explicit and not set_by_request)
+
+    def encode(self, key: str, value: Any) -> bytes:
+        """Return an encoding; what the serializer raises for a value that it cannot take, with the key's name."""
+        try:
+            return encode(value)
+        except Exception as error:
+            _raise_named(error, f"value {key!r}")
+
+    def value_of(self, key: str) -> Any:
+        """Return the value that is stored under a key."""
+        return self.replaced[key] if key in self.replaced else self.values[key]
+
+
+def _encoding_of(base: Any) -> bytes | None:
+    """Return the encoding of what was read; ``None`` if it cannot be encoded again, which is nobody's mistake here."""
+    if isinstance(base, Encoded):
+        return base
     try:
-        return encode(value)
-    except Exception:  # saving it will raise this to the site's developer
-        return object()
+        return encode(base)
+    except Exception:
+        return None
 
 
-def _merge(base: Any, mine: Any, current: Any) -> Any:
-    """Return the value that results when `mine`, made from `base`, meets `current`."""
-    if not isinstance(mine, dict) or base is _UNKNOWN or base is UNFETCHED:
-        return mine
-    if current is MISSING:
-        current = {}
-    elif not isinstance(current, dict):
-        return mine
-    if not isinstance(base, dict):
-        base = {}
-    result = dict(current)
-    for key in base.keys() - mine.keys():
-        result.pop(key, None)
-    for key, value in mine.items():
-        before = base.get(key, MISSING)
-        if before is MISSING or encode(value) != encode(before):
-            result[key] = _merge(before, value, current.get(key, MISSING))
-    return result
+def stored_key(key: Any) -> str:
+    """Return a key as it will be read back: JSON, for one, makes text of every key."""
+    if type(key) is str:
+        return key
+    if isinstance(key, str):
+        return str.__str__(key)
+    try:
+        (stored,) = decode(encode({key: None}))
+    except Exception as error:
+        _raise_named(error, f"key {key!r}")
+    return stored  # type: ignore[no-any-return]
+
+
+def _raise_named(error: Exception, what: str) -> NoReturn:
+    """Raise the error of a serializer with the name of what it could not take."""
+    text = (
+        f"The session {what} cannot be stored by SESSION_SERIALIZER = {settings.SESSION_SERIALIZER!r}: {error}. Store "
+        "what that serializer takes, or name another one."
+    )
+    if type(error) is TypeError:
+        raise TypeError(text) from error
+    error.add_note(text)
+    raise error

@@ -28,6 +28,7 @@ from typing import Any, ClassVar
 
 from gsession_django import serializers
 from gsession_django.session_map import SessionMap
+from gsession_django.transactions import Transaction
 
 
 class Disabled(NotImplementedError):
@@ -54,10 +55,14 @@ class Storage:
         hash_ids: whether ids are hashed session keys, so that a leaked dump holds no key that opens a session. Off for
             a storage that makes its own ids and must recognise them. The option of the same name wins over it.
         expires_itself: whether the medium removes expired sessions without being asked (then there is no ``purge``).
+        reads_settings: whether it uses Django's settings beside its options. When a test overrides ``GSESSION``,
+            ``CACHES`` or a ``SESSION_*`` setting, such a storage is made anew. Any other is kept until its options
+            change, with all that it holds.
     """
 
     hash_ids: ClassVar[bool] = True
     expires_itself: ClassVar[bool] = False
+    reads_settings: ClassVar[bool] = True
 
     encode = staticmethod(serializers.encode)
     decode = staticmethod(serializers.decode)
@@ -193,6 +198,14 @@ class Storage:
             there is none under the new id.
         """
         raise Disabled
+
+    def transaction(self) -> Transaction | None:
+        """Return the transaction that the last write of this thread was part of; ``None`` when the write is final.
+
+        Called after each write, also by async requests, so it must not wait. It is for a storage in a database that the
+        site uses too. When the transaction has been rolled back, the adapter makes the write again.
+        """
+        return None
 
     def purge(self, batch_size: int, dry_run: bool = False) -> Iterator[int]:
         """Remove the expired sessions (with `dry_run`, only count them), `batch_size` at most in one step.

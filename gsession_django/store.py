@@ -1,25 +1,29 @@
 """SessionStore, the adapter: Django's SessionBase onto a Storage."""
 
+import asyncio
 import math
 import re
 import secrets
-from collections.abc import ItemsView, KeysView, ValuesView
+from collections.abc import Callable, ItemsView, KeysView, Mapping, Sequence, ValuesView
+from contextlib import suppress
 from datetime import datetime
-from typing import Any, ClassVar, Final
+from itertools import takewhile
+from typing import Any, ClassVar, Final, Literal, NoReturn
 
-from django.conf import settings
+from django.contrib.auth import SESSION_KEY
 from django.contrib.sessions.backends.base import CreateError, SessionBase, UpdateError
 from django.core.checks import CheckMessage
 from django.utils import timezone
 from django.utils.functional import cached_property
-from django.utils.module_loading import import_string
 
-from gsession_django import operations
+from gsession_django import operations, serializers
 from gsession_django.conf import conf, django_setting
 from gsession_django.engine import ENGINES, UNABLE, Engine, Operation, engine_of
 from gsession_django.moving import fallback
-from gsession_django.session_map import EXPIRY_KEY, SessionMap
+from gsession_django.serializers import DecodeError
+from gsession_django.session_map import EXPIRY_KEY, Saving, SessionMap
 from gsession_django.storage import Storage, StorageUnavailable
+from gsession_django.transactions import Write
 
 PURGE_BATCH_SIZE: Final = 1000
 """Sessions that one step of a purge removes at most, where nobody says otherwise."""
@@ -27,6 +31,8 @@ PURGE_BATCH_SIZE: Final = 1000
 # What http.cookies sends as it is, without quotes (RFC 6265, section 4.1.1, allows a little more).
 _COOKIE_SAFE: Final = re.compile(r"[A-Za-z0-9!#$%&'*+\-.^_`|~:]{8,}")
 _KEY_ATTEMPTS: Final = 100
+# Attributes that no copy of a SessionStore shares.
+_OF_OPERATIONS: Final = frozenset({"_lock", "_prepared", "_writes"})
 
 
 class SessionStore(SessionBase):
@@ -41,6 +47,8 @@ class SessionStore(SessionBase):
         failure: why the storage could not answer, if so; the middleware asks for it at the end of the request.
         gives_up: whether the storage is not asked again after it has failed; the middleware sets it, for a request.
         was_moved: whether the session has got a new key in this request, so that the one in the cookie has ended.
+        closing: whether the view is done with the session; the middleware sets it. What ``modified`` has encoded to
+            compare is then what ``save()`` stores.
     """
 
     storage_class: ClassVar[type[Storage]]
@@ -48,8 +56,13 @@ class SessionStore(SessionBase):
     failure: str | None = None
     gives_up = False
     was_moved = False
+    closing = False
     _modified = False
-    _gone = False
+    _prepared: Saving | None = None
+    # What was written in a transaction that was not committed when this was last looked at, in order.
+    _writes: Sequence[Write] = ()
+    # How the session has ended, if this request knows: by its own delete(), or before its cycle_key().
+    _gone: Literal["deleted", "moved"] | None = None
     _id: tuple[str, str] | None = None
 
     def __init__(self, session_key: str | None = None) -> None:
@@ -59,7 +72,37 @@ class SessionStore(SessionBase):
 
     @cached_property
     def serializer(self) -> Any:
-        return import_string(settings.SESSION_SERIALIZER)
+        return serializers.serializer_class()
+
+    def encode(self, session_dict: Mapping[str, Any]) -> str:
+        """Return a session as Django's own engines store it, signed: for code that calls it."""
+        text: str = super().encode(session_dict.as_dict() if isinstance(session_dict, SessionMap) else session_dict)  # type: ignore[arg-type]
+        return text
+
+    # Django's name for what a session holds, which public code uses.
+
+    @property
+    def _session_cache(self) -> SessionMap:
+        try:
+            session: SessionMap = self.__dict__["_session_cache"]
+        except KeyError:
+            raise AttributeError("_session_cache") from None
+        return session
+
+    @_session_cache.setter
+    def _session_cache(self, session: SessionMap | dict[str, Any]) -> None:
+        self.__dict__["_session_cache"] = session if isinstance(session, SessionMap) else SessionMap.replacing(session)
+
+    @_session_cache.deleter
+    def _session_cache(self) -> None:
+        try:
+            del self.__dict__["_session_cache"]
+        except KeyError:
+            raise AttributeError("_session_cache") from None
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Return what a copy, or a pickle, is made of: all but what belongs to operations under way."""
+        return {name: value for name, value in self.__dict__.items() if name not in _OF_OPERATIONS}
 
     @classmethod
     def check(cls) -> list[CheckMessage]:
@@ -82,13 +125,16 @@ class SessionStore(SessionBase):
             raise
 
     async def _arun(self, operation: Operation) -> Any:
-        if self.gives_up and self.failure is not None:
-            raise StorageUnavailable(self.failure)
-        try:
-            return await self._engine.arun(operation)
-        except StorageUnavailable as error:
-            self._remember(error)
-            raise
+        """Do the same, after the operations that other tasks have begun: they assign what they have read."""
+        lock = self.__dict__.get("_lock") or self.__dict__.setdefault("_lock", asyncio.Lock())
+        async with lock:
+            if self.gives_up and self.failure is not None:
+                raise StorageUnavailable(self.failure)
+            try:
+                return await self._engine.arun(operation)
+            except StorageUnavailable as error:
+                self._remember(error)
+                raise
 
     def _remember(self, error: StorageUnavailable) -> None:
         # Not the exception: its traceback holds this object and the request until the garbage collector comes.
@@ -127,12 +173,18 @@ class SessionStore(SessionBase):
     def modified(self) -> bool:
         """Whether anything was set, or a value that was handed out has been changed in place since.
 
+        Also whether anything was saved in a transaction that has not been committed.
         Setting it to ``False`` lets it count from now. Reading it neither loads the session nor counts as access.
         """
-        if self._modified:
+        if self._modified or (self._writes and not all(write.transaction.committed for write in self._writes)):
             return True
         session: SessionMap | None = self.__dict__.get("_session_cache")
-        return session is not None and session.altered()
+        if session is None:
+            return False
+        if self.closing and session.is_watched_as_read():
+            self._prepared = session.saving(explicit=False)
+            return self._prepared.has_changes()
+        return session.altered()
 
     @modified.setter
     def modified(self, value: bool) -> None:
@@ -167,7 +219,13 @@ class SessionStore(SessionBase):
     def _load(self) -> Operation:
         key, session = self.session_key, None
         if key is not None:
-            session = yield from self._stored(key)
+            try:
+                session = yield from self._stored(key)
+            except DecodeError as error:
+                # The key stays: the session may be readable again once a setting has been mended.
+                operations.log_unreadable(self._engine, self._id_of(key), error)
+                session = SessionMap({})
+                session.unreadable = True
         if session is None:
             self._session_key = None
             return SessionMap({})
@@ -185,26 +243,33 @@ class SessionStore(SessionBase):
     def _get_session(self, no_load: bool = False) -> SessionMap:
         self.accessed = True
         session: SessionMap | None = self.__dict__.get("_session_cache")
-        if session is None:
-            session = self._session_cache = SessionMap({}) if no_load or self.session_key is None else self.load()
-        return session
+        if session is not None:
+            return session
+        return self._start(SessionMap({}) if no_load or self.session_key is None else self.load())
 
     async def _aget_session(self, no_load: bool = False) -> SessionMap:
         self.accessed = True
         session: SessionMap | None = self.__dict__.get("_session_cache")
-        if session is None:
-            new = no_load or self.session_key is None
-            session = self._session_cache = SessionMap({}) if new else await self.aload()
-        return session
+        if session is not None:
+            return session
+        if no_load or self.session_key is None:
+            return self._start(SessionMap({}))
+        loaded: SessionMap = await self._arun(self._loaded())
+        return loaded
 
     _session = property(_get_session)
+
+    def _start(self, session: SessionMap) -> SessionMap:
+        """Let this be the request's session, if another thread has not been faster."""
+        first: SessionMap = self.__dict__.setdefault("_session_cache", session)
+        return first
 
     def _loaded(self) -> Operation:
         """Return this request's session, which is read if it was not before."""
         self.accessed = True
         session: SessionMap | None = self.__dict__.get("_session_cache")
         if session is None:
-            session = self._session_cache = SessionMap({}) if self.session_key is None else (yield from self._load())
+            session = self._start(SessionMap({}) if self.session_key is None else (yield from self._load()))
         return session
 
     def _fetch(self, session: SessionMap, key: str | None) -> Operation:
@@ -237,7 +302,10 @@ class SessionStore(SessionBase):
         if session_key is None or not self._validate_session_key(session_key):
             return False
         if self._engine.fallback is not None:
-            return (yield from self._stored(session_key)) is not None
+            try:
+                return (yield from self._stored(session_key)) is not None
+            except DecodeError:
+                return True
         session_id = self._id_of(session_key)
         return (yield from operations.exists(self._engine, session_id, self.get_session_cookie_age))
 
@@ -250,6 +318,8 @@ class SessionStore(SessionBase):
         await self._arun(self._create())
 
     def _create(self) -> Operation:
+        if self._writes:
+            yield from self._settle()
         session = self._get_session(no_load=True)
         if session.source is not None:
             yield from self._fetch(session, None)
@@ -258,8 +328,9 @@ class SessionStore(SessionBase):
             key = yield from self._new_key(ttl)
             if (yield from operations.create(self._engine, self._id_of(key), session, ttl)):
                 self._session_key = key
-                self._gone = False
+                self._gone = None
                 self.modified = True
+                self._note(None, SessionStore._create_again, key, False)
                 return
         raise self._no_key()
 
@@ -283,11 +354,13 @@ class SessionStore(SessionBase):
         await self._arun(self._save(must_create))
 
     def _save(self, must_create: bool) -> Operation:
-        if self._gone and self.session_key is not None:
-            raise UpdateError
-        if must_create and self.session_key is not None:
+        if self._writes:
+            yield from self._settle()
+        if must_create and self.session_key is not None and self._gone != "moved":
             yield from self._create_at(self.session_key)
             return
+        if self._gone is not None and self.session_key is not None:
+            raise UpdateError
         session: SessionMap | None = self.__dict__.get("_session_cache")
         if session is None:
             session = yield from self._loaded()
@@ -301,19 +374,48 @@ class SessionStore(SessionBase):
         if session.partial:
             yield from self._fetch(session, EXPIRY_KEY)
         ttl = self._ttl_of(session.get(EXPIRY_KEY))
-        if session.has_changes():
-            there = yield from operations.apply(engine, session_id, session, ttl, age, self._ttl_of)
-        else:
-            there = self._may_wait(session, ttl) or (yield from operations.touch(engine, session_id, session, ttl, age))
+        prepared, self._prepared = self._prepared, None
+        if prepared is None or prepared.session is not session or self._modified:
+            prepared = session.saving(self._modified)
+        with prepared as save:
+            changed = save.has_changes()
+            unreadable = session.is_unreadable()
+            if unreadable:
+                there = True
+            elif changed:
+                try:
+                    there = yield from operations.apply(engine, session_id, save, ttl, age, self._ttl_of)
+                    if not there and (yield from self._moved_here_again(key)):
+                        there = yield from operations.apply(engine, session_id, save, ttl, age, self._ttl_of)
+                except DecodeError as error:
+                    operations.log_unreadable(engine, session_id, error)
+                    there = unreadable = True
+            elif self._may_wait(session, ttl):
+                return
+            else:
+                there = yield from operations.touch(engine, session_id, save, ttl, age)
+                if not there and (yield from self._moved_here_again(key)):
+                    there = yield from operations.touch(engine, session_id, save, ttl, age)
         if not there:
             raise UpdateError
+        if not unreadable:
+            self._note(save)
+        if unreadable and changed:  # what nobody can read is not overwritten
+            yield from self._create()
+
+    def _moved_here_again(self, key: str) -> Operation:
+        """Whether the fallback has the session after all, as the transaction in which it was moved was rolled back."""
+        return self._engine.fallback is not None and (yield from self._stored(key)) is not None
 
     def _cleared_by_keys(self, key: str, session: SessionMap) -> Operation:
         """Return a session that was cleared as one whose keys were all removed.
 
         It may be that it has to be moved first. And what says how far a move has come must not go with the rest.
         """
-        stored: SessionMap | None = yield from self._stored(key)
+        try:
+            stored: SessionMap | None = yield from self._stored(key)
+        except DecodeError:
+            return session
         if stored is None:
             raise UpdateError
         if stored.lacks(None):
@@ -343,6 +445,7 @@ class SessionStore(SessionBase):
             taken = "create" not in engine.able and (yield from self._exists(key))
         if taken or not (yield from operations.create(engine, self._id_of(key), session, ttl)):
             raise CreateError
+        self._note(None, SessionStore._create_again, key, True)
 
     # Ending, and changing the key.
 
@@ -362,12 +465,19 @@ class SessionStore(SessionBase):
     def _delete(self, session_key: str | None) -> Operation:
         key = self.session_key if session_key is None else session_key
         if key is not None and self._validate_session_key(key):
+            if self._writes:
+                yield from self._settle()
             if key == self.session_key:
                 self.was_moved = False  # no cookie is to bring it back
-            engine, session_id = self._engine, self._id_of(key)
-            if engine.fallback is not None:
-                yield from fallback.remove(engine, engine.fallback, key, session_id)
-            yield from operations.remove(engine, session_id)
+                self._gone = "deleted"
+            yield from self._remove(key)
+
+    def _remove(self, key: str) -> Operation:
+        engine, session_id = self._engine, self._id_of(key)
+        if engine.fallback is not None:
+            yield from fallback.remove(engine, engine.fallback, key, session_id)
+        yield from operations.remove(engine, session_id)
+        self._note(None, SessionStore._remove, key)
 
     def cycle_key(self) -> None:
         self._run(self._cycle_key())
@@ -376,34 +486,130 @@ class SessionStore(SessionBase):
         await self._arun(self._cycle_key())
 
     def _cycle_key(self) -> Operation:
+        if self._writes:
+            yield from self._settle()
         session = yield from self._loaded()
-        if self.session_key is None:
+        if (old_key := self.session_key) is None:
             yield from self._create()
             return
-        old_id, age = self._id_of(self.session_key), self.get_session_cookie_age
-        if session.source is not None:
-            yield from self._fetch(session, EXPIRY_KEY)
+        old_id = self._id_of(old_key)
+        anonymous = not session.lacks(SESSION_KEY) and not session.was_set(SESSION_KEY)
+        if session.source is not None:  # all of it where it may have to be stored anew
+            yield from self._fetch(session, None if anonymous else EXPIRY_KEY)
         ttl = self._ttl_of(session.get(EXPIRY_KEY))
         if self._engine.fallback is not None:
             if session.cleared:  # before it was looked for, so that it may have to be moved first
-                yield from self._stored(self.session_key)
-            yield from fallback.remove(self._engine, self._engine.fallback, self.session_key, old_id)
+                with suppress(DecodeError):
+                    yield from self._stored(old_key)
+            yield from fallback.remove(self._engine, self._engine.fallback, old_key, old_id)
+        try:
+            if session.is_unreadable():
+                raise DecodeError("nothing in it could be read")
+            new_key, moved = yield from self._move(old_id, ttl)
+        except DecodeError as error:
+            operations.log_unreadable(self._engine, old_id, error)
+            yield from self._create()
+            yield from self._remove(old_key)
+            self.was_moved = True
+            return
+        if not moved and anonymous:  # another sign-in was faster: both succeed
+            yield from self._create()
+            self.was_moved = True
+            return
+        self._gone, self.was_moved = None if moved else "moved", moved
+        self._session_key = new_key
+        self.modified = True
+        if moved:
+            self._note(None, SessionStore._move_again, old_key, new_key, anonymous)
+
+    def _move(self, old_id: str, ttl: int) -> Operation:
+        """Give the stored session a new key. Return the key, and whether there was such a session."""
+        age = self.get_session_cookie_age
         for _ in range(_KEY_ATTEMPTS):
             new_key = yield from self._new_key(ttl)
             new_id = self._id_of(new_key)
-            moved = yield from operations.move(self._engine, old_id, new_id, ttl, age)
+            moved = yield from operations.move(self._engine, old_id, new_id, ttl, age, self._ttl_of)
             # A random key is never taken, so that the session is gone; one that the storage made may be.
             if moved or "new" not in self._engine.able or not (yield from operations.exists(self._engine, new_id, age)):
-                self._gone, self.was_moved = not moved, moved
-                self._session_key = new_key
-                self.modified = True
-                return
+                return new_key, moved
         raise self._no_key()
+
+    # What was written in a transaction that is rolled back.
+
+    def _note(self, save: Saving | None, repeat: Callable[..., Operation] | None = None, *arguments: Any) -> None:
+        """Remember what was just written, if it can still be rolled back, and how it is written again."""
+        if (transaction := self._engine.storage.transaction()) is None:
+            return
+        if save is not None and self._writes and self._writes[-1].transaction is transaction:
+            last = self._writes[-1].save
+            if last is not None and last.session is save.session:
+                last.include(save)
+                return
+        self._writes = [*self._writes, Write(transaction, save, repeat, arguments)]
+
+    @property
+    def undone(self) -> bool:
+        """Whether anything that this request has written was rolled back, and not been written again yet."""
+        return bool(self._writes) and any(write.transaction.rolled_back for write in self._writes)
+
+    def settle(self) -> None:
+        """Write again what was rolled back, but for the changes of the session: those ``save()`` stores."""
+        self._run(self._settle())
+
+    async def asettle(self) -> None:
+        await self._arun(self._settle())
+
+    def _settle(self) -> Operation:
+        writes = [write for write in self._writes if not write.transaction.committed]
+        # Whatever came after what was rolled back was rolled back with it.
+        pending = list(takewhile(lambda write: not write.transaction.rolled_back, writes))
+        undone = writes[len(pending) :]
+        for write in reversed(undone):
+            if write.save is not None and write.save.session is self.__dict__.get("_session_cache"):
+                write.save.session.restore(write.save)
+                self._prepared = None
+        self._writes = writes
+        for write in undone:
+            if write.repeat is not None:
+                yield from write.repeat(self, *write.arguments)
+            self._writes = [other for other in self._writes if other is not write]
+
+    def _create_again(self, key: str, given: bool) -> Operation:
+        session = self._get_session(no_load=True)
+        ttl = self._ttl_of(session.get(EXPIRY_KEY))
+        if (yield from operations.create(self._engine, self._id_of(key), session, ttl)):
+            self._note(None, SessionStore._create_again, key, given)
+        elif given:
+            raise CreateError
+
+    def _move_again(self, old_key: str, new_key: str, anonymous: bool) -> Operation:
+        engine, old_id, new_id = self._engine, self._id_of(old_key), self._id_of(new_key)
+        ttl = self._ttl_of(self._get_session(no_load=True).get(EXPIRY_KEY))
+        if engine.fallback is not None:
+            with suppress(DecodeError):
+                yield from self._stored(old_key)
+            yield from fallback.remove(engine, engine.fallback, old_key, old_id)
+        moved = yield from operations.move(engine, old_id, new_id, ttl, self.get_session_cookie_age, self._ttl_of)
+        if moved:
+            self._note(None, SessionStore._move_again, old_key, new_key, anonymous)
+        elif anonymous:
+            yield from self._create_again(new_key, False)
+        else:
+            self._gone, self.was_moved = "moved", False
 
     def _no_key(self) -> CreateError:
         return CreateError(
             f"{self._engine.name} said of {_KEY_ATTEMPTS} new session keys in a row that they are taken. Look at its "
             "new(), create() and move()."
+        )
+
+    @classmethod
+    def get_model_class(cls) -> NoReturn:
+        """Not here: Django's ``db`` engine has it, whose sessions are rows of a model."""
+        raise NotImplementedError(
+            f"The engine {cls.__module__!r} keeps sessions in a storage, not in a model. Use SessionStore(session_key) "
+            "for one session, SessionStore.get_storage().ids() for the ids of all, and SessionStore.clear_expired() to "
+            "purge."
         )
 
     @classmethod

@@ -1,9 +1,13 @@
 """What the tests may do beside what pytest-django lets them, and what they say at the end beside what pytest says."""
 
-from collections.abc import Iterator
+import os
+from collections import Counter
+from collections.abc import Generator, Iterator
 
 import pytest
 from pytest_django import DjangoDbBlocker
+
+from tests.programs import NotInstalled
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -13,8 +17,25 @@ def _databases_are_open(django_db_blocker: DjangoDbBlocker) -> Iterator[None]:
         yield
 
 
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(
+    item: pytest.Item, call: pytest.CallInfo[None]
+) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Skip a test whose program is not installed; under ``CI=true`` it has failed."""
+    report = yield
+    if call.excinfo is not None and isinstance(call.excinfo.value, NotInstalled) and not os.environ.get("CI"):
+        report.outcome = "skipped"
+        report.longrepr = (__file__, 0, f"Skipped: {call.excinfo.value}")
+    return report
+
+
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """Say how long the hunt was, as a short one passes like the full one."""
+    """Say which tests a program was missing for, and how long the hunt was, as a short one passes like the full one."""
+    skipped: list[pytest.TestReport] = terminalreporter.getreports("skipped")
+    places = [report.longrepr for report in skipped if isinstance(report.longrepr, tuple)]
+    missing = Counter(reason.removeprefix("Skipped: ") for path, _, reason in places if path == __file__)
+    for reason, count in missing.items():
+        terminalreporter.write_line(f"not run: {count} tests ({reason})")
     for outcome in ("passed", "failed"):
         for report in terminalreporter.getreports(outcome):
             for name, value in report.user_properties:

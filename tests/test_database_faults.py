@@ -24,6 +24,8 @@ from tests.proxies import Passed, Proxy, everything
 from tests.sites import AUTHENTICATION, BETWEEN, OURS, Visitor
 from tests.test_redis_faults import NOBODY, SIGNED_IN, SOMEBODY, Deed, deeds, either_mode
 
+pytestmark = pytest.mark.once
+
 KEPT = {"CONN_MAX_AGE": None}
 each_age = pytest.mark.parametrize("values", [{}, KEPT], ids=["a connection a request", "kept connections"])
 

@@ -16,6 +16,8 @@ from tests.engines import Place, engine, id_of, new_session
 from tests.processes import TIMEOUT, Parent, Worker
 from tests.test_killed_writers import number_of, payload
 
+pytestmark = pytest.mark.once
+
 KILLS = 12
 SIZES = [10, 5_000, 70_000]
 

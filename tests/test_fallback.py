@@ -6,6 +6,7 @@ import functools
 import itertools
 import threading
 from collections.abc import Callable, Iterator
+from decimal import Decimal
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,7 @@ from gsession_django import SessionMap, StorageUnavailable
 from gsession_django.engine import engine_of
 from gsession_django.moving import steps
 from gsession_django.operations import BEGUN, MOVING_KEY
-from tests import engine_that_purges, processes
+from tests import databases, engine_that_purges, processes
 from tests.old_sites import OURS, new_session, store_of, stored
 from tests.redis_servers import RedisServer
 from tests.rollouts import (
@@ -42,7 +43,7 @@ from tests.rollouts import (
     there,
 )
 from tests.sites import Visitor, is_503
-from tests.test_migrate_sessions import before_each
+from tests.test_migrate_sessions import TYPED, before_each
 
 THREADS, PROCESSES, TASKS = 8, 8, 50
 STEPS = 8  # of a first touch
@@ -148,10 +149,12 @@ def test_it_is_for_the_engine_of_session_engine_alone(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("db_to_redis")
-def test_a_session_that_the_old_engine_cannot_read_is_unknown_and_logged(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_session_that_the_old_engine_cannot_read_is_empty_keeps_its_key_and_is_logged(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     key = old_session({"user": 1})
     with override_settings(SECRET_KEY="another, so that no signature is right"):
-        assert stored(settings.SESSION_ENGINE, key) is None
+        assert stored(settings.SESSION_ENGINE, key) == {}
     (record,) = caplog.records
     assert record.name == "django.security.SuspiciousSession"
     assert f"is not moved from {SOURCES['db']}, where it cannot be read" in record.message
@@ -160,6 +163,35 @@ def test_a_session_that_the_old_engine_cannot_read_is_unknown_and_logged(caplog:
     assert stored(settings.SESSION_ENGINE, "an-unknown-key-of-somebody") is None
     assert stored(settings.SESSION_ENGINE, key) == {"user": 1}
     assert not caplog.records
+
+
+def test_one_that_the_serializer_cannot_take_is_an_error_and_the_visitor_loses_nothing(
+    tmp_path: Path, visitor_of: Callable[[str], Visitor]
+) -> None:
+    with rollout(tmp_path, SOURCES["cache"], TARGETS["redis_hash"]):
+        with old_release():
+            key = Visitor().signed_in(count=2).key
+            old = store(key)
+            old["price"] = Decimal("1.50")
+            old.save()
+        with pytest.raises(ImproperlyConfigured) as raised:
+            stored(settings.SESSION_ENGINE, key)
+        assert str(raised.value).startswith(
+            f"A session cannot be moved from {SOURCES['cache']}: SESSION_SERIALIZER = "
+            "'django.contrib.sessions.serializers.JSONSerializer' cannot take what it holds (decimal.Decimal). Set "
+            f"SESSION_SERIALIZER = '{TYPED}'"
+        )
+        visitor = visitor_of(key)
+        response = visitor.does("read")
+        assert response.status_code == 500
+        assert not response.cookies
+        found = at_source(key)
+        assert found is not None
+        assert found["price"] == Decimal("1.50")
+        assert at_target(key) is None
+        with override_settings(SESSION_SERIALIZER=TYPED):
+            assert visitor.sees("read") == "ada 2 2"
+            assert moved(key)["price"] == Decimal("1.50")
 
 
 @pytest.mark.usefixtures("db_to_redis")
@@ -508,6 +540,30 @@ def test_nor_does_a_transaction_that_shows_what_has_ended_go_on_for_ever(tmp_pat
                 with connections[alias()].execute_wrapper(limited):
                     assert stored(settings.SESSION_ENGINE, key) is None
             assert (at_source(key), at_target(key)) == (None, None)
+
+
+@pytest.mark.parametrize("kind", databases.KINDS)
+@pytest.mark.parametrize("deed", ["set", "touch", "cycle_key"])
+def test_a_session_that_was_moved_in_a_transaction_that_is_rolled_back_is_moved_again(
+    tmp_path: Path, kind: str, deed: str
+) -> None:
+    with rollout(tmp_path, SOURCES["db"], OURS["database"], kind=kind):
+        given = {**settings.GSESSION, "ENGINES": {OURS["database"]: {"using": alias()}}}
+        with override_settings(GSESSION=given):
+            key = old_session({"user": 1})
+            request = store(key)
+            with transaction.atomic(using=alias()):
+                assert request["user"] == 1
+                if deed == "cycle_key":
+                    request.cycle_key()
+                transaction.set_rollback(True, alias())
+            assert (at_source(key), at_target(key)) == ({"user": 1}, None)
+            request.modified = True
+            if deed == "set":
+                request["new"] = 1
+            request.save()
+            assert moved(request.session_key) == {"user": 1, **({"new": 1} if deed == "set" else {})}
+            assert deed != "cycle_key" or (at_source(key), at_target(key)) == (None, None)
 
 
 # Killed.

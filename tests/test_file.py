@@ -32,6 +32,7 @@ from django.urls import path as url
 
 from gsession_django import SessionMap, SessionStore, StorageUnavailable, session_folder
 from gsession_django.backends import file
+from gsession_django.serializers import DecodeError
 from gsession_django.session_file import HEADER_SIZE, FileLock, SessionFile, write_new
 from tests.clock import moved_clock
 from tests.engines import engine, id_of, new_session, path_of, same_shard, stored
@@ -135,7 +136,8 @@ def test_the_expiry_is_read_without_the_session(storage: file.FileStorage, folde
     assert list(storage.ids()) == [ONE]
     assert sum(storage.purge(10, dry_run=True)) == 1
     assert sum(storage.purge(10)) == 1
-    assert data_of(storage, ONE) is None
+    with pytest.raises(DecodeError):
+        data_of(storage, ONE)
     assert path_of(folder, ONE).exists()
 
 

@@ -21,6 +21,8 @@ from tests.processes import Parent, Worker
 from tests.test_killed_writers import fork
 from tests.test_migrate_sessions import migrate
 
+pytestmark = pytest.mark.once
+
 WAYS = [
     (DJANGOS["db"], OURS["redis_hash"]),
     (DJANGOS["cached_db"], OURS["database"]),

@@ -29,6 +29,8 @@ from gsession_django.session_map import SessionMap
 from tests.engines import engine, path_of, same_shard
 from tests.processes import TIMEOUT, Parent, Worker
 
+pytestmark = pytest.mark.once
+
 KILLS = 240
 WRITERS = 4
 SESSIONS = 3  # of each writer

@@ -9,6 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+from django.contrib.auth import SESSION_KEY
 from django.contrib.sessions.backends.base import UpdateError
 
 from gsession_django import SessionStore
@@ -399,7 +400,7 @@ def cycle_or_delete(parent: Parent, writer: int, place: Place, keys: list[str]) 
 def test_of_a_cycle_key_and_a_deletion_at_once_either_wins_and_nothing_comes_back(
     shared_store: type[SessionStore], tmp_path: Path
 ) -> None:
-    keys = [new_session(shared_store, {"cart": {"before": 1}}) for _ in range(30)]
+    keys = [new_session(shared_store, {"cart": {"before": 1}, SESSION_KEY: "1"}) for _ in range(30)]
     live = set(shared_store.get_storage().ids())
     with workers(tmp_path, 4, cycle_or_delete, Place.here(), keys) as those:
         for key in keys:
@@ -413,7 +414,7 @@ def test_of_a_cycle_key_and_a_deletion_at_once_either_wins_and_nothing_comes_bac
 
 
 def test_a_session_deleted_before_its_key_is_cycled_is_not_brought_back(store_class: type[SessionStore]) -> None:
-    key = new_session(store_class, {"cart": {}})
+    key = new_session(store_class, {"cart": {}, SESSION_KEY: "1"})
     held = store_class(key)
     own_item(held, "mine")
     store_class(key).flush()

@@ -1,6 +1,7 @@
 """The memory engine: bounded, isolated, safe between threads, and expiring without a thread."""
 
 import asyncio
+import os
 import random
 import threading
 from collections.abc import Iterator
@@ -19,6 +20,7 @@ from gsession_django.backends import memory
 from tests.clock import Clock, moved_clock
 from tests.engines import engine, new_session, stored
 from tests.processes import TIMEOUT, promised
+from tests.sites import AUTHENTICATION, OURS, Visitor, settings_of_the_site
 
 
 @pytest.fixture
@@ -293,3 +295,70 @@ def test_a_check_warns_of_it_where_debug_is_off(store_class: type[SessionStore],
     with override_settings(DEBUG=debug):
         found = [message.id for message in run_checks(tags=["gsession_django"])]
     assert found == ([] if debug else ["gsession_django.W001"])
+
+
+# Settings that a test overrides.
+
+
+@pytest.fixture
+def visitor() -> Iterator[Visitor]:
+    """Yield a visitor who has signed in to a site on the memory engine."""
+    with override_settings(SESSION_ENGINE=memory.__name__, **settings_of_the_site([OURS, AUTHENTICATION])):
+        yield Visitor().signed_in()
+
+
+@pytest.mark.parametrize(
+    "overridden",
+    [
+        {"SESSION_COOKIE_AGE": 100},
+        {"SESSION_SAVE_EVERY_REQUEST": True},
+        {"SESSION_EXPIRE_AT_BROWSER_CLOSE": True},
+        {"SESSION_SERIALIZER": "django.core.signing.JSONSerializer"},
+        {"SESSION_FILE_PATH": "/elsewhere"},
+        {"CACHES": {}},
+        {"GSESSION": {"TOUCH_INTERVAL": 0}},
+        {"GSESSION": {"ENGINES": {"gsession_django.backends.file": {"fsync": True}}}},
+        {"LANGUAGE_CODE": "fr"},
+    ],
+    ids=str,
+)
+def test_a_test_that_overrides_a_setting_signs_nobody_out(visitor: Visitor, overridden: dict[str, Any]) -> None:
+    with override_settings(**overridden):
+        assert visitor.sees("read") == "ada 1 1"
+        assert visitor.sees("modify") == "ada 2 2"
+    assert visitor.sees("read") == "ada 2 2"
+
+
+def test_a_test_that_overrides_the_engine_signs_nobody_out_of_this_one(visitor: Visitor) -> None:
+    with override_settings(SESSION_ENGINE="gsession_django.backends.file"):
+        assert Visitor(key=visitor.key).sees() == "nobody 0 0"
+    assert Visitor(key=visitor.key).sees("read") == "ada 1 1"
+
+
+def test_other_options_of_its_own_are_another_storage(tmp_path: Path) -> None:
+    with engine("memory", tmp_path, max_sessions=1) as store_class:
+        key = new_session(store_class, {"key": 1})
+        with engine("memory", tmp_path, max_sessions=2):
+            assert stored(store_class, key) is None
+
+
+def test_the_storage_stays_when_ids_are_hashed_no_more(tmp_path: Path) -> None:
+    with engine("memory", tmp_path) as store_class:
+        key = new_session(store_class, {"key": 1})
+        with override_settings(GSESSION={"ENGINES": {memory.__name__: {"hash_ids": False}}}):
+            assert stored(store_class, key) is None
+        assert stored(store_class, key) == {"key": 1}
+
+
+def test_a_forked_child_starts_anew_even_after_a_setting_has_changed(tmp_path: Path) -> None:
+    with engine("memory", tmp_path) as store_class:
+        key = new_session(store_class, {"key": 1})
+        with override_settings(SESSION_COOKIE_AGE=100):
+            if not (pid := os.fork()):
+                code = 1
+                try:
+                    code = 0 if stored(store_class, key) is None else 2
+                finally:
+                    os._exit(code)
+            _, status = os.waitpid(pid, 0)
+    assert status == 0

@@ -371,8 +371,9 @@ def test_a_session_that_was_deleted_meanwhile_interrupts(sync: bool) -> None:
 
 
 class FailingStorage(memory.MemoryStorage):
-    """Answers as long as `answers`."""
+    """Answers as long as `answers`. Each test has a new one."""
 
+    reads_settings = True
     answers = True
     asked = 0
 

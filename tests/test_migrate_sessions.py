@@ -5,18 +5,21 @@ import signal
 import sys
 from collections.abc import Callable, Iterator
 from datetime import timedelta
+from decimal import Decimal
 from importlib import import_module
 from io import StringIO
 from pathlib import Path
 from typing import Any
 
 import pytest
+from django.contrib.auth.models import User
 from django.core.management import CommandError, call_command
+from django.db import DataError
 from django.test import override_settings
 from django.utils import timezone
 from pytest_django import Settings
 
-from gsession_django import Storage
+from gsession_django import Storage, StorageUnavailable
 from tests import databases, engine_that_purges, sites, storages
 from tests.old_sites import DJANGOS, OURS, new_session, old_site, store_of, stored
 from tests.redis_servers import RedisServer
@@ -239,6 +242,101 @@ def test_so_does_one_that_ends_in_the_new_engine(monkeypatch: pytest.MonkeyPatch
     first = said(DB, HASH, "Moved 0 sessions").replace("unreadable 0", "unreadable 0, ended meanwhile 1")
     assert migrate(DB, HASH) == first + "\n"
     assert count(HASH) == 0
+
+
+# What SESSION_SERIALIZER cannot take, or the target refuses.
+
+JSON, TYPED = "django.contrib.sessions.serializers.JSONSerializer", "gsession_django.serializers.TypedSerializer"
+CACHE = DJANGOS["cache"]
+ODD: list[dict[str, Any]] = [
+    {"number": 2, "price": Decimal("1.5"), "seen": [{"at": timezone.now()}]},
+    {"number": 3, "ids": {1, 2}},
+    {"number": 4, "pair": ({(1, 2): Decimal("1.5")},)},
+    {"number": 5, "secret": b"\xff"},
+]
+
+
+def odd_sessions() -> list[str]:
+    return [new_session(CACHE, data) for data in [{"number": 1}, *ODD]]
+
+
+@pytest.mark.parametrize("options", [[], ["--copy"], ["--dry-run"]], ids=["move", "copy", "dry run"])
+@pytest.mark.parametrize("batch_size", ["1", "500"])
+def test_what_the_serializer_cannot_take_is_counted_and_its_types_named(
+    site: None, options: list[str], batch_size: str
+) -> None:
+    keys, output = odd_sessions(), StringIO()
+    with pytest.raises(CommandError) as raised:
+        call_command(
+            "migrate_sessions", "--from", CACHE, "--to", HASH, "--batch-size", batch_size, *options, stdout=output
+        )
+    verb = {"": "Moved", "--copy": "Copied", "--dry-run": "Would move"}["".join(options)]
+    expected = said(CACHE, HASH, f"{verb} 1 session").replace("unreadable 0", "unreadable 0, refused 4")
+    assert output.getvalue() == expected + "\n"
+    assert raised.value.returncode == 1
+    assert str(raised.value) == (
+        f"4 sessions hold values that SESSION_SERIALIZER = '{JSON}' cannot take (bytes, datetime.datetime, "
+        f"decimal.Decimal, set, tuple as a key of a dict). Set SESSION_SERIALIZER = '{TYPED}', which takes dates, "
+        "times, Decimals, UUIDs, bytes, sets and tuples, or to one of your own that takes these types. They were left "
+        f"at {CACHE}: run the command again then."
+    )
+    assert numbers(CACHE, keys)[1:] == [2, 3, 4, 5]
+    assert numbers(HASH, keys) == [1 if verb != "Would move" else None, None, None, None, None]
+
+
+def test_with_the_typed_serializer_all_of_it_is_moved(tmp_path: Path) -> None:
+    with old_site(tmp_path, SESSION_COOKIE_AGE=1000, SESSION_SERIALIZER=TYPED):
+        keys = odd_sessions()
+        assert migrate(CACHE, HASH) == said(CACHE, HASH, "Moved 5 sessions") + "\n"
+        assert [stored(HASH, key) for key in keys] == [{"number": 1}, *ODD]
+
+
+def test_what_no_serializer_takes_is_named_too(tmp_path: Path) -> None:
+    with old_site(tmp_path, SESSION_SERIALIZER=TYPED):
+        key = new_session(CACHE, {"user": User(pk=1)})
+        text = str(fails(CACHE, HASH))
+        assert text.startswith(
+            f"1 session holds values that SESSION_SERIALIZER = '{TYPED}' cannot take (django.contrib"
+        )
+        assert "auth.models.User). Store something else in place of django.contrib.auth.models.User, or" in text
+        assert stored(CACHE, key) == {"user": User(pk=1)}
+
+
+def test_a_session_that_contains_itself_is_counted_with_what_the_serializer_says(site: None) -> None:
+    circle: list[Any] = []
+    circle.append(circle)
+    new_session(CACHE, {"circle": circle})
+    assert "cannot take (ValueError: Circular reference detected)" in str(fails(CACHE, HASH))
+
+
+class TooLarge(Exception):
+    """What a storage of somebody's raises, or a database driver."""
+
+
+@pytest.mark.parametrize("error", [TooLarge, StorageUnavailable, DataError])
+@pytest.mark.parametrize("batch_size", ["1", "3", "500"])
+def test_one_that_the_target_refuses_holds_up_no_other(
+    monkeypatch: pytest.MonkeyPatch, site: None, error: type[Exception], batch_size: str
+) -> None:
+    keys = sessions(DB, 1, 2, 3, 4, 5)
+    storage = type(store_of(HASH).get_storage())
+    create: Callable[..., bool] = storage.create
+
+    def refuse(self: Any, session_id: str, session: Any, ttl: int) -> bool:
+        if session.get("number") == 3:
+            raise error("Packet too\n large.")
+        return create(self, session_id, session, ttl)
+
+    monkeypatch.setattr(storage, "create", refuse)
+    for moved in ("4 sessions", "0 sessions"):
+        output = StringIO()
+        with pytest.raises(CommandError) as raised:
+            call_command("migrate_sessions", "--from", DB, "--to", HASH, "--batch-size", batch_size, stdout=output)
+        expected = said(DB, HASH, f"Moved {moved}").replace("unreadable 0", "unreadable 0, refused 1")
+        assert output.getvalue() == expected + "\n"
+        assert str(raised.value) == f"{HASH} refused 1 session, left at {DB}: {error.__name__}: Packet too large."
+    assert numbers(HASH, keys) == [1, 2, None, 4, 5]
+    assert numbers(DB, keys) == [None, None, 3, None, None]
 
 
 # Running it in other ways.

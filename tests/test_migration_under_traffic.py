@@ -2,7 +2,11 @@
 
 from pathlib import Path
 
+import pytest
+
 from benchmarks.migration import migrate
+
+pytestmark = pytest.mark.once
 
 SESSIONS, VISITORS = 2000, 60
 

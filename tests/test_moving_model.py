@@ -19,6 +19,8 @@ from gsession_django.engine import Engine, Operation
 from gsession_django.moving import fallback, steps
 from gsession_django.moving.source import Found
 
+pytestmark = pytest.mark.once
+
 KEY, ID, NEW_ID = "the-session-key", "the-id", "the-new-id"
 DATA = {"user": 1, "cart": {"apple": 1}}
 LEFT = 99.5  # what the session has to live at the source

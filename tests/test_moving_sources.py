@@ -175,17 +175,15 @@ def test_what_the_cache_cannot_load_is_there_and_cannot_be_read(site: None, engi
 
 
 @each_cache
-def test_values_that_the_serializer_cannot_take_cannot_be_moved(site: None, engine: str) -> None:
+def test_values_that_the_serializer_cannot_take_are_read(site: None, engine: str) -> None:
     key = new_session(engine, {"price": Decimal("1.50")})
-    assert read(engine, key) is None
-    with override_settings(SESSION_SERIALIZER=PICKLE):
-        assert data_of(engine, key) == {"price": Decimal("1.50")}
+    assert data_of(engine, key) == {"price": Decimal("1.50")}
 
 
-def test_nor_can_those_of_an_engine_with_a_serializer_of_its_own(site: None, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_so_are_those_of_an_engine_with_a_serializer_of_its_own(site: None, monkeypatch: pytest.MonkeyPatch) -> None:
     engine = DJANGOS["db"]
     with override_settings(SESSION_SERIALIZER=PICKLE):
-        keys = [new_session(engine, {"price": price}) for price in (Decimal("1.50"), 2)]
+        key = new_session(engine, {"price": Decimal("1.50")})
         serializer = store_of(engine).serializer
     original = type(store_of(engine)).__init__
 
@@ -194,8 +192,7 @@ def test_nor_can_those_of_an_engine_with_a_serializer_of_its_own(site: None, mon
         self.serializer = serializer
 
     monkeypatch.setattr(type(store_of(engine)), "__init__", init)
-    assert read(engine, keys[0]) is None
-    assert data_of(engine, keys[1]) == {"price": 2}
+    assert data_of(engine, key) == {"price": Decimal("1.50")}
 
 
 @pytest.mark.parametrize("expiry", ["never", ["a list"]])

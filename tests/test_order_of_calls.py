@@ -127,7 +127,7 @@ class TestWholeMapStorage:
     def test_cycle_key_is_composed_of_create_copy_and_delete(self, site: Site) -> None:
         request = site.request(site.visitor(key=1))
         request.cycle_key()
-        assert site.calls() == [READ, READ, ("set_session", {"key": 1}, AGE), ("remove_all",)]
+        assert site.calls() == [READ, READ, ("set_session", {"key": 1}, AGE), READ, ("remove_all",)]
 
     def test_flush_removes_the_session(self, site: Site) -> None:
         request = site.request(site.visitor(key=1))
@@ -306,7 +306,7 @@ class TestPerKeyStorage:
         data = {"key": 1, EXPIRY: 50}
         assert site.calls() == [
             *(READ, ("get", EXPIRY), READ, ("get_map",)),
-            *(("set_map", data, 50), ("set_session", data, 50), ("remove_all",)),
+            *(("set_map", data, 50), ("set_session", data, 50), READ, ("get_map",), ("remove_all",)),
         ]
 
 
@@ -427,8 +427,8 @@ class TestCompleteStorage:
         assert site.request().exists(site.visitor())
         assert site.calls() == [("exists",)]
 
-    def test_cycle_key_of_a_session_that_is_gone_stores_nothing(self, site: Site) -> None:
-        key = site.visitor(key=1)
+    def test_cycle_key_of_a_session_that_is_gone_stores_nothing_of_who_was_signed_in(self, site: Site) -> None:
+        key = site.visitor(key=1, _auth_user_id="1")
         request = site.request(key)
         assert request["key"] == 1
         site.request(key).flush()
@@ -444,6 +444,16 @@ class TestCompleteStorage:
         request["key"] = 2
         request.save()
         assert len(site.medium.rows) == 1
+
+    def test_cycle_key_of_a_session_that_is_gone_stores_an_anonymous_one_anew(self, site: Site) -> None:
+        key = site.visitor(key=1)
+        request = site.request(key)
+        assert request["key"] == 1
+        site.request(key).flush()
+        site.calls()
+        request.cycle_key()
+        assert site.calls() == [("new", AGE), ("move", AGE), ("exists",), ("new", AGE), ("create", {"key": 1}, AGE)]
+        assert dict(site.request(request.session_key).items()) == {"key": 1}
 
     def test_a_touch_that_nobody_asked_for_waits_until_it_is_due(self, site: Site, settings: Settings) -> None:
         settings.SESSION_SAVE_EVERY_REQUEST = True
@@ -522,6 +532,7 @@ class TestSometimesDisabledStorage:
             "get_session",
             "set",
             "set_session",
+            "get_session",
             "remove_all",
         ]
         request.save()

@@ -43,6 +43,8 @@ from tests.processes import Parent, Worker
 from tests.redis_clusters import Node, RedisCluster, cluster_settings, shared, wait_for
 from tests.redis_servers import shared as single
 
+pytestmark = pytest.mark.once
+
 MODULES = {"redis": redis_engine, "redis_hash": redis_hash}
 both_engines = pytest.mark.parametrize("module", MODULES.values(), ids=MODULES)
 LARGE = "x" * 100_000

@@ -189,4 +189,4 @@ def test_braces_that_are_no_hash_tag_are_refused_in_a_cluster(prefix: str) -> No
 @pytest.mark.parametrize("replicas", ["1", -1, 1.5, True])
 def test_what_is_no_number_of_replicas_is_told(replicas: Any) -> None:
     with site(redis_engine, wait_replicas=replicas):
-        assert [message.id for message in check_settings()] == ["gsession_django.E015"]
+        assert [message.id for message in check_settings()] == ["gsession_django.E023"]

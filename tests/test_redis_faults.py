@@ -33,6 +33,8 @@ from tests.proxies import Passed, Proxy
 from tests.redis_servers import RedisServer, shared
 from tests.sites import BETWEEN, DJANGOS, ENGINES, LOGIN_REQUIRED, MESSAGES, Visitor, each_engine, is_503, store_class
 
+pytestmark = pytest.mark.once
+
 FULL = (LOGIN_REQUIRED, MESSAGES, BETWEEN)
 BLOCKING = {"CONNECTION_POOL_CLASS": "redis.connection.BlockingConnectionPool"}
 

@@ -6,9 +6,13 @@ from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
+import pytest
+
 from tests.processes import Worker
 from tests.redis_hunt import CLIENTS, ENGINES, KINDS, PATIENCE, WORKERS, HuntingProxy, run
 from tests.redis_servers import RedisServer
+
+pytestmark = pytest.mark.once
 
 # Operations that are carried out to their end, those that are disturbed not counted.
 OPERATIONS = int(os.environ.get("GSESSION_HUNT", "10000"))

@@ -33,6 +33,8 @@ from tests.engines import new_session as visitor
 from tests.processes import promised
 from tests.redis_sentinels import SERVICE, Sentinels, role, wait_until
 
+pytestmark = pytest.mark.once
+
 MODULES = {"redis": redis_engine, "redis_hash": redis_hash}
 both_engines = pytest.mark.parametrize("module", MODULES.values(), ids=MODULES)
 SHORT = {"SOCKET_TIMEOUT": 1, "SOCKET_CONNECT_TIMEOUT": 1}

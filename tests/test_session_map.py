@@ -95,11 +95,10 @@ class TestChanges:
         session["cart"]["apple"] = 1
         assert not session.has_changes()
 
-    def test_a_value_that_cannot_be_encoded_is_one(self) -> None:
+    def test_a_value_that_cannot_be_encoded_is_one_and_an_error_that_names_its_key(self) -> None:
         session = read(cart={})
-        session["cart"]["thing"] = object()
-        assert session.altered()
-        with pytest.raises(TypeError):
+        session["cart"] = {"thing": object()}
+        with pytest.raises(TypeError, match="session value 'cart' cannot be stored by SESSION_SERIALIZER"):
             session.has_changes()
 
     def test_it_goes_by_the_serializer(self, settings: Settings) -> None:
@@ -210,6 +209,14 @@ class TestMerging:
         session.merged_onto(current)
         assert current == {"cart": {"pear": {"n": 1}}}
 
+    def test_the_order_is_the_requests_with_what_others_added_after_it(self) -> None:
+        session = read(one=1, two=2, cart={"apple": 1, "pear": 1})
+        session["three"] = 3
+        session["cart"] = {"fig": 1, "pear": 1, "apple": 2}
+        merged = session.merged_onto({"theirs": 1, "cart": {"plum": 1, "apple": 1, "pear": 1}, "two": 5, "one": 1})
+        assert list(merged) == ["one", "two", "cart", "three", "theirs"]
+        assert list(merged["cart"]) == ["fig", "pear", "apple", "plum"]
+
     def test_one_key_can_be_merged_alone(self) -> None:
         session = read(cart={"apple": 1})
         session["cart"]["pear"] = 1
@@ -279,13 +286,13 @@ class TestSaved:
         session["again"] = 2
         session["same"] = 2
         session["list"] = [1]
-        before = session.about_to_be_saved()
+        save = session.saving()
         cart["plum"] = 1
         session["again"] = 3
         session["list"] = [1, 2]
         session["new"] = 1
         del session["gone"]
-        session.saved(before)
+        session.saved(save)
         assert session.changed == {
             "cart": {"apple": 1, "pear": 1, "plum": 1},
             "again": 3,
@@ -300,9 +307,9 @@ class TestSaved:
     def test_what_was_deleted_while_it_was_saved_is_removed_by_the_next_save(self) -> None:
         session = read(one=1)
         session["two"] = 2
-        before = session.about_to_be_saved()
+        save = session.saving()
         del session["two"]
-        session.saved(before)
+        session.saved(save)
         assert session.removed == {"two"}
 
 

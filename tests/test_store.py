@@ -322,7 +322,7 @@ class TestSaving:
 
 class TestUndecodable:
     @pytest.mark.parametrize("storage_class", [WholeMapStorage, CompleteStorage, PerKeyStorage])
-    def test_what_cannot_be_decoded_is_no_session_or_no_value_and_logged(
+    def test_what_cannot_be_decoded_is_left_out_and_logged(
         self, storage_class: type[Storage], caplog: pytest.LogCaptureFixture
     ) -> None:
         store_class = engine(storage_class)
@@ -335,7 +335,7 @@ class TestUndecodable:
         assert again.get("number") is None
         assert dict(again.items()) == {}
         assert {record.name for record in caplog.records} == {"django.security.SuspiciousSession"}
-        assert f"of {storage_class.__name__} of the engine 'tests.storages' is dropped" in caplog.text
+        assert f"of {storage_class.__name__} of the engine 'tests.storages' cannot be read, and is left" in caplog.text
         caplog.clear()
 
 

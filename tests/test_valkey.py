@@ -15,6 +15,8 @@ from gsession_django.testing import StorageContract
 from tests.engines import new_session, stored
 from tests.redis_servers import ValkeyServer, settings_for
 
+pytestmark = pytest.mark.once
+
 
 @functools.cache
 def server() -> ValkeyServer:

@@ -4,6 +4,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
+pytestmark = pytest.mark.once
+
 FILES = ["tests/test_redis.py", "tests/test_redis_connections.py"]
 # What reads every kind of reply, and what is disturbed while it does.
 SELECTION = (

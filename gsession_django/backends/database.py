@@ -9,7 +9,7 @@ from django.db import IntegrityError
 from gsession_django.database import checks, walk
 from gsession_django.database import statements as sql
 from gsession_django.database.rows import check_new_id, is_id, new_version, now
-from gsession_django.database.table import SessionTable, available
+from gsession_django.database.table import SessionTable, SiteTransaction, available
 from gsession_django.serializers import DecodeError
 from gsession_django.session_map import SessionMap
 from gsession_django.storage import Storage
@@ -49,7 +49,7 @@ class DatabaseStorage(Storage):
     @available
     def create(self, session_id: str, session: SessionMap, ttl: int) -> bool:
         check_new_id(session_id)
-        data, version = self.table.data(self.encode(session.as_dict())), new_version()
+        data, version = self.table.data(session.encoded()), new_version()
         for _ in range(2):  # the row in the way may be expired, and even that a purge may have removed by now
             try:
                 with self.table.savepoint():
@@ -67,30 +67,28 @@ class DatabaseStorage(Storage):
             return False
         table, version, known = self.table, new_version(), session.version
         if session.cleared:
-            data = table.data(self.encode(session.as_dict()))
+            data = table.data(session.encoded())
             there = table.change(sql.REPLACE, data, version, now(ttl), session_id, now()) > 0
-        elif known is None or not self._save(session_id, session.as_dict(), version, ttl, known):
+        elif known is None or not self._save(session_id, session.encoded(), version, ttl, known):
             there = self._merge(session_id, session, version, ttl)
         else:
             there = True
         session.version = version
         return there
 
-    def _save(self, session_id: str, data: dict[str, Any], version: int, ttl: int | None, known: int) -> bool:
+    def _save(self, session_id: str, data: bytes, version: int, ttl: int | None, known: int) -> bool:
         """Write to the row if it is still the one that was read; ``None`` leaves its expiry as it is."""
-        stored = self.table.data(self.encode(data))
+        stored = self.table.data(data)
         if ttl is None:
             return self.table.change(sql.SAVE_DATA, stored, version, session_id, now(), known) > 0
         return self.table.change(sql.SAVE, stored, version, now(ttl), session_id, now(), known) > 0
 
     def _merge(self, session_id: str, session: SessionMap, version: int, ttl: int) -> bool:
         while (row := self._reread(session_id)) is not None:
-            try:
-                current = self._session(row)
-            except DecodeError:  # nobody can load it: it is gone
-                return False
+            current = self._session(row)
             renews = session.renews_ttl(current)
-            if self._save(session_id, session.merged_onto(current), version, ttl if renews else None, row[1]):
+            data = self.encode(session.merged_onto(current))
+            if self._save(session_id, data, version, ttl if renews else None, row[1]):
                 return True
         return False
 
@@ -118,6 +116,9 @@ class DatabaseStorage(Storage):
     def remove_all(self, session_id: str) -> None:
         if is_id(session_id):
             self.table.change(sql.REMOVE, session_id)
+
+    def transaction(self) -> SiteTransaction | None:
+        return self.table.transaction()
 
     def purge(self, batch_size: int, dry_run: bool = False) -> Iterator[int]:
         return walk.purge(self.table, now(), batch_size, dry_run)

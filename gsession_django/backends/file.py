@@ -45,20 +45,20 @@ class FileStorage(Storage):
         return self.folder.change(session_id, lambda file: file.renew(time.time() + ttl))
 
     def create(self, session_id: str, session: SessionMap, ttl: int) -> bool:
-        session.version = self.folder.create(session_id, self.encode(session.as_dict()), ttl)
+        session.version = self.folder.create(session_id, session.encoded(), ttl)
         return session.version is not None
 
     def apply(self, session_id: str, session: SessionMap, ttl: int) -> bool:
         def change(file: SessionFile) -> None:
             expires = time.time() + ttl
             if file.header.revision == session.version or session.cleared:
-                data = session.as_dict()
+                body = session.encoded()
             else:
                 current = self._session(file)
-                data = session.merged_onto(current)
+                body = self.encode(session.merged_onto(current))
                 if not session.renews_ttl(current):
                     expires = file.header.expires
-            session.version = file.write(self.encode(data), expires)
+            session.version = file.write(body, expires)
 
         return self.folder.change(session_id, change)
 

@@ -7,14 +7,15 @@ import itertools
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
 from django.conf import settings
 from django.core.checks import CheckMessage, Warning
 
-from gsession_django.session_map import Encoded, SessionMap
+from gsession_django.options import AtLeast
+from gsession_django.session_map import MISSING, Canonical, SessionMap
 from gsession_django.storage import Storage
 from gsession_django.store import SessionStore as BaseSessionStore
 
@@ -36,7 +37,9 @@ class MemoryStorage(Storage):
         max_sessions: how many sessions are kept at most; beyond that the least recently used go first.
     """
 
-    def __init__(self, max_sessions: int = 100_000) -> None:
+    reads_settings = False
+
+    def __init__(self, max_sessions: Annotated[int, AtLeast(1)] = 100_000) -> None:
         self._max_sessions = max_sessions
         self._entries: OrderedDict[str, _Entry] = OrderedDict()
         self._revisions = itertools.count()
@@ -52,10 +55,17 @@ class MemoryStorage(Storage):
             return None
         return entry
 
-    def _kept(self, data: dict[str, Any]) -> dict[str, Any]:
-        if not all(type(key) is str for key in data):  # the serializer knows what becomes of other keys
-            data = self.decode(self.encode(data))
-        return {key: value if type(value) in _IMMUTABLE else Encoded(self.encode(value)) for key, value in data.items()}
+    def _kept(self, pairs: dict[str, Any], encoding_of: Callable[[str], bytes]) -> dict[str, Any]:
+        """Return what is kept of pairs: values that nothing can change, and the encodings of the others."""
+        if not all(type(key) is str for key in pairs):  # the serializer knows what becomes of other keys
+            pairs = self.decode(self.encode(pairs))
+            encoding_of = self._encoding_in(pairs)
+        return {
+            key: value if type(value) in _IMMUTABLE else Canonical(encoding_of(key)) for key, value in pairs.items()
+        }
+
+    def _encoding_in(self, pairs: dict[str, Any]) -> Callable[[str], bytes]:
+        return lambda key: self.encode(pairs[key])
 
     def _put(self, session_id: str, entry: _Entry) -> None:
         self._entries[session_id] = entry
@@ -91,7 +101,7 @@ class MemoryStorage(Storage):
             return self._live(session_id) is not None
 
     def create(self, session_id: str, session: SessionMap, ttl: int) -> bool:
-        values = self._kept(session.as_dict())
+        values = self._kept(session.as_dict(), session.encoding_of)
         with self._lock:
             if self._live(session_id) is not None:
                 return False
@@ -100,7 +110,8 @@ class MemoryStorage(Storage):
             return True
 
     def apply(self, session_id: str, session: SessionMap, ttl: int) -> bool:
-        changed, removed = self._kept(session.changed), session.removed  # not under the lock: it may take its time
+        # Not under the lock: it may take its time.
+        changed, removed = self._kept(session.changed, session.encoding_of), session.removed
         with self._lock:
             entry = self._live(session_id)
             if entry is None:
@@ -113,8 +124,11 @@ class MemoryStorage(Storage):
                 for key in removed:
                     entry.values.pop(key, None)
             else:
-                current = SessionMap(dict(entry.values)).as_dict()
-                entry.values = self._kept(session.merged_onto(current))
+                current = SessionMap(dict(entry.values))
+                merged = {key: session.merged_value(key, current.get(key, MISSING)) for key in changed}
+                # The values of others stay encoded: one that nobody here can read is theirs all the same.
+                values = entry.values | self._kept(merged, self._encoding_in(merged))
+                entry.values = session.in_order({key: value for key, value in values.items() if key not in removed})
                 if not session.renews_ttl(current):
                     expires = entry.expires
             entry.expires = expires

@@ -23,8 +23,6 @@ def _known(stored: bytes) -> bytes | str:
 class RedisStorage(BaseRedisStorage):
     """Keeps the bytes that ``SESSION_SERIALIZER`` makes of the whole session, under ``KEY_PREFIX + prefix + id``."""
 
-    move_script = MOVE_STRING
-
     def _get_session(self, session_id: str, ttl: int, data: Any = None) -> Operation[SessionMap | None]:
         key = self._key(session_id)
         stored, left = yield Batch(("GET", key), ("PTTL", key))
@@ -47,7 +45,7 @@ class RedisStorage(BaseRedisStorage):
         return bool(renewed)
 
     def _create(self, session_id: str, session: SessionMap, ttl: int) -> Operation[bool]:
-        stored = session.version = self.encode(session.as_dict())
+        stored = session.version = session.encoded()
         if ttl <= 0:
             return not (yield from self._exists(session_id))
         key = self._key(session_id)
@@ -57,23 +55,23 @@ class RedisStorage(BaseRedisStorage):
         key = self._key(session_id)
         known: bytes | str
         if session.cleared:
-            known, stored = b"*", self.encode(session.as_dict())
+            known, stored = b"*", session.encoded()
         elif session.version is None:
             known, stored = _UNREAD, b""
         else:
-            known, stored = _known(session.version), self.encode(session.as_dict())
+            known, stored = _known(session.version), session.encoded()
         expiry: int | str = ttl
         while True:
             reply = self._changed((yield self._change(REPLACE_STRING((key,), known, stored, expiry))))
             if not isinstance(reply, bytes):
                 session.version = stored
                 return bool(reply)
-            try:
-                current = self._decoded(reply)
-            except DecodeError:  # nobody can load it: it is gone
-                return False
+            current = self._decoded(reply)
             expiry = ttl if session.renews_ttl(current) else ""
             known, stored = _known(reply), self.encode(session.merged_onto(current))
+
+    def _rename(self, session_id: str, new_id: str) -> Command:
+        return MOVE_STRING((self._key(session_id), self._key(new_id)))
 
     # Moving in a cluster.
 

@@ -2,7 +2,7 @@
 they are asked for.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from gsession_django.redis.commands import Batch, Command, Operation, digest
@@ -32,7 +32,6 @@ class RedisHashStorage(BaseRedisStorage):
     """
 
     around = ("{", "}")
-    move_script = MOVE_HASH
 
     def _keys(self, session_id: str) -> tuple[str, ...]:
         key = self._key(session_id)
@@ -40,6 +39,10 @@ class RedisHashStorage(BaseRedisStorage):
         # While a slot is on its way to another node of a cluster, a script there fails half way where it makes a key
         # that it has removed. It is not begun if one of its keys is not there, and with a session the third never is.
         return (key, large) if self._held is None else (key, large, beside(key))
+
+    def _keys_and_beside(self, session_id: str) -> tuple[str, ...]:
+        keys = self._keys(session_id)
+        return keys if self._held is not None else (*keys, beside(keys[0]))
 
     # Reading.
 
@@ -49,7 +52,10 @@ class RedisHashStorage(BaseRedisStorage):
         if not fields or left == -2:  # it expired between the two
             return None
         stored = fields if isinstance(fields, dict) else dict(pairs(fields))
-        session = SessionMap(values_of(stored), None, None if left < 0 else left / 1000)
+        values, tokens = values_of(stored)
+        session = SessionMap(values, None, None if left < 0 else left / 1000)
+        if tokens:
+            session.tokens = tokens
         if self._held is not None:
             self._held[session_id] = session
             session.version = None if session.lacks(None) else stored  # for a move that copies it
@@ -65,10 +71,11 @@ class RedisHashStorage(BaseRedisStorage):
         return self.decode(value) if type(value) is Encoded else value
 
     def _get_map(self, session_id: str) -> Operation[dict[str, Any]]:
-        keys = self._keys(session_id)
-        ((small, large),) = yield Batch(READ_HASH(keys))
+        ((small, large, moved),) = yield Batch(READ_HASH(self._keys_and_beside(session_id)))
+        if moved is not None and not small:  # by a request that was faster than the one that asks
+            ((small, large, _),) = yield Batch(READ_HASH(self._keys_and_beside(moved.decode())))
         fields = {field: value for part in (small, large) for field, value in pairs(part) if field[:1] != MARK}
-        found = {key: self._decoded(key, value) for key, value in values_of(fields).items()}
+        found = {key: self._decoded(key, value) for key, value in values_of(fields)[0].items()}
         return {key: value for key, value in found.items() if value is not MISSING}
 
     # Writing.
@@ -77,21 +84,21 @@ class RedisHashStorage(BaseRedisStorage):
         if ttl <= 0:
             return not (yield from self._exists(session_id))
         keys = self._keys(session_id)
-        command = CREATE_HASH(keys, ttl, MARK, b"", *flat(self._fields(session.as_dict())))
+        command = CREATE_HASH(keys, ttl, MARK, b"", *flat(self._fields(session.as_dict(), session.encoding_of)))
         return bool(self._changed((yield self._change(command))))
 
     def _apply(self, session_id: str, session: SessionMap, ttl: int) -> Operation[bool]:
         keys = self._keys(session_id)
         changed, removed = session.changed, set() if session.cleared else session.removed
-        others, merged = self._fields(changed), {}
+        others, merged = self._fields(changed, session.encoding_of), {}
         if not session.cleared:
             for key, value in changed.items():
-                if isinstance(value, dict) and type(key) is str and (was := session.read_as(key)) is not None:
+                if isinstance(value, dict) and (known := self._known(session, key)) is not None:
                     field = field_of(key)
-                    merged[field] = digest_of(stored_as(was)), others.pop(field)
+                    merged[field] = known, others.pop(field)
         renews = session.cleared or EXPIRY_KEY in changed or EXPIRY_KEY in removed
         expiry = "*" if renews else digest_of(stored_as(session.read_as(EXPIRY_KEY)))
-        rest = (len(others), *flat(others), *(self._fields(dict.fromkeys(removed)) if removed else ()))
+        rest = (len(others), *flat(others), *map(field_of, removed))
         while True:
             triples = [part for field, (known, value) in merged.items() for part in (field, known, value)]
             command = APPLY_HASH(keys, ttl, expiry, int(session.cleared), len(merged), *triples, *rest)
@@ -102,12 +109,25 @@ class RedisHashStorage(BaseRedisStorage):
             for field, stored in pairs(reply):
                 key = key_of(field)
                 current = MISSING if stored is None else self._decoded(key, value_of(key, stored))
-                merged[field] = digest_of(stored), stored_of(session.merged_value(key, current))
+                value = session.merged_value(key, current)
+                merged[field] = digest_of(stored), MARK + self.encode(value)
+
+    def _known(self, session: SessionMap, key: str) -> bytes | str | None:
+        """Return what the script compares with a value, to see whether it is the one that was read.
+
+        That is a digest, or the token of a large value that was not fetched; ``None`` where nobody knows.
+        """
+        was = session.read_as(key)
+        return session.tokens.get(key) if was is None else digest_of(stored_as(was))
 
     def _update_ttl(self, session_id: str, ttl: int) -> Operation[bool]:
         keys = self._keys(session_id)
         (renewed,) = yield Batch(TOUCH_HASH(keys, ttl))
         return bool(renewed)
+
+    def _rename(self, session_id: str, new_id: str) -> Command:
+        old, new = self._keys(session_id), self._keys(new_id)
+        return MOVE_HASH((*old, *new, beside(old[0])), new_id, REMEMBERED)
 
     # Moving in a cluster: what is kept in both hashes, the bookkeeping too.
 
@@ -124,11 +144,15 @@ class RedisHashStorage(BaseRedisStorage):
 
     # Fields and values.
 
-    def _fields(self, data: Mapping[str, Any]) -> dict[bytes, bytes]:
+    def _fields(self, pairs: Mapping[str, Any], encoding_of: Callable[[str], bytes]) -> dict[bytes, bytes]:
         try:
-            return {key.encode(): stored_of(value) for key, value in data.items()}
+            return {key.encode(): stored_of(key, value, encoding_of) for key, value in pairs.items()}
         except (AttributeError, UnicodeError):  # the serializer knows what becomes of keys that are not strings
-            return {field_of(key): stored_of(value) for key, value in self.decode(self.encode(dict(data))).items()}
+            found: dict[str, Any] = self.decode(self.encode(dict(pairs)))
+            return {
+                field_of(key): stored_of(key, value, lambda key: self.encode(found[key]))
+                for key, value in found.items()
+            }
 
     def _decoded(self, key: str, value: Any) -> Any:
         try:

@@ -1,19 +1,18 @@
 """What is wrong with the settings of the database engine, or with its database."""
 
 from collections.abc import Iterator
-from typing import Any
 
-from django.conf import settings
 from django.core.checks import CheckMessage, Error, Warning
 from django.db import DatabaseError, connections, router
 
 from gsession_django.models import Session
+from gsession_django.options import given_options
 
 
 def check_using(engine: str) -> Iterator[CheckMessage]:
     """Check that the alias in the engine's option ``using`` is one of ``DATABASES``."""
-    using = _using(engine)
-    if using is not None and using not in list(connections.settings):
+    using = given_options(engine).get("using")
+    if isinstance(using, str) and using not in list(connections.settings):
         yield Error(
             f'GSESSION["ENGINES"][{engine!r}]["using"] = {using!r} is not in DATABASES.',
             hint=f"Name one of {', '.join(map(repr, connections.settings))}, or leave the option out: then the routers "
@@ -24,7 +23,7 @@ def check_using(engine: str) -> Iterator[CheckMessage]:
 
 def check_table(engine: str) -> Iterator[CheckMessage]:
     """Check that the table is there."""
-    alias = _using(engine) or router.db_for_write(Session)
+    alias = given_options(engine).get("using") or router.db_for_write(Session)
     if alias not in list(connections.settings):
         return
     try:
@@ -45,11 +44,3 @@ def check_table(engine: str) -> Iterator[CheckMessage]:
             "allow_migrate() of a router in DATABASE_ROUTERS says no.",
             id="gsession_django.E017",
         )
-
-
-def _using(engine: str) -> Any:
-    """Return the option, whatever it is. Where the settings cannot hold one, other checks say what is wrong."""
-    found = getattr(settings, "GSESSION", {})
-    for key in ("ENGINES", engine, "using"):
-        found = found.get(key) if isinstance(found, dict) else None
-    return found

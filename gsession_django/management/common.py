@@ -5,11 +5,12 @@ import contextlib
 import signal
 import threading
 from collections.abc import Iterator
-from importlib import import_module
 from typing import Any
 
+from django.core.exceptions import ImproperlyConfigured
 from django.core.management.base import CommandError
 
+from gsession_django.engine import engine_module
 from gsession_django.store import SessionStore
 
 
@@ -30,8 +31,8 @@ def session_store(name: str, setting: str, others: str) -> type[SessionStore]:
         others: what the message says to do with Django's.
     """
     try:
-        store: Any = import_module(name).SessionStore
-    except (ImportError, AttributeError, ValueError) as error:
+        store: Any = engine_module(name).SessionStore
+    except (ImproperlyConfigured, AttributeError) as error:
         raise CommandError(f"{setting} names {name!r}, which is no session engine: {error}.") from error
     if isinstance(store, type) and issubclass(store, SessionStore) and hasattr(store, "storage_class"):
         return store

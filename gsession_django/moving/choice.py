@@ -1,12 +1,12 @@
 """Which source an engine is."""
 
-from importlib import import_module
 from typing import Any
 
 from django.contrib.sessions.backends import cache, cached_db, db, file, signed_cookies
 from django.core.exceptions import ImproperlyConfigured
 
 from gsession_django.backends.memory import MemoryStorage
+from gsession_django.engine import engine_module
 from gsession_django.moving.django_cache import CacheSource
 from gsession_django.moving.django_engines import CachedDatabaseSource, DatabaseSource, FileSource
 from gsession_django.moving.our_engines import OurSource
@@ -22,8 +22,8 @@ def source_of(engine: str) -> Source:
     Raises ``ImproperlyConfigured`` if there is no such engine, or sessions cannot be moved from it.
     """
     try:
-        store: Any = import_module(engine).SessionStore
-    except (ImportError, AttributeError, ValueError) as error:
+        store: Any = engine_module(engine).SessionStore
+    except (ImproperlyConfigured, AttributeError) as error:
         raise ImproperlyConfigured(f"{engine!r} is no session engine: {error}.") from error
     if not isinstance(store, type):
         raise ImproperlyConfigured(f"{engine!r} is no session engine: its SessionStore is no class.")

@@ -13,7 +13,6 @@ from django_redis.client.sharded import ShardClient
 from django_redis.exceptions import ConnectionInterrupted
 from redis.exceptions import RedisError
 
-from gsession_django import serializers
 from gsession_django.moving.django_engines import cache_unavailable, expiry_age
 from gsession_django.moving.source import Found
 from gsession_django.redis.commands import escaped
@@ -81,7 +80,6 @@ class CacheSource:
     def _session(self, stored: bytes, left: int) -> Found | None:
         try:
             data = self._decode(stored)
-            serializers.encode(data)  # a cache keeps what SESSION_SERIALIZER has never had, and may not take
         except Exception:  # pickle, for one, may raise anything at all
             return None
         if not isinstance(data, dict):

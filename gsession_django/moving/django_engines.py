@@ -17,7 +17,6 @@ from django.db import InterfaceError, OperationalError, router
 from django.db.models import QuerySet
 from django.utils import timezone
 
-from gsession_django import serializers
 from gsession_django.moving.source import Found
 from gsession_django.storage import StorageUnavailable
 
@@ -31,15 +30,13 @@ def decoded(store: Any, text: str) -> dict[str, Any] | None:
     """Return the session that an engine of Django's encoded; ``None`` if it cannot be read.
 
     Django's ``decode()`` makes an empty session of that. Where the site has one of its own, which may do the same, an
-    empty session counts as one that cannot be read. So does one that ``SESSION_SERIALIZER`` cannot take, as a site's
-    own engine may use another.
+    empty session counts as one that cannot be read.
     """
     try:
         if type(store).decode is not SessionBase.decode:
             data = store.decode(text) or None
         else:
             data = signing.loads(text, salt=store.key_salt, serializer=store.serializer)
-        serializers.encode(data)
     except Exception:  # pickle, for one, may raise anything at all
         return None
     return data if isinstance(data, dict) else None

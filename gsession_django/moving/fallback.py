@@ -7,19 +7,26 @@ first, so that nothing comes back from there.
 from collections.abc import Mapping
 from functools import partial
 
+from django.conf import settings
+from django.core.exceptions import ImproperlyConfigured
 from django.db import connections
 
 from gsession_django import operations
 from gsession_django.engine import Engine, Operation
 from gsession_django.moving import steps
+from gsession_django.moving.refused import cure, refused_types
 from gsession_django.moving.source import Found, Source
 from gsession_django.operations import Age
-from gsession_django.serializers import logger
+from gsession_django.serializers import DecodeError
 from gsession_django.session_map import SessionMap
 
 
 def load(engine: Engine, source: Source, session_key: str, session_id: str, age: Age) -> Operation:
-    """Return what is stored, moved here if it was not, as a SessionMap; ``None`` if neither engine has it."""
+    """Return what is stored, moved here if it was not, as a SessionMap; ``None`` if neither engine has it.
+
+    Raises ``DecodeError`` if one has it and it cannot be read, and ``ImproperlyConfigured`` if ``SESSION_SERIALIZER``
+    cannot take what it holds: the visitor, who would be signed out otherwise, keeps the cookie and the session.
+    """
     ref = source.ref_of(session_key)
     looked = False
     ended: steps.Pairs | None = None
@@ -41,12 +48,17 @@ def load(engine: Engine, source: Source, session_key: str, session_id: str, age:
             looked = True
             answer: Mapping[str, Found | None] = yield partial(source.read, [ref])
             if (found := answer.get(ref)) is not None:
+                if types := refused_types(found.data):
+                    raise ImproperlyConfigured(
+                        f"A session cannot be moved from {source.name}: SESSION_SERIALIZER = "
+                        f"{settings.SESSION_SERIALIZER!r} cannot take what it holds ({', '.join(types)}). "
+                        f"{cure(types)} The session stays there until then."
+                    )
                 yield from steps.move(engine, source, {ref: (session_id, found)}, age)
             elif ref in answer:
-                logger.warning(
-                    "The session %r of %s is not moved from %s, where it cannot be read: see that SECRET_KEY, or "
-                    "SECRET_KEY_FALLBACKS, and SESSION_SERIALIZER are those it was written with.",
-                    *(session_id, engine.name, source.name),
+                raise DecodeError(
+                    f"it is not moved from {source.name}, where it cannot be read. See that SECRET_KEY, or "
+                    "SECRET_KEY_FALLBACKS, and SESSION_SERIALIZER are those it was written with."
                 )
 
 

@@ -43,6 +43,8 @@ class Source(Protocol):
     def read(self, refs: Sequence[str]) -> Mapping[str, Found | None]:
         """Return the sessions that live, by ref; ``None`` for one that is there and cannot be read (a broken signature,
         a foreign serializer). One that is not there, or has expired, is left out.
+
+        What is in one may be more than ``SESSION_SERIALIZER`` can take.
         """
 
     def present(self, refs: Sequence[str]) -> set[str]:

@@ -35,7 +35,7 @@ from gsession_django import operations
 from gsession_django.engine import UNABLE, Engine, Operation
 from gsession_django.moving.source import Found, Source
 from gsession_django.operations import BEGUN, MOVING_KEY, Age
-from gsession_django.serializers import decode, encode
+from gsession_django.serializers import DecodeError, decode, encode
 from gsession_django.session_map import EXPIRY_KEY, SessionMap
 
 CERTAIN: Final = "certain"
@@ -93,7 +93,7 @@ def foresee(engine: Engine, batch: Mapping[str, tuple[str, Found]], age: Age) ->
     """Return the outcome for each ref that :func:`move` or :func:`copy` would have now. Nothing is changed."""
     outcomes = {}
     for ref, (session_id, found) in batch.items():
-        session = yield from operations.load_all(engine, session_id, age, moving=True)
+        session = yield from _load(engine, session_id, age)
         skipped = session is not None and _is_another(session, found)
         outcomes[ref] = Outcome.SKIPPED if skipped else Outcome.MOVED
     return outcomes
@@ -118,7 +118,7 @@ def finish(
     staying: dict[str, tuple[str, Pairs]] = {}
     for ref, (session_id, pairs) in moving.items():
         if ref in begun and ref not in there:
-            session = yield from operations.load(engine, session_id, age, moving=True)
+            session = yield from _load(engine, session_id, age)
             if session is None:
                 continue
             pairs = pairs_of(session)
@@ -156,7 +156,7 @@ def _begin(engine: Engine, batch: Mapping[str, tuple[str, Found]], age: Age) -> 
             if (yield from _create(engine, session_id, found, pairs)):
                 moving[ref] = session_id, pairs
                 break
-            session = yield from operations.load_all(engine, session_id, age, moving=True)
+            session = yield from _load(engine, session_id, age)
             if session is not None:
                 if _is_another(session, found):
                     others.append(ref)
@@ -168,8 +168,24 @@ def _begin(engine: Engine, batch: Mapping[str, tuple[str, Found]], age: Age) -> 
     return moving, others
 
 
+def _load(engine: Engine, session_id: str, age: Age) -> Operation:
+    """Return a session at the target, with the pairs that say how far its move has come; ``None`` if none can be read.
+
+    A session that cannot be read is left alone, and keeps its id.
+    """
+    try:
+        return (yield from operations.load_all(engine, session_id, age, moving=True))
+    except DecodeError as error:
+        operations.log_unreadable(engine, session_id, error)
+        return None
+
+
 def _create(engine: Engine, session_id: str, found: Found, pairs: Pairs) -> Operation:
-    created = yield "create", session_id, SessionMap({**found.data, **pairs}), math.ceil(found.ttl_left)
+    session = SessionMap({**found.data, **pairs})
+    try:
+        created = yield "create", session_id, session, math.ceil(found.ttl_left)
+    except DecodeError:
+        return False
     if created is UNABLE:
         raise _cannot_take_sessions(engine, "create")
     return created
@@ -186,7 +202,10 @@ def _mark(engine: Engine, session_id: str, pairs: Pairs, age: Age, value: str | 
             del session[key]
         else:
             session[key] = value
-    applied = yield "apply", session_id, session, age()
+    try:
+        applied = yield "apply", session_id, session, age()
+    except DecodeError:
+        return False
     if applied is UNABLE:
         raise _cannot_take_sessions(engine, "apply")
     return applied

@@ -9,7 +9,7 @@ from django.core.checks import CheckMessage, Error, Warning
 from django.core.exceptions import ImproperlyConfigured
 from redis.exceptions import RedisError
 
-from gsession_django.conf import conf
+from gsession_django.options import fits, given_options
 from gsession_django.redis.client import RedisClient
 from gsession_django.redis.settings import WAIT_TIMEOUT, CacheEntry, database_of, urls_of
 from gsession_django.storage import StorageUnavailable
@@ -47,26 +47,17 @@ def check_entry(engine: str) -> Iterator[CheckMessage]:
 
 
 def _check_waiting(engine: str, entry: CacheEntry) -> Iterator[CheckMessage]:
-    engines = conf().engines
-    options = engines.get(engine) if isinstance(engines, dict) else None
-    if not isinstance(options, dict) or not (replicas := options.get("wait_replicas")):
-        return
-    if type(replicas) is not int or replicas < 0:
-        yield Error(
-            f'GSESSION["ENGINES"][{engine!r}] has the option wait_replicas = {replicas!r}, which is no number of '
-            "replicas.",
-            hint="Give it a whole number, 0 for none.",
-            id="gsession_django.E015",
-        )
+    options = given_options(engine)
+    timeout = options.get("wait_timeout", WAIT_TIMEOUT)
+    if not options.get("wait_replicas") or not fits(timeout, float):
         return
     pool = entry.make_pool()
     # Not of its arguments: where the entry gives none, it is redis-py's own.
     limit = pool.connection_class(**pool.connection_kwargs).socket_timeout
-    timeout = options.get("wait_timeout", WAIT_TIMEOUT)
-    if not isinstance(timeout, int | float) or (limit is not None and timeout > limit - _TICK):
+    if limit is not None and timeout > limit - _TICK:
         yield Error(
-            f'GSESSION["ENGINES"][{engine!r}] has the option wait_timeout = {timeout!r}, which is no number of seconds '
-            f"that is {_TICK} less than the {limit} that {entry} gives the server to answer.",
+            f'GSESSION["ENGINES"][{engine!r}] has the option wait_timeout = {timeout!r}, which is not {_TICK} '
+            f"seconds less than the {limit} that {entry} gives the server to answer.",
             hint="While the server waits for replicas it does not answer, and the change would look like a failure. "
             "Give wait_timeout less, or SOCKET_TIMEOUT in the OPTIONS of the entry more.",
             id="gsession_django.E014",

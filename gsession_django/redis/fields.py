@@ -1,23 +1,28 @@
 """A session as a Redis hash: what its fields are called, and what they hold."""
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from itertools import chain
 from typing import Any, Final
 
 from gsession_django.redis.commands import digest
-from gsession_django.serializers import DecodeError, decode, encode, keeps_text, logger
+from gsession_django.serializers import DecodeError, decode, keeps_text, logger
 from gsession_django.session_map import MISSING, UNFETCHED, Encoded
 
 MARK: Final = b"\xff"
 """No user's key begins with this byte: it is in no UTF-8. As no byte is greater, what begins with it is greater than
 any key, or any text. Alone it names the field that keeps a session without keys alive; before a key, one that says that
-the value is among the large ones; before a value, that it is no text.
+the value is among the large ones, and when it was written; before a value, that it is no text.
 """
 
 
 def field_of(key: str) -> bytes:
-    """Return the field that a key's value is in."""
+    """Return the field that a key's value is in; ``TypeError`` for a key that is not text."""
+    if not isinstance(key, str):
+        raise TypeError(
+            f"The session key {key!r} is not text. The engine 'gsession_django.backends.redis_hash' names a field of "
+            "its hash by each key. Use text, or the engine 'gsession_django.backends.redis'."
+        )
     return _bytes_of(key)
 
 
@@ -26,14 +31,19 @@ def key_of(field: bytes) -> str:
     return _text_of(field)
 
 
-def stored_of(value: Any) -> bytes:
+def stored_of(key: str, value: Any, encoding_of: Callable[[str], bytes]) -> bytes:
     """Return what a field holds for a value: text itself, and MARK and the encoding of anything else.
+
+    Args:
+        key: the key of the value.
+        value: the value.
+        encoding_of: returns the encoding of the value of a key.
 
     Redis keeps a small hash in one piece, in half of the memory, if no field holds more than 64 bytes
     (``hash-max-listpack-value``). Django's ``_auth_user_hash`` is a text of 64, which JSON makes 66 of.
     A serializer other than Django's own is given text too.
     """
-    return _bytes_of(value) if isinstance(value, str) and keeps_text() else MARK + encode(value)
+    return _bytes_of(value) if isinstance(value, str) and keeps_text() else MARK + encoding_of(key)
 
 
 def stored_as(encoded: bytes | None) -> bytes | None:
@@ -64,11 +74,12 @@ def flat(fields: Mapping[bytes, bytes]) -> Iterator[bytes]:
     return chain.from_iterable(fields.items())
 
 
-def values_of(stored: Mapping[bytes, bytes]) -> dict[str, Any]:
-    """Return what a SessionMap is made of, from the first hash: its values, and which are in the second.
+def values_of(stored: Mapping[bytes, bytes]) -> tuple[dict[str, Any], dict[str, bytes]]:
+    """Return what a SessionMap is made of, from the first hash: its values, and tokens of those in the second.
 
     A field that no key of ours has is left out, and logged.
     """
+    tokens: dict[str, bytes] = {}
     try:
         values: dict[str, Any] = {
             field.decode(): value.decode() if value < MARK else Encoded(value[1:])
@@ -85,7 +96,8 @@ def values_of(stored: Mapping[bytes, bytes]) -> dict[str, Any]:
         for field in stored:
             if field > MARK and (key := _key_or_none(field)) is not None:
                 values[key] = UNFETCHED
-    return values
+                tokens[key] = MARK + stored[field]
+    return values, tokens
 
 
 def value_of(key: str, stored: bytes) -> Any:

@@ -41,8 +41,9 @@ local small, large = KEYS[1], KEYS[2]
 local has_large = false
 local function put_one(field, value)
     if #value > {_LARGE} and field ~= '' then -- whose mark would be the session's own
+        local now = redis.call('TIME')
         redis.call('HSET', large, field, value)
-        redis.call('HSET', small, '\\255' .. field, '')
+        redis.call('HSET', small, '\\255' .. field, now[1] .. '.' .. now[2])
         redis.call('HDEL', small, field)
         has_large = true
     else
@@ -81,8 +82,9 @@ return 1
 """
 )
 # ARGV: the TTL; the digest of the expiry as it was read, or '*' to renew the TTL in any case; whether the session was
-# cleared; the number of values to merge, and for each its field, the digest of what it was read as, and the value; the
-# number of other values, and for each its field and the value; the fields to remove.
+# cleared; the number of values to merge, and for each its field, the digest of what it was read as (or the mark, byte
+# 0xff first, of a large value that was not read), and the value; the number of other values, and for each its field and
+# the value; the fields to remove.
 APPLY_HASH = Script(
     _PRELUDE
     + """
@@ -94,8 +96,14 @@ local function digest(stored)
 end
 local merged, conflicts = 4 + 3 * ARGV[4], {}
 for at = 5, merged, 3 do
-    local stored = redis.call('HGET', small, ARGV[at]) or redis.call('HGET', large, ARGV[at])
-    if digest(stored) ~= ARGV[at + 1] then
+    local stored, known = redis.call('HGET', small, ARGV[at]) or redis.call('HGET', large, ARGV[at]), ARGV[at + 1]
+    local same
+    if known:byte() == 255 then
+        same = redis.call('HGET', small, '\\255' .. ARGV[at]) == known:sub(2)
+    else
+        same = digest(stored) == known
+    end
+    if not same then
         table.insert(conflicts, ARGV[at])
         table.insert(conflicts, stored)
     end
@@ -133,17 +141,22 @@ if redis.call('EXPIRE', KEYS[1], ARGV[1]) == 0 then return 0 end
 redis.call('EXPIRE', KEYS[2], ARGV[1])
 return 1
 """)
+# ARGV: the new id; the seconds for which KEYS[5] names it, for requests that have not read the large values yet.
 MOVE_HASH = Script("""
 if redis.call('EXISTS', KEYS[1]) == 0 then return redis.call('EXISTS', KEYS[3]) end
 if redis.call('RENAMENX', KEYS[1], KEYS[3]) == 0 then return 0 end
 if redis.call('EXISTS', KEYS[2]) == 1 then
     redis.call('RENAME', KEYS[2], KEYS[4])
+    redis.call('SET', KEYS[5], ARGV[1], 'EX', ARGV[2])
 else
     redis.call('UNLINK', KEYS[4])
 end
 return 1
 """)
-READ_HASH = Script("return {redis.call('HGETALL', KEYS[1]), redis.call('HGETALL', KEYS[2])}")
+# And where the session went, if it is not here any more.
+READ_HASH = Script(
+    "return {redis.call('HGETALL', KEYS[1]), redis.call('HGETALL', KEYS[2]), redis.call('GET', KEYS[3])}"
+)
 
 # Moving a session in a cluster: it has been copied to the new id, and leaves the old one here.
 

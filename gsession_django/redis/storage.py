@@ -2,15 +2,16 @@
 
 import logging
 from collections.abc import Callable, Coroutine, Iterator
-from typing import Any, ClassVar, Final, TypeVar
+from typing import Annotated, Any, ClassVar, Final, TypeVar
 
 from django.core.checks import CheckMessage
 from django.core.exceptions import ImproperlyConfigured
 from redis.crc import key_slot
 
+from gsession_django.options import AtLeast
 from gsession_django.redis import checks
 from gsession_django.redis.client import RedisClient
-from gsession_django.redis.commands import Batch, Command, Operation, Script, escaped
+from gsession_django.redis.commands import Batch, Command, Operation, escaped
 from gsession_django.redis.move import Held, beside, move_between_nodes
 from gsession_django.redis.settings import WAIT_TIMEOUT, CacheEntry
 from gsession_django.storage import Storage
@@ -63,12 +64,15 @@ class BaseRedisStorage(Storage):
     """
 
     expires_itself = True
-    # Renames a session; called with the keys of both ids. (In a cluster move.py does that.)
-    move_script: ClassVar[Script]
     # What stands around prefix and id in a key.
     around: ClassVar[tuple[str, str]] = ("", "")
 
-    def __init__(self, prefix: str = "gsession:", wait_replicas: int = 0, wait_timeout: float = WAIT_TIMEOUT) -> None:
+    def __init__(
+        self,
+        prefix: str = "gsession:",
+        wait_replicas: Annotated[int, AtLeast(0)] = 0,
+        wait_timeout: Annotated[float, AtLeast(0)] = WAIT_TIMEOUT,
+    ) -> None:
         entry = CacheEntry.of_sessions()
         self.client = RedisClient(entry)
         self._wait = ("WAIT", wait_replicas, max(1, round(wait_timeout * 1000))) if wait_replicas else None
@@ -100,8 +104,11 @@ class BaseRedisStorage(Storage):
     def _move(self, session_id: str, new_id: str, ttl: int) -> Operation[bool]:
         if self._held is not None:
             return (yield from move_between_nodes(self, session_id, new_id, ttl, self._held.get(session_id)))
-        keys = self._keys(session_id) + self._keys(new_id)
-        return bool(self._changed((yield self._change(self.move_script(keys)))))
+        return bool(self._changed((yield self._change(self._rename(session_id, new_id)))))
+
+    def _rename(self, session_id: str, new_id: str) -> Command:
+        """Return the command that renames a session on one server."""
+        raise NotImplementedError
 
     def _leave(self, session_id: str, new_id: str, copied: Any = None) -> Command:
         raise NotImplementedError

@@ -4,6 +4,7 @@ import threading
 from collections.abc import Callable
 from typing import Final
 
+from django.contrib.auth import SESSION_KEY
 from django.contrib.sessions.backends.base import UpdateError
 
 from gsession_django.store import SessionStore
@@ -103,7 +104,7 @@ class Visitors(ContractCase):
     def test_a_session_deleted_meanwhile_stays_deleted(self) -> None:
         for ending in ("save", "touch", "cycle"):
             with self.subTest(ending):
-                key = self.visitor({"key": 1})
+                key = self.visitor({"key": 1, SESSION_KEY: "1"})  # signed in, or cycle_key() makes a new session
                 store = self.store_class(key)
                 self.assertEqual(store["key"], 1)
                 self.store_class(key).flush()

@@ -1,7 +1,5 @@
 """The test site in a real browser: Chromium, headless, driven through chromedriver."""
 
-import os
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,7 +11,10 @@ from selenium.webdriver.remote.webelement import WebElement
 from selenium.webdriver.support.expected_conditions import presence_of_element_located, url_to_be
 from selenium.webdriver.support.wait import WebDriverWait
 
+from tests import programs
 from tests.demo.support import TIMEOUT, Serve, Server
+
+pytestmark = pytest.mark.once
 
 FLAGS = (
     "--headless=new",
@@ -25,19 +26,6 @@ FLAGS = (
     "--disable-component-update",
     "--disable-sync",
 )
-
-
-def find_program(*names: str) -> str:
-    for name in names:
-        if path := shutil.which(name):
-            return path
-    text = (
-        f"The browser tests need {names[0]} on PATH: "
-        "install the packages chromium and chromium-driver (as Debian calls them)."
-    )
-    if os.environ.get("CI"):
-        pytest.fail(text)
-    pytest.skip(text)
 
 
 class Browser:
@@ -80,8 +68,7 @@ def server(serve: Serve) -> Server:
 
 @pytest.fixture
 def browser(server: Server, tmp_path: Path) -> Iterator[Browser]:
-    chromium = find_program("chromium", "chromium-browser", "google-chrome")
-    chromedriver = find_program("chromedriver")
+    chromium, chromedriver = programs.chromium()
     options = ChromeOptions()
     options.binary_location = chromium
     for flag in (*FLAGS, f"--user-data-dir={tmp_path / 'profile'}"):

@@ -2,7 +2,8 @@
 
 import secrets
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, Final
 
 from django.conf import settings
@@ -18,7 +19,8 @@ from gsession_django.management.common import interrupt, positive, session_store
 from gsession_django.moving import steps
 from gsession_django.moving.choice import source_of
 from gsession_django.moving.our_engines import OurSource
-from gsession_django.moving.source import Source
+from gsession_django.moving.refused import cure, refused_types
+from gsession_django.moving.source import Found, Source
 from gsession_django.moving.steps import Outcome
 from gsession_django.session_map import SessionMap
 from gsession_django.storage import StorageUnavailable
@@ -29,6 +31,8 @@ BATCH_SIZE: Final = 500
 
 # Seconds that a session lives which is made to see whether two engines keep theirs in one place.
 _PROBE_TTL: Final = 60
+# Reasons for which the target has refused sessions that are shown, those of the most sessions first.
+_ERRORS: Final = 5
 
 
 class Command(BaseCommand):
@@ -79,6 +83,8 @@ class Command(BaseCommand):
         self.stdout.write(migration.summary())
         for line in migration.remarks():
             self.stdout.write(line)
+        if refusals := migration.refusals():
+            raise CommandError("\n".join(refusals))
 
 
 class _Migration:
@@ -89,10 +95,11 @@ class _Migration:
 
     def __init__(self, options: dict[str, Any]) -> None:
         self.source: Source = source_of(options["source"])
-        self.target: str = options["target"] or settings.SESSION_ENGINE
+        named = options["target"] is not None
+        self.target: str = options["target"] if named else settings.SESSION_ENGINE
         store = session_store(
             self.target,
-            "--to" if options["target"] else "SESSION_ENGINE",
+            "--to" if named else "SESSION_ENGINE",
             "Sessions are moved to one of those: name it with --to.",
         )
         _check_engines(self.source, self.target, store)
@@ -105,35 +112,74 @@ class _Migration:
         self._id_of = _ids(self.source, self._engine)
         self._age = store().get_session_cookie_age
         self._done: Counter[Outcome | str] = Counter()
+        self._types: set[str] = set()
+        self._errors: Counter[str] = Counter()
         self._copies: bool = options["copy"]
 
     def check_places(self) -> None:
         """Refuse two engines that are one place under two names: a session would be taken for its own copy there."""
         if not isinstance(self.source, OurSource):
             return
-        engine, probe = self._engine, self._engine.id_of(secrets.token_hex(16))
-        engine.run(operations.create(engine, probe, SessionMap({}), _PROBE_TTL))
-        try:
+        with self._probe() as probe:
             same = self.source.present([probe])
-        finally:
-            engine.run(operations.remove(engine, probe))
         if same:
             raise ImproperlyConfigured(
                 f"The engines {self.source.name!r} and {self.target!r} keep their sessions in one and the same place, "
                 "so that there is nothing to move."
             )
 
-    def carry(self, refs: Any) -> None:
+    @contextmanager
+    def _probe(self) -> Iterator[str]:
+        """Let the target have a session that is nobody's, for a moment; yield its id."""
+        engine, probe = self._engine, self._engine.id_of(secrets.token_hex(16))
+        engine.run(operations.create(engine, probe, SessionMap({}), _PROBE_TTL))
+        try:
+            yield probe
+        finally:
+            engine.run(operations.remove(engine, probe))
+
+    def carry(self, refs: Sequence[str]) -> None:
         """Move the sessions of one batch, or do what was asked for instead."""
         found = self.source.read(refs)
-        batch = {ref: (self._id_of(ref), session) for ref, session in found.items() if session is not None}
         self._done["expired"] += len(refs) - len(found)
-        self._done["unreadable"] += len(found) - len(batch)
+        batch: dict[str, tuple[str, Found]] = {}
+        for ref, session in found.items():
+            if session is None:
+                self._done["unreadable"] += 1
+            elif types := refused_types(session.data):
+                self._done["untaken"] += 1
+                self._types.update(types)
+            else:
+                batch[ref] = self._id_of(ref), session
+        self._carry(batch)
+
+    def _carry(self, batch: dict[str, tuple[str, Found]]) -> None:
+        """Do it, and where that fails do it one by one, so that a session that the target refuses holds up no other."""
         if self.dry_run:
             operation = steps.foresee(self._engine, batch, self._age)
         else:
             operation = (steps.copy if self._copies else steps.move)(self._engine, self.source, batch, self._age)
-        self._done.update(self._engine.run(operation).values())
+        try:
+            self._done.update(self._engine.run(operation).values())
+        except ImproperlyConfigured:
+            raise
+        except Exception as error:  # each storage has its own
+            if len(batch) > 1:
+                for ref, session in batch.items():
+                    self._carry({ref: session})
+            elif self.dry_run or not self._works(batch):
+                raise
+            else:
+                self._errors[f"{type(error).__name__}: {' '.join(str(error).split()).rstrip('.')}"] += 1
+
+    def _works(self, refs: Iterable[str]) -> bool:
+        """Whether both engines answer, so that what failed did so because of these sessions."""
+        try:
+            self.source.present(list(refs))
+            with self._probe():
+                return True
+        except Exception:
+            return False
 
     def summary(self) -> str:
         done, moved = self._done, self._done[Outcome.MOVED]
@@ -144,10 +190,12 @@ class _Migration:
             (True, True): "Would copy",
         }[self.dry_run, self._copies]
         sessions = "1 session" if moved == 1 else f"{moved} sessions"
-        ended = f", ended meanwhile {done[Outcome.ENDED]}" if done[Outcome.ENDED] else ""
+        refused = done["untaken"] + self._errors.total()
         return (
             f"{verb} {sessions} from {self.source.name} to {self.target}; skipped {done[Outcome.SKIPPED]}, expired "
-            f"{done['expired']}, unreadable {done['unreadable']}{ended}."
+            f"{done['expired']}, unreadable {done['unreadable']}"
+            f"{f', refused {refused}' if refused else ''}"
+            f"{f', ended meanwhile {done[Outcome.ENDED]}' if done[Outcome.ENDED] else ''}."
         )
 
     def remarks(self) -> list[str]:
@@ -159,10 +207,30 @@ class _Migration:
             )
         if self._done["unreadable"]:
             remarks.append(
-                "Unreadable: these were left as they are. Their signature may be that of another SECRET_KEY, or "
-                "SESSION_SERIALIZER cannot take what they hold."
+                "Unreadable: these were left as they are. Their signature may be that of another SECRET_KEY, or they "
+                "were written with another SESSION_SERIALIZER."
             )
         return remarks
+
+    def refusals(self) -> list[str]:
+        """Return what the target cannot take, and what to do about it."""
+        lines = []
+        if untaken := self._done["untaken"]:
+            types = sorted(self._types)
+            lines.append(
+                f"{_sessions(untaken)} values that SESSION_SERIALIZER = {settings.SESSION_SERIALIZER!r} cannot take "
+                f"({', '.join(types)}). {cure(types)} They were left at {self.source.name}: run the command again then."
+            )
+        for error, number in self._errors.most_common(_ERRORS):
+            lines.append(
+                f"{self.target} refused {'1 session' if number == 1 else f'{number} sessions'}, left at "
+                f"{self.source.name}: {error}."
+            )
+        return lines
+
+
+def _sessions(number: int) -> str:
+    return "1 session holds" if number == 1 else f"{number} sessions hold"
 
 
 def _check_engines(source: Source, target: str, store: type[SessionStore]) -> None:

@@ -41,8 +41,9 @@ class Command(BaseCommand):
         )
 
     def handle(self, *args: Any, **options: Any) -> None:
-        name = options["engine"] or settings.SESSION_ENGINE
-        store = session_store(name, "--engine" if options["engine"] else "SESSION_ENGINE", _OTHERS)
+        named = options["engine"] is not None
+        name = options["engine"] if named else settings.SESSION_ENGINE
+        store = session_store(name, "--engine" if named else "SESSION_ENGINE", _OTHERS)
         storage = store.get_storage()
         if storage.expires_itself:
             self.stdout.write(f"Nothing to do: expired sessions of {name} go by themselves.")
