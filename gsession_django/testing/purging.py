@@ -1,6 +1,8 @@
 """A purge beside live traffic: the part of StorageContract on ``purge``."""
 
+from collections.abc import Generator, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor, wait
+from contextlib import closing
 from functools import partial
 from typing import Any, Final
 
@@ -52,14 +54,14 @@ class Purging(ContractCase):
     @needs("purge")
     def test_purge_holds_nothing_between_two_batches(self) -> None:
         expired = self._expired(5)
-        steps = self.storage.purge(2)
-        next(steps)
         resting = "while purge() was between two batches"
-        # Another thread first, as this one may hold a lock that it may take twice.
-        get_through(partial(self._store_again, expired), f"A thread that stored sessions {resting}", _PATIENCE)
-        self._store_again(expired)
-        for _ in steps:
-            pass
+        with closing(_generator(self.storage.purge(2))) as steps:  # or a lock may be held for good
+            next(steps)
+            # Another thread first, as this one may hold a lock that it may take twice.
+            get_through(partial(self._store_again, expired), f"A thread that stored sessions {resting}", _PATIENCE)
+            self._store_again(expired)
+            for _ in steps:
+                pass
         for session_id in expired:
             self.holds(session_id, {"new": 1}, f"a session was stored under this id {resting}")
 
@@ -97,3 +99,7 @@ class Purging(ContractCase):
                 self.put({"new": 1}, session_id=session_id)
         finally:
             connections.close_all()
+
+
+def _generator(steps: Iterator[int]) -> Generator[int]:
+    yield from steps  # which closes them with itself

@@ -22,7 +22,7 @@ _ROUNDS: Final = 5
 # Seconds for which two processes do the same.
 _TOGETHER: Final = 0.05
 # What a storage asks a session between its read and its write.
-_BETWEEN: Final = ("merged_onto", "merged_value", "renews_ttl", "as_dict")
+_BETWEEN: Final = ("merged_onto", "merged_value", "renews_ttl", "as_dict", "encoded")
 
 
 class Sharing(ContractCase):
