@@ -37,7 +37,8 @@ def interrupted(function: Callable[..., Any], seen: set[Any], interrupt: Callabl
 
     The lines are those of the file in which `function` is written.
     """
-    file = inspect.unwrap(function).__code__.co_filename
+    code = getattr(inspect.unwrap(function), "__code__", None)
+    file = None if code is None else code.co_filename
     done = False
 
     def trace(frame: FrameType, event: str, arg: Any) -> Any:
