@@ -16,6 +16,7 @@ import pytest
 
 from gsession_django import SessionMap, StorageUnavailable
 from gsession_django.engine import abilities
+from gsession_django.serializers import DecodeError
 from gsession_django.testing import StorageContract
 from tests.storages import (
     AsyncStorage,
@@ -73,6 +74,44 @@ class Truncates(WholeMapStorage):
 class FoldsKeys(WholeMapStorage):
     def put(self, session_id: str, data: Mapping[str, Any], ttl: int) -> None:
         super().put(session_id, {key.encode("ascii", "ignore").decode(): value for key, value in data.items()}, ttl)
+
+
+@breaks("what_cannot_be_read_is_there_and_stays")
+class UnreadableIsNone(WholeMapStorage):
+    def get_session(self, *args: Any) -> dict[str, Any] | None:
+        try:
+            return super().get_session(*args)
+        except DecodeError:
+            return None
+
+
+@breaks("what_cannot_be_read_is_there_and_stays")
+class UnreadableIsFree(CompleteStorage):
+    def create(self, session_id: str, session: SessionMap, ttl: int) -> bool:
+        try:
+            self.pairs(session_id)
+        except DecodeError:
+            self.remove_all(session_id)
+        return super().create(session_id, session, ttl)
+
+
+@breaks("what_cannot_be_read_is_there_and_stays")
+class UnreadableIsGone(CompleteStorage):
+    def apply(self, session_id: str, session: SessionMap, ttl: int) -> bool:
+        try:
+            return super().apply(session_id, session, ttl)
+        except DecodeError:
+            return False
+
+
+@breaks("what_cannot_be_read_is_there_and_stays")
+class UnreadableIsEmpty(CompleteStorage):
+    def apply(self, session_id: str, session: SessionMap, ttl: int) -> bool:
+        try:
+            return super().apply(session_id, session, ttl)
+        except DecodeError:
+            self.put(session_id, session.as_dict(), ttl)
+            return True
 
 
 @breaks("an_empty_session_is_a_session")

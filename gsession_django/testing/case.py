@@ -8,7 +8,7 @@ import unittest
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from importlib import import_module
-from typing import TYPE_CHECKING, Any, ClassVar, Final, NoReturn
+from typing import TYPE_CHECKING, Any, ClassVar, Final, NoReturn, TypeVar, cast
 
 from django.core.exceptions import ImproperlyConfigured
 
@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     _TestCase = unittest.TestCase
 else:
     _TestCase = object  # the author's test case has it, which may be any of Django's
+
+F = TypeVar("F", bound=Callable[..., None])
 
 PAGE: Final = "docs/writing-a-storage.md"
 _SHOWN: Final = 300
@@ -42,13 +44,17 @@ class NeedingTest:
         return self.test.__get__(case, case_class)
 
 
-def needs(*methods: str) -> Callable[[Callable[[Any], None]], NeedingTest]:
+def needs(*methods: str) -> Callable[[F], F]:
     """Mark a test that only a storage with these methods has to pass.
 
     Three more words stand for what is no method of a storage: ``async`` for all native twins, ``outage`` for the hook
     :meth:`ContractCase.outage`, and ``fork`` for a system that has ``os.fork()``.
     """
-    return lambda test: NeedingTest(test, frozenset(methods))
+
+    def mark(test: F) -> F:
+        return cast(F, NeedingTest(test, frozenset(methods)))
+
+    return mark
 
 
 def able_of(case_class: "type[ContractCase]") -> set[str]:
@@ -107,16 +113,18 @@ class ContractCase(_TestCase):
         self.storage = self.store_class.get_storage()
         self.able = abilities(self.store_class.storage_class)
 
-    def __getattr__(self, name: str) -> Any:
-        if not isinstance(self, unittest.TestCase):
-            if name.startswith(("assert", "fail", "subTest")) or name in ("storage", "able"):
-                raise ImproperlyConfigured(
-                    f"Give {type(self).__name__} a test case among its bases, as in "
-                    f"class {type(self).__name__}(StorageContract, django.test.SimpleTestCase)."
-                )
-        elif name in ("storage", "able"):
-            raise ImproperlyConfigured(f"Call super().setUp() in {type(self).__name__}.setUp().")
-        raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
+    if not TYPE_CHECKING:  # or types would be checked no more
+
+        def __getattr__(self, name: str) -> Any:
+            if not isinstance(self, unittest.TestCase):
+                if name.startswith(("assert", "fail", "subTest")) or name in ("storage", "able"):
+                    raise ImproperlyConfigured(
+                        f"Give {type(self).__name__} a test case among its bases, as in "
+                        f"class {type(self).__name__}(StorageContract, django.test.SimpleTestCase)."
+                    )
+            elif name in ("storage", "able"):
+                raise ImproperlyConfigured(f"Call super().setUp() in {type(self).__name__}.setUp().")
+            raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
 
     @classmethod
     def _check_store_class(cls) -> None:

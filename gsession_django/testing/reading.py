@@ -2,6 +2,10 @@
 
 from typing import Any, Final
 
+from django.contrib.sessions.serializers import JSONSerializer
+from django.test.utils import override_settings
+
+from gsession_django.serializers import DecodeError
 from gsession_django.session_map import SessionMap
 from gsession_django.testing.case import ContractCase, needs, shown
 
@@ -38,6 +42,13 @@ def nested(depth: int) -> dict[str, Any]:
     return value
 
 
+class AnotherSerializer(JSONSerializer):
+    """Reads nothing that is stored, as after a mistake in the settings."""
+
+    def loads(self, data: bytes) -> Any:
+        raise ValueError("this was written by another serializer")
+
+
 class Reading(ContractCase):
     """Whole sessions."""
 
@@ -72,6 +83,32 @@ class Reading(ContractCase):
 
     def test_an_empty_session_is_a_session(self) -> None:
         self.holds(self.put({}), {}, "a session without pairs was stored")
+
+    def test_what_cannot_be_read_is_there_and_stays(self) -> None:
+        session_id = self.put({"key": "value"})
+        changed = SessionMap({})
+        changed["new"] = 1
+        wanted: dict[str, tuple[bool, tuple[Any, ...]]] = {
+            "get_session": (True, (session_id, 60, None)),
+            "exists": (True, (session_id,)),
+            "create": (False, (session_id, SessionMap({"new": 1}), 60)),
+            "apply": (True, (session_id, changed, 60)),
+        }
+        with override_settings(SESSION_SERIALIZER=f"{__name__}.{AnotherSerializer.__name__}"):
+            for method, (there, args) in wanted.items():
+                if method not in self.able:
+                    continue
+                call = self.named(method, *args)
+                try:
+                    found = self.call(method, *args)
+                except DecodeError:
+                    continue
+                if (found not in (None, False)) is not there:
+                    because = "the session is there, and SESSION_SERIALIZER cannot read it: let DecodeError through"
+                    self.wrong(call, found, "nothing, or what it does of a session that is there", because)
+        if (self.read(session_id) or {}).get("key") != "value":
+            after = "calls for which SESSION_SERIALIZER could not read the session, and with one that can"
+            self.holds(session_id, {"key": "value"}, after)
 
     def test_sessions_do_not_mix(self) -> None:
         ids = [self.put({"number": number}) for number in range(20)]

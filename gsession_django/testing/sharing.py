@@ -12,7 +12,7 @@ from unittest import mock
 
 from gsession_django.session_map import SessionMap
 from gsession_django.storage import StorageUnavailable
-from gsession_django.testing.case import PAGE, ContractCase, needs
+from gsession_django.testing.case import PAGE, ContractCase, able_of, needs
 from gsession_django.testing.threads import TIMEOUT, Child, frequent_switches, in_threads
 from gsession_django.testing.visitors import THREADS
 
@@ -22,7 +22,7 @@ _ROUNDS: Final = 5
 # Seconds for which two processes do the same.
 _TOGETHER: Final = 0.05
 # What a storage asks a session between its read and its write.
-_BETWEEN: Final = ("merged_onto", "merged_value", "renews_ttl", "as_dict")
+_BETWEEN: Final = ("merged_onto", "merged_value", "renews_ttl", "as_dict", "encoded")
 
 
 class Sharing(ContractCase):
@@ -38,7 +38,7 @@ class Sharing(ContractCase):
             session["cart"][f"item {number}"] = number
 
         def work(number: int) -> None:
-            if number % 2 and "aapply" in dir(self.storage):  # what keeps threads apart has to keep event loops apart
+            if number % 2 and "async" in able_of(type(self)):  # what keeps threads apart has to keep event loops apart
                 done = asyncio.run(self._in_time(self.storage.aapply(session_id, held[number], 60)))  # type: ignore[attr-defined]
             else:
                 done = self.storage.apply(session_id, held[number], 60)

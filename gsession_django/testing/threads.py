@@ -1,6 +1,5 @@
 """Threads and processes for the tests, which end whatever a storage does in them."""
 
-import gc
 import inspect
 import os
 import select
@@ -38,7 +37,8 @@ def interrupted(function: Callable[..., Any], seen: set[Any], interrupt: Callabl
 
     The lines are those of the file in which `function` is written.
     """
-    file = inspect.unwrap(function).__code__.co_filename
+    code = getattr(inspect.unwrap(function), "__code__", None)
+    file = None if code is None else code.co_filename
     done = False
 
     def trace(frame: FrameType, event: str, arg: Any) -> Any:
@@ -128,7 +128,6 @@ class Child:
                 os.close(self._reading)
                 os.write(writing, b"!")
                 work()
-                gc.collect()
             except BaseException:
                 said = traceback.format_exc()
             finally:

@@ -12,7 +12,7 @@ from gsession_django.testing.case import ContractCase
 from gsession_django.testing.threads import TIMEOUT, in_threads
 
 THREADS: Final = 8
-_ROUNDS: Final = 10
+_ROUNDS: Final = 5
 
 
 class Visitors(ContractCase):
