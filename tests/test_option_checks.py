@@ -89,6 +89,12 @@ def test_a_session_engine_that_is_no_module_is_an_error_that_names_it(settings: 
     assert "'gsession_django.backends.file'" in str(message.hint)
 
 
+@pytest.mark.parametrize("name", ["", ".sessions", 5])
+def test_what_can_be_no_name_of_a_module_is_said_to_be_none(settings: Settings, name: Any) -> None:
+    settings.SESSION_ENGINE = name
+    assert only("E005").msg.endswith("it is not the dotted name of a module.")
+
+
 @pytest.mark.parametrize("name", hashable, ids=repr)
 def test_so_is_one_among_the_options(settings: Settings, name: Any) -> None:
     settings.GSESSION = {"ENGINES": {name: {"fsync": True}}}
