@@ -361,7 +361,7 @@ def test_an_engine_under_two_names_is_checked_once_for_deployment(module: Module
 )
 def test_a_serializer_that_cannot_be_used_is_one_error(settings: Settings, name: Any) -> None:
     settings.SESSION_SERIALIZER = name
-    assert only("E024").msg.startswith(f"SESSION_SERIALIZER = {name!r} cannot be used: ")
+    assert only("E024").msg.startswith(f"SESSION_SERIALIZER = {name!r} cannot be imported: ")
 
 
 class Locked:
@@ -371,7 +371,12 @@ class Locked:
 
 def test_so_is_one_that_cannot_be_made(settings: Settings) -> None:
     settings.SESSION_SERIALIZER = f"{__name__}.Locked"
-    assert only("E024").msg == f"SESSION_SERIALIZER = '{__name__}.Locked' cannot be used: 'KEY'"
+    assert only("E024").msg.startswith(f"SESSION_SERIALIZER = '{__name__}.Locked' cannot be constructed: 'KEY'. Name")
+
+
+def test_so_is_a_class_that_is_no_serializer(settings: Settings) -> None:
+    settings.SESSION_SERIALIZER = "decimal.Decimal"
+    assert "SESSION_SERIALIZER = 'decimal.Decimal' cannot be used: it has no dumps()" in only("E024").msg
 
 
 def test_where_msgspec_is_missing_the_check_says_what_to_install(
@@ -380,4 +385,7 @@ def test_where_msgspec_is_missing_the_check_says_what_to_install(
     monkeypatch.setitem(sys.modules, "msgspec", None)
     monkeypatch.delitem(sys.modules, "gsession_django.typed", raising=False)
     settings.SESSION_SERIALIZER = "gsession_django.serializers.TypedSerializer"
-    assert 'pip install "gsession-django[typed]"' in only("E024").msg
+    assert only("E024").msg == (
+        "SESSION_SERIALIZER = 'gsession_django.serializers.TypedSerializer' needs the package msgspec, which is not "
+        'installed: pip install "gsession-django[typed]"'
+    )
