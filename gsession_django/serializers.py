@@ -108,6 +108,8 @@ def serializer_class() -> type[Serializer]:
     name = settings.SESSION_SERIALIZER
     try:
         found: type[Serializer] = import_string(name)
+    except ImproperlyConfigured:  # it says itself what is missing
+        raise
     except Exception as error:  # the module is the site's own, and may raise anything
         raise _unusable("imported", error) from error
     return found

@@ -20,8 +20,8 @@ try:
     from msgspec.msgpack import Ext
 except ImportError as error:
     raise ImproperlyConfigured(
-        "the package msgspec is not installed, which SESSION_SERIALIZER = "
-        "'gsession_django.serializers.TypedSerializer' needs: pip install \"gsession-django[typed]\""
+        "SESSION_SERIALIZER = 'gsession_django.serializers.TypedSerializer' needs the package msgspec, which is not "
+        'installed: pip install "gsession-django[typed]"'
     ) from error
 
 # Comes before MessagePack, in which no value begins with this byte (nor does one in JSON).

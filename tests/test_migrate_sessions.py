@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 from django.contrib.auth.models import User
+from django.core.exceptions import ImproperlyConfigured
 from django.core.management import CommandError, call_command
 from django.db import DataError
 from django.test import override_settings
@@ -20,6 +21,7 @@ from django.utils import timezone
 from pytest_django import Settings
 
 from gsession_django import Storage, StorageUnavailable
+from gsession_django.moving.refused import refused_types
 from tests import databases, engine_that_purges, sites, storages
 from tests.old_sites import DJANGOS, OURS, new_session, old_site, store_of, stored
 from tests.redis_servers import RedisServer
@@ -307,6 +309,12 @@ def test_a_session_that_contains_itself_is_counted_with_what_the_serializer_says
     circle.append(circle)
     new_session(CACHE, {"circle": circle})
     assert "cannot take (ValueError: Circular reference detected)" in str(fails(CACHE, HASH))
+
+
+def test_a_serializer_that_cannot_be_used_refuses_no_session(settings: Settings) -> None:
+    settings.SESSION_SERIALIZER = "no.such.Serializer"
+    with pytest.raises(ImproperlyConfigured, match=r"no\.such\.Serializer"):
+        refused_types({"number": 1})
 
 
 class TooLarge(Exception):

@@ -89,6 +89,12 @@ def test_a_session_engine_that_is_no_module_is_an_error_that_names_it(settings: 
     assert "'gsession_django.backends.file'" in str(message.hint)
 
 
+@pytest.mark.parametrize("name", ["", ".sessions", 5])
+def test_what_can_be_no_name_of_a_module_is_said_to_be_none(settings: Settings, name: Any) -> None:
+    settings.SESSION_ENGINE = name
+    assert only("E005").msg.endswith("it is not the dotted name of a module.")
+
+
 @pytest.mark.parametrize("name", hashable, ids=repr)
 def test_so_is_one_among_the_options(settings: Settings, name: Any) -> None:
     settings.GSESSION = {"ENGINES": {name: {"fsync": True}}}
@@ -355,7 +361,7 @@ def test_an_engine_under_two_names_is_checked_once_for_deployment(module: Module
 )
 def test_a_serializer_that_cannot_be_used_is_one_error(settings: Settings, name: Any) -> None:
     settings.SESSION_SERIALIZER = name
-    assert only("E024").msg.startswith(f"SESSION_SERIALIZER = {name!r} cannot be used: ")
+    assert only("E024").msg.startswith(f"SESSION_SERIALIZER = {name!r} cannot be imported: ")
 
 
 class Locked:
@@ -365,7 +371,12 @@ class Locked:
 
 def test_so_is_one_that_cannot_be_made(settings: Settings) -> None:
     settings.SESSION_SERIALIZER = f"{__name__}.Locked"
-    assert only("E024").msg == f"SESSION_SERIALIZER = '{__name__}.Locked' cannot be used: 'KEY'"
+    assert only("E024").msg.startswith(f"SESSION_SERIALIZER = '{__name__}.Locked' cannot be constructed: 'KEY'. Name")
+
+
+def test_so_is_a_class_that_is_no_serializer(settings: Settings) -> None:
+    settings.SESSION_SERIALIZER = "decimal.Decimal"
+    assert "SESSION_SERIALIZER = 'decimal.Decimal' cannot be used: it has no dumps()" in only("E024").msg
 
 
 def test_where_msgspec_is_missing_the_check_says_what_to_install(
@@ -374,4 +385,7 @@ def test_where_msgspec_is_missing_the_check_says_what_to_install(
     monkeypatch.setitem(sys.modules, "msgspec", None)
     monkeypatch.delitem(sys.modules, "gsession_django.typed", raising=False)
     settings.SESSION_SERIALIZER = "gsession_django.serializers.TypedSerializer"
-    assert 'pip install "gsession-django[typed]"' in only("E024").msg
+    assert only("E024").msg == (
+        "SESSION_SERIALIZER = 'gsession_django.serializers.TypedSerializer' needs the package msgspec, which is not "
+        'installed: pip install "gsession-django[typed]"'
+    )
