@@ -70,7 +70,7 @@ def main() -> None:
                 except NotInstalled as error:
                     if os.environ.get("CI"):
                         raise
-                    missing.append(f"not run: {kind} ({error})")
+                    missing.append(f"not run: the database engine on {kind} ({error})")
         failed = [
             f"{engine} {database.get('ENGINE', '')}"
             for engine, database in runs
