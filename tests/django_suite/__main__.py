@@ -77,7 +77,8 @@ def main() -> None:
             if not passes(engine, tests, redis, database)
         ]
     print(f"\n{len(runs) - len(failed)} runs passed, {len(failed)} failed", *failed)
-    print("".join(f"{line}\n" for line in missing), end="")
+    for line in missing:
+        print(line)
     sys.exit(bool(failed))
 
 
