@@ -11,15 +11,15 @@ help:  ## Show this list
 
 .PHONY: test
 test: $(READY)  ## What a commit has to pass: ruff, mypy and all tests, on this Python
-	@$(call tox, -m commit)
+	@$(RUN) -e py,suite,mypy,lint; $(END)
 
 .PHONY: test-all
 test-all: $(READY)  ## The same on every Python and Django, as in CI
-	@$(call tox, -e ALL)
+	@$(RUN); $(END)
 
-# Runs tox, as many environments at once as there are cores, and ends with what ran and what did not.
-tox = rm -f $(RESULT); $(VENV)/bin/tox run-parallel $(1) --result-json $(RESULT); status=$$?; \
-	test ! -e $(RESULT) || $(VENV)/bin/python .ci/report.py $(RESULT); exit $$status
+# As many environments at once as there are cores, those that take longest first. It ends with what ran and what did not.
+RUN = rm -f $(RESULT); $(VENV)/bin/tox run-parallel --result-json $(RESULT)
+END = status=$$?; test ! -e $(RESULT) || $(VENV)/bin/python .ci/report.py $(RESULT); exit $$status
 
 .PHONY: demo
 demo: $(READY)  ## Serve the test site on http://127.0.0.1:8000/ (PORT=8000)

