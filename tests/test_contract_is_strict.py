@@ -798,8 +798,9 @@ BROKEN += [(f"{rule}_async", with_twins(broken)) for rule, broken in BROKEN if f
     ("test", "storage_class"), BROKEN, ids=[f"{rule}-{broken.__name__}" for rule, broken in BROKEN]
 )
 def test_a_storage_that_breaks_the_rule_fails(test: str, storage_class: type[Recorded]) -> None:
-    result = result_of(storage_class, test)
-    assert result.failures or result.errors
+    """Where two processes have to meet by chance, a run may miss it: one of ten does not."""
+    results = (result_of(storage_class, test) for _ in range(10))
+    assert any(result.failures or result.errors for result in results)
 
 
 def test_every_rule_has_a_storage_that_breaks_it() -> None:
