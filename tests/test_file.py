@@ -11,7 +11,6 @@ import random
 import resource
 import signal
 import stat
-import subprocess
 import tempfile
 import threading
 import time
@@ -770,14 +769,14 @@ NEW_USER_AND_MOUNTS = 0x10000000 | 0x00020000
 def fill_a_disk(parent: Parent, folder: str) -> None:
     """Mount a disk of 200 kB, which no other process sees and which goes with this one, and fill it."""
     uid, gid = os.getuid(), os.getgid()
-    if ctypes.CDLL(None, use_errno=True).unshare(NEW_USER_AND_MOUNTS):
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.unshare(NEW_USER_AND_MOUNTS):
         parent.say("no mounts of one's own here")
         return
     for name, text in (("setgroups", "deny"), ("gid_map", f"0 {gid} 1"), ("uid_map", f"0 {uid} 1")):
         Path("/proc/self", name).write_text(text)
-    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=200k", "tmpfs", folder], capture_output=True)
-    if mounted.returncode:
-        parent.say(f"no mounting here: {mounted.stderr!r}")
+    if libc.mount(b"tmpfs", os.fsencode(folder), b"tmpfs", 0, b"size=200k"):
+        parent.say(f"no mounting here: {os.strerror(ctypes.get_errno())}")
         return
     store_class = file.SessionStore
     key, large = new_session(store_class, {"text": "a" * 10_000}), new_session(store_class, {"text": "a" * 10_000})

@@ -78,7 +78,8 @@ class TlsProxy:
 
         async def cut() -> None:
             for writer in self._open:
-                writer.transport.abort()
+                if not writer.is_closing():  # or Python 3.11.2 raises an error
+                    writer.transport.abort()
             await asyncio.gather(*(task for task in self._tasks if task is not None))
 
         self._run(cut())
