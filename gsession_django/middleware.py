@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Awaitable
+from contextlib import AbstractContextManager, nullcontext
 from types import SimpleNamespace
 from typing import Any, Final, cast
 
@@ -74,12 +75,12 @@ class SessionMiddleware(DjangoSessionMiddleware):
             request.session.gives_up = True
 
     def process_response(self, request: HttpRequest, response: HttpResponseBase) -> HttpResponseBase:  # type: ignore[override]
-        _close(request)
         if (failure := _failure_of(request)) is None:
             try:
                 if (undone := _undone(request, response)) is not None:
                     undone.settle()
-                return cast(HttpResponseBase, super().process_response(request, cast(HttpResponse, response)))
+                with _closed(request):
+                    return cast(HttpResponseBase, super().process_response(request, cast(HttpResponse, response)))
             except StorageUnavailable:
                 if (failure := _failure_of(request)) is None:
                     raise
@@ -87,23 +88,23 @@ class SessionMiddleware(DjangoSessionMiddleware):
 
     async def _aprocess_response(self, request: HttpRequest, response: HttpResponseBase) -> HttpResponseBase:
         """Do what ``process_response`` does, awaiting the session first, as Django's code cannot."""
-        _close(request)
         if (undone := _undone(request, response)) is not None:
             await undone.asettle()
-        try:
-            session = request.session
-            answers = _Answers(session.accessed, session.modified, session.is_empty())
-        except AttributeError:
-            return response
-        wanted = answers.modified or settings.SESSION_SAVE_EVERY_REQUEST
-        if wanted and not answers.empty and response.status_code < 500:
-            answers.at_browser_close = await session.aget_expire_at_browser_close()
-            answers.age = await session.aget_expiry_age()
+        with _closed(request):
             try:
-                await session.asave()
-            except UpdateError:
-                answers.gone = True
-            answers.session_key = session.session_key
+                session = request.session
+                answers = _Answers(session.accessed, session.modified, session.is_empty())
+            except AttributeError:
+                return response
+            wanted = answers.modified or settings.SESSION_SAVE_EVERY_REQUEST
+            if wanted and not answers.empty and response.status_code < 500:
+                answers.at_browser_close = await session.aget_expire_at_browser_close()
+                answers.age = await session.aget_expiry_age()
+                try:
+                    await session.asave()
+                except UpdateError:
+                    answers.gone = True
+                answers.session_key = session.session_key
         return self._finished(request, response, answers)
 
     def _finished(self, request: HttpRequest, response: HttpResponseBase, answers: "_Answers") -> HttpResponseBase:
@@ -164,10 +165,9 @@ class _Answers:
             raise UpdateError
 
 
-def _close(request: HttpRequest) -> None:
+def _closed(request: HttpRequest) -> AbstractContextManager[None]:
     session = getattr(request, "session", None)
-    if isinstance(session, SessionStore):
-        session.closing = True
+    return session.closed() if isinstance(session, SessionStore) else nullcontext()
 
 
 def _undone(request: HttpRequest, response: HttpResponseBase) -> SessionStore | None:

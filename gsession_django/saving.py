@@ -1,6 +1,7 @@
 """One save of a session: what is stored of it, encoded once, and how it differs from what was read."""
 
 import logging
+from threading import get_ident
 from typing import TYPE_CHECKING, Any, Final, NoReturn
 
 from django.conf import settings
@@ -29,6 +30,7 @@ class Saving:
         values: what the request has under each key that it set or deleted or that may have been changed in place.
         encodings: the encodings of those values, but for simple ones.
         replaced: what is stored in place of a value that cannot be encoded.
+        thread: the thread that saves; another one that saves the same session meanwhile has a Saving of its own.
         before: the session's ``version``, ``ttl_left`` and ``cleared`` before the save.
     """
 
@@ -41,6 +43,7 @@ class Saving:
         "encodings",
         "replaced",
         "session",
+        "thread",
         "values",
     )
 
@@ -62,6 +65,7 @@ class Saving:
                 self._fix(key, value)
 
     def __enter__(self) -> "Saving":
+        self.thread = get_ident()
         self.session._saving = self
         return self
 

@@ -2,6 +2,7 @@
 
 from collections.abc import ItemsView, Iterator, KeysView, Mapping, MutableMapping, ValuesView
 from contextlib import suppress
+from threading import get_ident
 from typing import Any, Final, Protocol
 
 from django.utils.asyncio import async_unsafe
@@ -184,6 +185,9 @@ class SessionMap(MutableMapping[str, Any]):
             self._dropped |= {key}
             serializers.logger.warning("The session value %r is left out: %s", key, error)
             raise KeyError(key) from error
+        if key == EXPIRY_KEY and not is_deterministic():
+            # It was not handed out to be changed: a storage compares the bytes, and will not get them again.
+            self._snapshots.setdefault(key, value)
         return decoded
 
     # Both change the value first and then note what it was: a save in another thread, which takes the notes away, sees
@@ -378,7 +382,8 @@ class SessionMap(MutableMapping[str, Any]):
 
     @property
     def _save(self) -> "Saving":
-        return self._saving or Saving(self, True)
+        save = self._saving
+        return save if save is not None and save.thread == get_ident() else Saving(self, True)
 
     @property
     def changed(self) -> dict[str, Any]:
@@ -406,7 +411,7 @@ class SessionMap(MutableMapping[str, Any]):
                 self._decode_all()
                 values = {key: value for key, value in self._values.copy().items() if value is not UNFETCHED}
                 break
-        return values | self._saving.replaced if self._saving is not None and self._saving.replaced else values
+        return values | self._save.replaced if self._saving is not None and self._saving.replaced else values
 
     def encoded(self) -> bytes:
         """Return the encoding of :meth:`as_dict`, for a storage that keeps whole sessions.
@@ -449,7 +454,7 @@ class SessionMap(MutableMapping[str, Any]):
         for key in self._values.copy():
             name = stored_key(key)
             if name in changed:
-                result[name] = self._merged_value(save, key, stored.get(name, MISSING))
+                result[name] = self._merged_value(save, changed[name], stored.get(name, MISSING))
             elif name in stored:
                 result[name] = stored[name]
         for name, value in stored.items():
@@ -556,9 +561,9 @@ class SessionMap(MutableMapping[str, Any]):
                 return True
         return False
 
-    def is_watched_as_read(self) -> bool:
-        """Return whether :meth:`altered` still counts from what was read or saved last."""
-        return self._watched is None
+    def has_only_changes_in_place(self) -> bool:
+        """Return whether nothing was set, and :meth:`altered` counts from what was read or saved last."""
+        return self._watched is None and not self._originals
 
     def take_baseline(self) -> None:
         """Let :meth:`altered` count from now."""

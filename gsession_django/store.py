@@ -4,8 +4,8 @@ import asyncio
 import math
 import re
 import secrets
-from collections.abc import Callable, ItemsView, KeysView, Mapping, Sequence, ValuesView
-from contextlib import suppress
+from collections.abc import Callable, ItemsView, Iterator, KeysView, Mapping, Sequence, ValuesView
+from contextlib import contextmanager, suppress
 from datetime import datetime
 from itertools import takewhile
 from typing import Any, ClassVar, Final, Literal, NoReturn
@@ -48,7 +48,7 @@ class SessionStore(SessionBase):
         failure: why the storage could not answer, if so; the middleware asks for it at the end of the request.
         gives_up: whether the storage is not asked again after it has failed; the middleware sets it, for a request.
         was_moved: whether the session has got a new key in this request, so that the one in the cookie has ended.
-        closing: whether the view is done with the session; the middleware sets it. What ``modified`` has encoded to
+        closing: whether the view is done with the session; the middleware says so. What ``modified`` has encoded to
             compare is then what ``save()`` stores.
     """
 
@@ -60,6 +60,8 @@ class SessionStore(SessionBase):
     closing = False
     _modified = False
     _prepared: Saving | None = None
+    # Whether anybody has asked for `modified`, so that it may be changes in place alone that ask for a save.
+    _asked = False
     # What was written in a transaction that was not committed when this was last looked at, in order.
     _writes: Sequence[Write] = ()
     # How the session has ended, if this request knows: by its own delete(), or before its cycle_key().
@@ -126,16 +128,25 @@ class SessionStore(SessionBase):
             raise
 
     async def _arun(self, operation: Operation) -> Any:
-        """Do the same, after the operations that other tasks have begun: they assign what they have read."""
-        lock = self.__dict__.get("_lock") or self.__dict__.setdefault("_lock", asyncio.Lock())
-        async with lock:
-            if self.gives_up and self.failure is not None:
-                raise StorageUnavailable(self.failure)
-            try:
-                return await self._engine.arun(operation)
-            except StorageUnavailable as error:
-                self._remember(error)
-                raise
+        engine = self._engine
+        # One thread carries out the operations of a storage that is not async, and the calls of a fallback: they follow
+        # each other anyhow, and whoever waits for a lock in that thread would wait for ever.
+        if not engine.is_async or engine.fallback is not None:
+            return await self._arun_now(operation)
+        loop, held = asyncio.get_running_loop(), self.__dict__.get("_lock")
+        if held is None or held[0] is not loop:
+            held = self.__dict__["_lock"] = loop, asyncio.Lock()
+        async with held[1]:  # other tasks assign what they have read
+            return await self._arun_now(operation)
+
+    async def _arun_now(self, operation: Operation) -> Any:
+        if self.gives_up and self.failure is not None:
+            raise StorageUnavailable(self.failure)
+        try:
+            return await self._engine.arun(operation)
+        except StorageUnavailable as error:
+            self._remember(error)
+            raise
 
     def _remember(self, error: StorageUnavailable) -> None:
         # Not the exception: its traceback holds this object and the request until the garbage collector comes.
@@ -170,6 +181,15 @@ class SessionStore(SessionBase):
         session: SessionMap = self._session
         return session.ttl_left
 
+    @contextmanager
+    def closed(self) -> Iterator[None]:
+        """Let the session be asked whether it was modified, and saved, with nobody changing it in between."""
+        self.closing = True
+        try:
+            yield
+        finally:
+            self.closing, self._prepared = False, None
+
     @property
     def modified(self) -> bool:
         """Whether anything was set, or a value that was handed out has been changed in place since.
@@ -180,9 +200,10 @@ class SessionStore(SessionBase):
         if self._modified or (self._writes and not all(write.transaction.committed for write in self._writes)):
             return True
         session: SessionMap | None = self.__dict__.get("_session_cache")
+        self._asked = True
         if session is None:
             return False
-        if self.closing and session.is_watched_as_read():
+        if self.closing and session.has_only_changes_in_place():
             self._prepared = session.saving(explicit=False)
             return self._prepared.has_changes()
         return session.altered()
@@ -255,6 +276,8 @@ class SessionStore(SessionBase):
             return session
         if no_load or self.session_key is None:
             return self._start(SessionMap({}))
+        if type(self).aload is not SessionStore.aload:
+            return self._start(await self.aload())
         loaded: SessionMap = await self._arun(self._loaded())
         return loaded
 
@@ -375,9 +398,11 @@ class SessionStore(SessionBase):
         if session.partial:
             yield from self._fetch(session, EXPIRY_KEY)
         ttl = self._ttl_of(session.get(EXPIRY_KEY))
+        # Without the flag, and where nobody has looked whether anything has changed, it is the site that saves.
+        explicit, self._asked = self._modified or not self._asked, False
         prepared, self._prepared = self._prepared, None
-        if prepared is None or prepared.session is not session or self._modified:
-            prepared = session.saving(self._modified)
+        if prepared is None or prepared.session is not session or explicit:
+            prepared = session.saving(explicit)
         with prepared as save:
             changed = save.has_changes()
             unreadable = session.is_unreadable()

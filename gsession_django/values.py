@@ -133,7 +133,7 @@ def _alike_objects(one: Any, other: Any, trusting: bool) -> bool:
     return _alike(first, second, trusting)
 
 
-def storable(value: Any, base: Any) -> Any:
+def storable(value: Any, base: Any, above: frozenset[int] = frozenset()) -> Any:
     """Return `value` with every part that cannot be encoded as it is in `base`; ``MISSING`` if it is not there either.
 
     A dict is taken apart by its keys. Anything else that cannot be encoded is replaced as a whole, as parts of a list
@@ -142,13 +142,16 @@ def storable(value: Any, base: Any) -> Any:
     Args:
         value: what the request has.
         base: what is stored, or ``MISSING``.
+        above: the ids of the dicts that `value` is in: one that contains itself has no end.
     """
+    if id(value) in above:
+        return base
     if is_encodable(value):
         return value
     if not isinstance(value, dict):
         return base
-    known = base if isinstance(base, dict) else {}
-    parts = {key: storable(part, known.get(key, MISSING)) for key, part in value.copy().items()}
+    known, above = base if isinstance(base, dict) else {}, above | {id(value)}
+    parts = {key: storable(part, known.get(key, MISSING), above) for key, part in value.copy().items()}
     result = {key: part for key, part in parts.items() if part is not MISSING}
     return result if is_encodable(result) else base
 

@@ -130,6 +130,20 @@ class TestBytesThatDifferEachTime:
         one.save()
         assert stored(any_bytes, key) == {"cart": {"apple": 9}}
 
+    def test_a_save_renews_the_ttl_that_set_expiry_has_given(self, any_bytes: type[SessionStore]) -> None:
+        store = any_bytes()
+        store.set_expiry(1000)
+        store["a"] = 1
+        store.save()
+        storage = any_bytes.get_storage()
+        assert storage.update_ttl(str(store.session_id), 50)
+        request = any_bytes(store.session_key)
+        request["a"] = 2
+        request.save()
+        left = any_bytes(store.session_key).ttl_left
+        assert left is not None
+        assert left > 900
+
 
 class TestObjects:
     def test_reading_changes_nothing(self, pickling: type[SessionStore]) -> None:
@@ -182,6 +196,14 @@ class TestObjects:
         assert getattr(found, "default_factory", None) is getattr(cart, "default_factory", None)
 
 
+class TestSavesThatTheSiteAsksFor:
+    def test_store_what_the_own_eq_of_an_object_does_not_see(self, pickling: type[SessionStore]) -> None:
+        store = pickling(new_session(pickling, {"permission": Permission(id=1, name="old")}))
+        store["permission"].name = "new"
+        store.save()
+        assert (stored(pickling, store.session_key) or {})["permission"].name == "new"
+
+
 class TestKeys:
     @pytest.mark.parametrize("name", ["Pickling", None], ids=["pickle", "JSON"])
     @pytest.mark.parametrize("key", [Colour.RED, SafeString("red")], ids=["StrEnum", "SafeString"])
@@ -217,6 +239,19 @@ class TestKeys:
         one.save()
         found: Any = stored(pickling, key)
         assert found == {("block", 7): {"apple": 1, "pear": 1, "plum": 1}}
+
+    def test_a_number_meets_the_text_that_was_stored_for_it(self, store_class: type[SessionStore]) -> None:
+        store: Any = store_class()
+        store[5] = 1
+        store.save()
+        one, other = store_class(store.session_key), store_class(store.session_key)
+        assert one["5"] == other["5"] == 1
+        other["theirs"] = 1
+        other.save()
+        numbers: Any = one
+        numbers[5] = 2
+        one.save()
+        assert stored(store_class, store.session_key) == {"5": 2, "theirs": 1}
 
     def test_a_number_that_was_saved_and_removed_is_gone(self, store_class: type[SessionStore]) -> None:
         store: Any = store_class()

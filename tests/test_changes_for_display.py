@@ -112,6 +112,22 @@ def test_a_request_that_also_sets_a_key_is_a_type_error_as_on_django(store_class
         visit(store_class, Client, "/show_and_set")
 
 
+def test_a_save_that_the_view_asks_for_is_a_type_error_as_on_django(store_class: type[SessionStore]) -> None:
+    store = store_class(new_session(store_class, {"cart": CART}))
+    store["cart"]["7"]["price"] = Decimal("9.90")
+    with pytest.raises(TypeError, match="session value 'cart' cannot be stored"):
+        store.save()
+
+
+def test_a_value_that_was_set_behind_the_sessions_back_is_not_saved_as_on_django(
+    store_class: type[SessionStore],
+) -> None:
+    store = store_class(new_session(store_class, {"cart": CART}))
+    store._session["thing"] = Product()
+    with store.closed():
+        assert not store.modified
+
+
 @pytest.mark.parametrize("value", [Decimal("1.5"), {"a": [Decimal("1.5")]}, b"bytes", {("a", 1): 2}])
 def test_setting_a_value_that_cannot_be_stored_is_a_type_error_that_names_the_key(
     store_class: type[SessionStore], value: Any
@@ -130,6 +146,15 @@ def test_a_key_that_cannot_be_stored_is_named(store_class: type[SessionStore]) -
 
 
 class TestSessionMap:
+    def test_a_dict_that_contains_itself_is_as_it_was_stored_there(self) -> None:
+        session = SessionMap({"menu": {"title": "Home", "child": {"title": "Shop"}}})
+        menu = session["menu"]
+        menu["child"]["parent"] = menu
+        assert not session.altered()
+        menu["title"] = "Start"
+        save = session.saving(explicit=False)
+        assert save.value_of("menu") == {"title": "Start", "child": {"title": "Shop"}}
+
     def test_a_list_that_cannot_be_stored_stays_as_it_was(self) -> None:
         session = SessionMap({"lines": [{"price": "1.00"}, {"price": "2.00"}]})
         session["lines"].reverse()

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from asgiref.sync import async_to_sync, sync_to_async
 from django.contrib.sessions.backends.base import UpdateError
 from django.test import RequestFactory, override_settings
 
@@ -97,6 +98,46 @@ class TestTasks:
 
         asyncio.run(visit())
         assert stored(store_class, store.session_key) == {"old": 1, "a": 1, "b": 2}
+
+    def test_a_thread_that_awaits_in_turn_is_waited_for(self, store_class: type[SessionStore]) -> None:
+        store = store_class(new_session(store_class, {"old": 1}))
+
+        async def visit() -> list[int]:
+            return list(await asyncio.gather(sync_to_async(async_to_sync(store.aget))("old"), store.aget("old")))
+
+        assert asyncio.run(asyncio.wait_for(visit(), 10)) == [1, 1]
+
+    def test_each_event_loop_may_use_it(self, store_class: type[SessionStore]) -> None:
+        store = store_class(new_session(store_class, {"old": 1}))
+
+        async def visit(name: str) -> None:
+            await asyncio.gather(*(self._set_and_save(store, number) for number in range(4)))
+
+        for name in ("one", "other"):
+            async_to_sync(visit)(name)
+        assert len(stored(store_class, store.session_key) or {}) == 5
+
+    def test_a_load_of_the_sites_own_is_called(self, store_class: type[SessionStore]) -> None:
+        class Own(store_class):  # type: ignore[misc, valid-type]
+            async def aload(self) -> SessionMap:
+                found: SessionMap = await super().aload()
+                found["own"] = 1
+                return found
+
+        Own.__module__ = store_class.__module__
+        store = Own(new_session(store_class, {"old": 1}))
+        assert asyncio.run(store.aget("own")) == 1
+
+
+def test_what_changes_after_the_response_is_saved_when_the_site_asks_for_it(store_class: type[SessionStore]) -> None:
+    """As in the body of a streaming response."""
+    store = store_class(new_session(store_class, {"job": {"done": 0}}))
+    job = store["job"]
+    with store.closed():
+        assert not store.modified
+    job["done"] = 1
+    store.save()
+    assert stored(store_class, store.session_key) == {"job": {"done": 1}}
 
 
 class TestThreads:

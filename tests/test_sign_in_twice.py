@@ -100,6 +100,53 @@ def test_the_later_has_all_that_was_read(store_class: type[SessionStore]) -> Non
     assert stored(store_class, one.session_key) == LARGE
 
 
+def test_the_later_may_read_the_cart_after_the_other_has_signed_in(store_class: type[SessionStore]) -> None:
+    key = new_session(store_class, LARGE)
+    one, other = store_class(key), store_class(key)
+    for request in (one, other):
+        assert SESSION_KEY not in request
+    one.cycle_key()
+    assert other["large"] == LARGE["large"]
+    other.cycle_key()
+    other.save()
+    assert stored(store_class, other.session_key) == LARGE
+
+
+@pytest.mark.parametrize("large", [LARGE["large"], {"text": "small"}], ids=["large values", "no large values"])
+def test_a_request_with_the_old_key_gets_nothing_of_who_has_signed_in(
+    store_class: type[SessionStore], large: dict[str, str]
+) -> None:
+    key = new_session(store_class, {"large": large})
+    signed_in, *others = (store_class(key) for _ in range(4))
+    for request in (signed_in, *others):
+        assert SESSION_KEY not in request
+    signed_in.cycle_key()
+    signed_in.update({SESSION_KEY: "1", "iban": "DE00", "large": {"text": "y" * 20_000}})
+    signed_in.save()
+    assert dict(others[0].items()) == {"large": large}
+    others[1].cycle_key()
+    others[1].save()
+    assert stored(store_class, others[1].session_key) == {"large": large}
+    signed_in.flush()
+    others[2].cycle_key()
+    others[2].save()
+    assert stored(store_class, others[2].session_key) == {"large": large}
+    assert stored(store_class, key) is None
+
+
+def test_a_session_that_is_made_anew_under_a_key_that_was_given_up_has_nothing_of_before(
+    store_class: type[SessionStore],
+) -> None:
+    key = new_session(store_class, LARGE)
+    store_class(key).cycle_key()
+    again = store_class(key)
+    again._session_cache = {"new": 1}
+    again.save(must_create=True)
+    found = store_class(key)
+    assert found.get("large") is None
+    assert dict(found.items()) == {"new": 1}
+
+
 def test_a_session_in_which_somebody_was_signed_in_does_not_come_back(store_class: type[SessionStore]) -> None:
     key = new_session(store_class, {SESSION_KEY: "1"})
     request = store_class(key)

@@ -41,9 +41,13 @@ class RedisHashStorage(BaseRedisStorage):
         # that it has removed. It is not begun if one of its keys is not there, and with a session the third never is.
         return (key, large) if self._held is None else (key, large, beside(key))
 
-    def _keys_and_beside(self, session_id: str) -> tuple[str, ...]:
-        keys = self._keys(session_id)
-        return keys if self._held is not None else (*keys, beside(keys[0]))
+    def _left(self, session_id: str) -> str:
+        """Return the key of the large values that a session has left behind when it was moved.
+
+        For a request that has read the session before, and not these. They are as they were then, and none of what was
+        stored since: a session key that has ended opens nothing of the session that goes on.
+        """
+        return f"{beside(self._key(session_id))}:large"
 
     # Reading.
 
@@ -65,16 +69,17 @@ class RedisHashStorage(BaseRedisStorage):
     def _get(self, session_id: str, key: str) -> Operation[Any]:
         small, large = self._keys(session_id)[:2]
         field = field_of(key)
-        stored = yield Batch(("HGET", large, field), ("HGET", small, field))
-        found = stored[1] if stored[0] is None else stored[0]
+        reads = (("HGET", name, field) for name in (large, small, self._left(session_id)))
+        *stored, left, there = yield Batch(*reads, ("EXISTS", small))
+        found = next((value for value in stored if value is not None), None if there else left)
         if found is None or (value := value_of(key, found)) is MISSING:
             return None
         return self.decode(value) if type(value) is Encoded else value
 
     def _get_map(self, session_id: str) -> Operation[dict[str, Any]]:
-        ((small, large, moved),) = yield Batch(READ_HASH(self._keys_and_beside(session_id)))
-        if moved is not None and not small:  # by a request that was faster than the one that asks
-            ((small, large, _),) = yield Batch(READ_HASH(self._keys_and_beside(moved.decode())))
+        ((small, large, left),) = yield Batch(READ_HASH((*self._keys(session_id)[:2], self._left(session_id))))
+        if not small:
+            large = left
         fields = {field: value for part in (small, large) for field, value in pairs(part) if field[:1] != MARK}
         found = {key: self._decoded(key, value) for key, value in values_of(fields)[0].items()}
         return {key: value for key, value in found.items() if value is not MISSING}
@@ -128,13 +133,13 @@ class RedisHashStorage(BaseRedisStorage):
 
     def _rename(self, session_id: str, new_id: str) -> Command:
         old, new = self._keys(session_id), self._keys(new_id)
-        return MOVE_HASH((*old, *new, beside(old[0])), new_id, REMEMBERED)
+        return MOVE_HASH((*old, *new, self._left(session_id)), REMEMBERED)
 
     # Moving in a cluster: what is kept in both hashes, the bookkeeping too.
 
     def _leave(self, session_id: str, new_id: str, copied: Mapping[bytes, bytes] | None = None) -> Command:
         known = (part for field, value in (copied or {}).items() for part in (field, digest(value)))
-        return LEAVE_HASH(self._keys(session_id), new_id, REMEMBERED, *known)
+        return LEAVE_HASH((*self._keys(session_id), self._left(session_id)), new_id, REMEMBERED, *known)
 
     def _read(self, reply: list[Any]) -> dict[bytes, bytes]:
         return {field: value for fields in reply for field, value in pairs(fields)}

@@ -141,21 +141,22 @@ if redis.call('EXPIRE', KEYS[1], ARGV[1]) == 0 then return 0 end
 redis.call('EXPIRE', KEYS[2], ARGV[1])
 return 1
 """)
-# ARGV: the new id; the seconds for which KEYS[5] names it, for requests that have not read the large values yet.
+# ARGV: the seconds for which KEYS[5] keeps a copy of the large values, for requests that have not read them yet.
 MOVE_HASH = Script("""
 if redis.call('EXISTS', KEYS[1]) == 0 then return redis.call('EXISTS', KEYS[3]) end
 if redis.call('RENAMENX', KEYS[1], KEYS[3]) == 0 then return 0 end
 if redis.call('EXISTS', KEYS[2]) == 1 then
+    redis.call('COPY', KEYS[2], KEYS[5], 'REPLACE')
+    redis.call('EXPIRE', KEYS[5], ARGV[1])
     redis.call('RENAME', KEYS[2], KEYS[4])
-    redis.call('SET', KEYS[5], ARGV[1], 'EX', ARGV[2])
 else
     redis.call('UNLINK', KEYS[4])
 end
 return 1
 """)
-# And where the session went, if it is not here any more.
+# KEYS[3] has the large values of a session that was moved a moment ago.
 READ_HASH = Script(
-    "return {redis.call('HGETALL', KEYS[1]), redis.call('HGETALL', KEYS[2]), redis.call('GET', KEYS[3])}"
+    "return {redis.call('HGETALL', KEYS[1]), redis.call('HGETALL', KEYS[2]), redis.call('HGETALL', KEYS[3])}"
 )
 
 # Moving a session in a cluster: it has been copied to the new id, and leaves the old one here.
@@ -171,7 +172,8 @@ redis.call('SET', KEYS[2], ARGV[1], 'EX', ARGV[2])
 redis.call('UNLINK', KEYS[1])
 return 1
 """)
-# The same, with the fields of both hashes that were copied, and the digest of the value of each.
+# The same, with the fields of both hashes that were copied, and the digest of the value of each. The large values stay
+# in KEYS[4] for as long.
 LEAVE_HASH = Script("""
 local small, large = KEYS[1], KEYS[2]
 local number = redis.call('HLEN', small)
@@ -186,6 +188,10 @@ if not same then
     return {{redis.call('HGETALL', small), redis.call('HGETALL', large)}, redis.call('PTTL', small)}
 end
 redis.call('SET', KEYS[3], ARGV[1], 'EX', ARGV[2])
-redis.call('UNLINK', small, large)
+redis.call('UNLINK', small)
+if redis.call('EXISTS', large) == 1 then
+    redis.call('RENAME', large, KEYS[4])
+    redis.call('EXPIRE', KEYS[4], ARGV[2])
+end
 return 1
 """)
