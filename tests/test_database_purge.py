@@ -21,6 +21,8 @@ from tests.database_servers import SERVERS, shared
 from tests.databases import Refusal
 from tests.engines import engine
 
+pytestmark = pytest.mark.once
+
 LOCKING = sorted(SERVERS)
 HOUR = 3_600_000
 MANY = 3000  # Of a few rows MariaDB looks at each, and waits for those that are locked.

@@ -16,6 +16,8 @@ from tests.databases import connected
 from tests.engines import engine
 from tests.test_database_purge import HOUR, fill, left, live, storage_of
 
+pytestmark = pytest.mark.once
+
 
 @pytest.fixture
 def storage(tmp_path: Path) -> Iterator[DatabaseStorage]:

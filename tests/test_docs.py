@@ -38,6 +38,8 @@ from gsession_django.storage import Storage
 from tests.databases import connected
 from tests.pages import ROOT, STORAGE_PAGE, Block, blocks_of, tokens_of
 
+pytestmark = pytest.mark.once
+
 README = ROOT / "README.md"
 CHECKS_PAGE = ROOT / "docs" / "checks.md"
 PAGES = [README, *sorted(ROOT.glob("docs/*.md"))]

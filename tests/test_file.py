@@ -37,6 +37,8 @@ from tests.clock import moved_clock
 from tests.engines import engine, id_of, new_session, path_of, same_shard, stored
 from tests.processes import TIMEOUT, Parent, Worker, let_them_meet, promised, workers
 
+pytestmark = pytest.mark.once
+
 ONE, OTHER, THIRD = same_shard(3)
 ELSEWHERE, NOWHERE = (hashlib.sha256(name).hexdigest() for name in (b"in another shard", b"in a third"))
 MEGABYTE = 1_000_000

@@ -16,6 +16,8 @@ from gsession_django import SessionStore
 from tests.engines import ENGINES, SHARED, Place, engine, id_of, new_session, stored
 from tests.processes import TIMEOUT, Parent, let_them_meet, workers
 
+pytestmark = pytest.mark.once
+
 WRITERS, ROUNDS, FREE_ROUNDS, TASKS = 8, 10, 40, 50
 
 Write = Callable[[SessionStore, str], None]

@@ -33,6 +33,8 @@ from gsession_django.redis.leased import Ordinary
 from tests.proxies import Passed, Proxy, everything
 from tests.redis_servers import RedisServer, settings_for, shared
 
+pytestmark = pytest.mark.once
+
 BLOCKING = {"CONNECTION_POOL_CLASS": "redis.connection.BlockingConnectionPool"}
 CLIENTS: dict[str, tuple[str, dict[str, Any]]] = {
     "kept, RESP3": ("?protocol=3", {}),

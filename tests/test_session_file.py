@@ -27,6 +27,8 @@ from gsession_django.session_file import (
 )
 from tests.processes import TIMEOUT, Parent, Worker, let_them_meet, workers
 
+pytestmark = pytest.mark.once
+
 LATER = 4_000_000_000.25
 MEGABYTE = 1_000_000
 

@@ -9,6 +9,8 @@ import pytest
 
 from tests.demo.support import Page, Serve, Server, Visitor
 
+pytestmark = pytest.mark.once
+
 REQUESTS = 8
 TWO_WEEKS = 14 * 24 * 60 * 60
 

@@ -10,6 +10,8 @@ from gsession_django import StorageUnavailable
 from gsession_django.testing import StorageContract
 from testproject.sessions import SessionStore, SQLiteStorage
 
+pytestmark = pytest.mark.once
+
 
 class TestContract(StorageContract, SimpleTestCase):
     store_class = SessionStore
