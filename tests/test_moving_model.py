@@ -16,6 +16,7 @@ import pytest
 from gsession_django import SessionMap
 from gsession_django.backends.memory import MemoryStorage, SessionStore
 from gsession_django.engine import Engine, Operation
+from gsession_django.locks import IdLocks
 from gsession_django.moving import fallback, steps
 from gsession_django.moving.source import Found
 
@@ -91,7 +92,7 @@ class World:
 
     def engine(self) -> Engine:
         engine = Engine(SessionStore)
-        engine.storage = self.storage
+        engine.storage, engine.locks = self.storage, IdLocks()  # those of this world: another's actors hold theirs for ever
         return engine
 
     def _go_on(self, actor: Actor, told: Any) -> None:
