@@ -23,7 +23,8 @@ RESERVED_KEY: Final = "_gsession"
 MOVING_KEY: Final = RESERVED_KEY + "_moving."
 """Begins the keys that a session has only while it is moved here (``moving/steps.py``). No user ever sees them."""
 BEGUN: Final = "begun"
-"""Under such a key: it may have ended where it is moved from. Only who looks there knows, so till then it is none."""
+"""The value of such a key. The session may have ended at the source. Until somebody has looked there, it counts as
+missing."""
 
 
 # Reading.

@@ -77,6 +77,12 @@ class TypedSerializer:
             return json.loads(data.decode())
 
 
+# freezegun puts subclasses in place of these classes' names, so what is called later is taken from the classes here.
+_combine, _date_of, _timetz_of = datetime.combine, datetime.date, datetime.timetz
+_datetime_text, _date_text, _time_text = datetime.isoformat, date.isoformat, time.isoformat
+_datetime_in, _date_in, _time_in = datetime.fromisoformat, date.fromisoformat, time.fromisoformat
+
+
 # Writing.
 
 Odd = list[type]
@@ -191,17 +197,17 @@ def _datetime(value: datetime, odd: Odd) -> Any:
     odd.append(datetime)
     if value.tzinfo is UTC and not value.fold:
         return value  # which MessagePack has
-    return Ext(_DATETIME, (datetime.isoformat(value) + _details(value)).encode())
+    return Ext(_DATETIME, (_datetime_text(value) + _details(value)).encode())
 
 
 def _date(value: date, odd: Odd) -> Any:
     odd.append(date)
-    return Ext(_DATE, date.isoformat(value).encode())
+    return Ext(_DATE, _date_text(value).encode())
 
 
 def _time(value: time, odd: Odd) -> Any:
     odd.append(time)
-    return Ext(_TIME, (time.isoformat(value) + _details(value)).encode())
+    return Ext(_TIME, (_time_text(value) + _details(value)).encode())
 
 
 def _details(value: datetime | time) -> str:
@@ -263,7 +269,7 @@ _BASES: Final[dict[type, Callable[[Any], Any]]] = {
     int: int.__index__,
     float: float.__float__,
     bytes: bytes,
-    datetime: lambda value: datetime.combine(value.date(), value.timetz()),
+    datetime: lambda value: _combine(_date_of(value), _timetz_of(value)),
     dict: lambda value: dict(value.items()),
     list: list,
 }
@@ -313,16 +319,16 @@ def _read_uuid(data: memoryview) -> UUID:
 
 def _read_datetime(data: memoryview) -> datetime:
     text, details = _split(str(data, "ascii"))
-    return datetime.fromisoformat(text).replace(**details)
+    return _datetime_in(text).replace(**details)
 
 
 def _read_date(data: memoryview) -> date:
-    return date.fromisoformat(str(data, "ascii"))
+    return _date_in(str(data, "ascii"))
 
 
 def _read_time(data: memoryview) -> time:
     text, details = _split(str(data, "ascii"))
-    return time.fromisoformat(text).replace(**details)
+    return _time_in(text).replace(**details)
 
 
 def _split(text: str) -> tuple[str, dict[str, Any]]:
