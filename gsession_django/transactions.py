@@ -20,7 +20,12 @@ class Transaction(Protocol):
 
     @property
     def rolled_back(self) -> bool:
-        """Whether the write was undone."""
+        """Whether the write was undone; where that is not `certain`, whether it may have been."""
+
+    @property
+    def certain(self) -> bool:
+        """Whether a write that counts as rolled back was never committed. A session is created again only then: else it
+        may have been committed, and ended since."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -29,8 +34,9 @@ class Write:
 
     Attributes:
         transaction: what it is part of.
-        save: what it stored of the session; ``None`` where it stored nothing that the request has not stored otherwise.
-        repeat: makes it again, given the SessionStore and `arguments`; ``None`` where the next ``save()`` does.
+        save: what it stored of the session; ``None`` if the write stored no changes of the session.
+        repeat: makes it again, given the SessionStore, whether the rollback is certain, and `arguments`; ``None`` where
+            the next ``save()`` does.
         arguments: what else `repeat` is called with.
     """
 

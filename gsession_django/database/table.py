@@ -87,24 +87,26 @@ def _is_unreachable(connection: BaseDatabaseWrapper, error: Exception) -> bool:
 class SiteTransaction:
     """A transaction of the site, or the part of one since a savepoint.
 
-    It is a callback of ``on_commit()``: Django calls it after the commit, and drops it at a rollback.
+    It is a callback that runs on commit: Django calls it after the commit, and drops it at a rollback.
 
     Attributes:
         committed: whether it has been committed.
+        certain: whether a commit can be told from a rollback. It cannot while autocommit is off: Django drops the
+            callbacks at ``rollback()``, and does not call them at ``commit()``.
     """
 
     def __init__(self, connection: BaseDatabaseWrapper) -> None:
         self._connection = connection
         self.committed = False
+        self.certain = connection.in_atomic_block and connection.commit_on_exit
 
     def __call__(self) -> None:
         self.committed = True
 
     @property
     def rolled_back(self) -> bool:
-        """Whether it has been rolled back."""
-        # Also where it was committed and another callback has raised, so that this one was not called. No harm is done:
-        # what is written again then is what is there.
+        """Whether it has been rolled back, or where that is not ``certain``, may have been."""
+        # After a commit Django calls this callback first, so that no other can raise or save a session before.
         callbacks: list[Any] = self._connection.run_on_commit
         return not self.committed and all(callback is not self for _, callback, *_ in callbacks)
 
@@ -173,15 +175,19 @@ class SessionTable:
                 return None  # the site has none: it is TestCase's own
         elif connection.get_autocommit():
             return None
-        callbacks: list[Any] = connection.run_on_commit
         savepoints = set(connection.savepoint_ids)
-        if callbacks and callbacks[-1][0] == savepoints and isinstance(callbacks[-1][1], SiteTransaction):
-            return callbacks[-1][1]  # that of the write before
+        callbacks: list[Any] = connection.run_on_commit
+        for since, callback, *_ in callbacks:
+            if isinstance(callback, SiteTransaction) and since == savepoints:
+                return callback  # that of a write before
+        # It comes before all callbacks of the site. on_commit() would put it behind them, and refuses it while
+        # autocommit is off. In a TestCase it comes behind those that the test itself has registered, as
+        # captureOnCommitCallbacks() takes a callback for new by its place in the list.
+        tests = sum(getattr(block, "_from_testcase", False) for block in connection.atomic_blocks)
+        outermost = set(connection.savepoint_ids[:tests])  # the first block has none
+        places = (place for place, (since, *_) in enumerate(callbacks) if outermost <= since)
         transaction = SiteTransaction(connection)
-        if connection.in_atomic_block:
-            connection.on_commit(transaction, robust=True)
-        else:  # which on_commit() refuses
-            callbacks.append((savepoints, transaction, True))
+        callbacks.insert(next(places, len(callbacks)), (savepoints, transaction, True))
         return transaction
 
     def savepoint(self) -> AbstractContextManager[None]:
