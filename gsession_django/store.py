@@ -450,6 +450,12 @@ class SessionStore(SessionBase):
             taken = "create" not in engine.able and (yield from self._exists(key))
         if taken or not (yield from operations.create(engine, self._id_of(key), session, ttl)):
             raise CreateError
+        yield from self._created_at(key)
+
+    def _created_at(self, key: str) -> Operation:
+        """Do what follows the creation of a session under a key that was given."""
+        if self._engine.fallback is not None:
+            yield from fallback.created(self._engine, self._id_of(key))
         self._note(None, SessionStore._create_again, key, True)
 
     # Ending, and changing the key.
@@ -589,10 +595,12 @@ class SessionStore(SessionBase):
         session = self._get_session(no_load=True)
         ttl = self._ttl_of(session.get(EXPIRY_KEY))
         there = yield from operations.create(self._engine, self._id_of(key), session, ttl)
-        if there:
-            self._note(None, SessionStore._create_again, key, given)
-        elif given:
-            raise CreateError
+        if given:
+            if not there:
+                raise CreateError
+            yield from self._created_at(key)
+        elif there:
+            self._note(None, SessionStore._create_again, key, False)
 
     def _remove_again(self, certain: bool, key: str) -> Operation:
         return self._remove(key)

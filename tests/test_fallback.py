@@ -519,6 +519,65 @@ def test_a_session_that_ends_in_a_transaction_is_not_moved_by_who_does_not_see_t
     assert (at_source(key), at_target(key)) == (None, None)
 
 
+def begin_again(key: str) -> Any:
+    request = store(key)
+    request.save(must_create=True)
+    request["new"] = 1
+    request.save()
+    return request
+
+
+@pytest.mark.usefixtures("db_to_redis")
+@pytest.mark.parametrize("rolls_back", [False, True])
+def test_one_that_begins_under_its_key_in_the_same_transaction_stays(rolls_back: bool) -> None:
+    """Also if a savepoint is rolled back, of which the new engine is no part."""
+    key = old_session({"user": 1})
+    with transaction.atomic(using=alias()):
+        store(key).delete()
+        with transaction.atomic(using=alias()):
+            begin_again(key)
+            transaction.set_rollback(rolls_back, alias())
+    assert moved(key) == {"new": 1}
+
+
+@pytest.mark.usefixtures("db_to_redis")
+def test_one_that_ends_again_in_the_same_transaction_does_not() -> None:
+    key = old_session({"user": 1})
+    late = Mover(command, key)
+    late.goes(1)  # it has read the session
+    with transaction.atomic(using=alias()):
+        store(key).delete()
+        begin_again(key)
+        store(key).delete()
+        late.goes(1)  # and makes a copy of it
+        assert at_target(key) is not None
+    assert (at_source(key), at_target(key)) == (None, None)
+
+
+@pytest.mark.parametrize("then", ["nothing", "undone", "saved again"])
+def test_where_the_new_engine_is_part_of_the_transaction_only_what_is_committed_stays(
+    tmp_path: Path, then: str
+) -> None:
+    with rollout(tmp_path, SOURCES["db"], OURS["database"], kind="postgresql"):
+        given = {**settings.GSESSION, "ENGINES": {OURS["database"]: {"using": alias()}}}
+        with override_settings(GSESSION=given):
+            key = old_session({"user": 1})
+            with transaction.atomic(using=alias()):
+                store(key).delete()
+                with transaction.atomic(using=alias()):
+                    request = begin_again(key)
+                    transaction.set_rollback(then != "nothing", alias())
+                if then == "saved again":
+                    request.save()
+                other = Mover(command, key)
+                if then == "undone":  # else the database would let it wait
+                    assert processes.promised(other.goes, 4).result(processes.TIMEOUT)
+                    assert at_target(key) is not None
+            processes.promised(other.goes).result(processes.TIMEOUT)
+            assert at_source(key) is None
+            assert at_target(key) is None if then == "undone" else moved(key) == {"new": 1}
+
+
 def test_nor_does_a_transaction_that_shows_what_has_ended_go_on_for_ever(tmp_path: Path) -> None:
     """MariaDB's at REPEATABLE READ shows the session as it was when it began, and changes it as it is."""
     statements = itertools.count()
