@@ -11,6 +11,7 @@ from django.db.backends.base.base import BaseDatabaseWrapper
 from gsession_django.database.statements import Sessions, Statement
 from gsession_django.models import Session
 from gsession_django.storage import StorageUnavailable
+from gsession_django.transactions import SiteTransaction, blocks_of_tests, call_first
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -84,33 +85,6 @@ def _is_unreachable(connection: BaseDatabaseWrapper, error: Exception) -> bool:
     return not connection.is_usable()
 
 
-class SiteTransaction:
-    """A transaction of the site, or the part of one since a savepoint.
-
-    It is a callback that runs on commit: Django calls it after the commit, and drops it at a rollback.
-
-    Attributes:
-        committed: whether it has been committed.
-        certain: whether a commit can be told from a rollback. It cannot while autocommit is off: Django drops the
-            callbacks at ``rollback()``, and does not call them at ``commit()``.
-    """
-
-    def __init__(self, connection: BaseDatabaseWrapper) -> None:
-        self._connection = connection
-        self.committed = False
-        self.certain = connection.in_atomic_block and connection.commit_on_exit
-
-    def __call__(self) -> None:
-        self.committed = True
-
-    @property
-    def rolled_back(self) -> bool:
-        """Whether it has been rolled back, or where that is not ``certain``, may have been."""
-        # After a commit Django calls this callback first, so that no other can raise or save a session before.
-        callbacks: list[Any] = self._connection.run_on_commit
-        return not self.committed and all(callback is not self for _, callback, *_ in callbacks)
-
-
 class SessionTable:
     """The table in one database.
 
@@ -171,23 +145,16 @@ class SessionTable:
         """Return the transaction of the site that a statement was part of; ``None`` where it is final."""
         connection = self.connection
         if connection.in_atomic_block:
-            if all(getattr(block, "_from_testcase", False) for block in connection.atomic_blocks):
+            if blocks_of_tests(connection) == len(connection.atomic_blocks):
                 return None  # the site has none: it is TestCase's own
         elif connection.get_autocommit():
             return None
         savepoints = set(connection.savepoint_ids)
-        callbacks: list[Any] = connection.run_on_commit
-        for since, callback, *_ in callbacks:
+        for since, callback, *_ in connection.run_on_commit:
             if isinstance(callback, SiteTransaction) and since == savepoints:
                 return callback  # that of a write before
-        # It comes before all callbacks of the site. on_commit() would put it behind them, and refuses it while
-        # autocommit is off. In a TestCase it comes behind those that the test itself has registered, as
-        # captureOnCommitCallbacks() takes a callback for new by its place in the list.
-        tests = sum(getattr(block, "_from_testcase", False) for block in connection.atomic_blocks)
-        outermost = set(connection.savepoint_ids[:tests])  # the first block has none
-        places = (place for place, (since, *_) in enumerate(callbacks) if outermost <= since)
         transaction = SiteTransaction(connection)
-        callbacks.insert(next(places, len(callbacks)), (savepoints, transaction, True))
+        call_first(connection, transaction)
         return transaction
 
     def savepoint(self) -> AbstractContextManager[None]:

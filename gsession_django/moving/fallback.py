@@ -19,7 +19,7 @@ from gsession_django.moving.source import Found, Source
 from gsession_django.operations import Age
 from gsession_django.serializers import DecodeError
 from gsession_django.session_map import SessionMap
-from gsession_django.transactions import Transaction
+from gsession_django.transactions import Transaction, blocks_of_tests, call_first
 
 
 def load(engine: Engine, source: Source, session_key: str, session_id: str, age: Age) -> Operation:
@@ -72,8 +72,8 @@ def _remove(engine: Engine, source: Source, ref: str, session_id: str) -> None:
     source.remove([ref])
     # In a transaction others see it there until that is committed, and may move it here once more till then.
     for connection in connections.all(initialized_only=True):
-        if connection.in_atomic_block:
-            connection.on_commit(_Removal(engine, session_id), robust=True)
+        if connection.in_atomic_block and blocks_of_tests(connection) < len(connection.atomic_blocks):
+            call_first(connection, _Removal(engine, session_id))
 
 
 class _Removal:
