@@ -7,6 +7,7 @@ import secrets
 from collections.abc import Callable, ItemsView, Iterator, KeysView, Mapping, Sequence, ValuesView
 from contextlib import contextmanager, suppress
 from datetime import datetime
+from functools import partial
 from itertools import takewhile
 from typing import Any, ClassVar, Final, Literal, NoReturn
 
@@ -410,18 +411,15 @@ class SessionStore(SessionBase):
                 there = True
             elif changed:
                 try:
-                    there = yield from operations.apply(engine, session_id, save, ttl, age, self._ttl_of)
-                    if not there and (yield from self._moved_here_again(key)):
-                        there = yield from operations.apply(engine, session_id, save, ttl, age, self._ttl_of)
+                    apply = partial(operations.apply, engine, session_id, save, ttl, age, self._ttl_of)
+                    there = yield from self._found(key, apply)
                 except DecodeError as error:
                     operations.log_unreadable(engine, session_id, error)
                     there = unreadable = True
             elif self._may_wait(session, ttl):
                 return
             else:
-                there = yield from operations.touch(engine, session_id, save, ttl, age)
-                if not there and (yield from self._moved_here_again(key)):
-                    there = yield from operations.touch(engine, session_id, save, ttl, age)
+                there = yield from self._found(key, partial(operations.touch, engine, session_id, save, ttl, age))
         if not there:
             raise UpdateError
         if not unreadable:
@@ -429,9 +427,15 @@ class SessionStore(SessionBase):
         if unreadable and changed:  # what nobody can read is not overwritten
             yield from self._create()
 
-    def _moved_here_again(self, key: str) -> Operation:
-        """Whether the fallback has the session after all, as the transaction in which it was moved was rolled back."""
-        return self._engine.fallback is not None and (yield from self._stored(key)) is not None
+    def _found(self, key: str, write: Callable[[], Operation]) -> Operation:
+        """Write to the stored session, and return whether there is one.
+
+        It may have to be moved here again, if the transaction in which it was moved was rolled back.
+        """
+        there = yield from write()
+        if not there and self._engine.fallback is not None and (yield from self._stored(key)) is not None:
+            there = yield from write()
+        return there
 
     def _cleared_by_keys(self, key: str, session: SessionMap) -> Operation:
         """Return a session that was cleared as one whose keys were all removed.
@@ -471,6 +475,12 @@ class SessionStore(SessionBase):
             taken = "create" not in engine.able and (yield from self._exists(key))
         if taken or not (yield from operations.create(engine, self._id_of(key), session, ttl)):
             raise CreateError
+        yield from self._created_at(key)
+
+    def _created_at(self, key: str) -> Operation:
+        """Do what follows the creation of a session under a key that was given."""
+        if self._engine.fallback is not None:
+            yield from fallback.created(self._engine, self._id_of(key))
         self._note(None, SessionStore._create_again, key, True)
 
     # Ending, and changing the key.
@@ -499,11 +509,18 @@ class SessionStore(SessionBase):
             yield from self._remove(key)
 
     def _remove(self, key: str) -> Operation:
-        engine, session_id = self._engine, self._id_of(key)
-        if engine.fallback is not None:
-            yield from fallback.remove(engine, engine.fallback, key, session_id)
-        yield from operations.remove(engine, session_id)
-        self._note(None, SessionStore._remove, key)
+        yield from self._end_at_fallback(key, moving=False)
+        yield from operations.remove(self._engine, self._id_of(key))
+        self._note(None, SessionStore._remove_again, key)
+
+    def _end_at_fallback(self, key: str, moving: bool) -> Operation:
+        """Remove a session at the fallback, if there is one; with `moving`, after it was moved here."""
+        if self._engine.fallback is None:
+            return
+        if moving:
+            with suppress(DecodeError):
+                yield from self._stored(key)
+        yield from fallback.remove(self._engine, self._engine.fallback, key, self._id_of(key))
 
     def cycle_key(self) -> None:
         self._run(self._cycle_key())
@@ -523,11 +540,8 @@ class SessionStore(SessionBase):
         if session.source is not None:  # all of it where it may have to be stored anew
             yield from self._fetch(session, None if anonymous else EXPIRY_KEY)
         ttl = self._ttl_of(session.get(EXPIRY_KEY))
-        if self._engine.fallback is not None:
-            if session.cleared:  # before it was looked for, so that it may have to be moved first
-                with suppress(DecodeError):
-                    yield from self._stored(old_key)
-            yield from fallback.remove(self._engine, self._engine.fallback, old_key, old_id)
+        # Nobody may have looked for a session that was cleared. Then it has to be moved first.
+        yield from self._end_at_fallback(old_key, moving=session.cleared)
         try:
             if session.is_unreadable():
                 raise DecodeError("nothing in it could be read")
@@ -597,29 +611,34 @@ class SessionStore(SessionBase):
         self._writes = writes
         for write in undone:
             if write.repeat is not None:
-                yield from write.repeat(self, *write.arguments)
+                yield from write.repeat(self, write.transaction.certain, *write.arguments)
             self._writes = [other for other in self._writes if other is not write]
 
-    def _create_again(self, key: str, given: bool) -> Operation:
+    def _create_again(self, certain: bool, key: str, given: bool) -> Operation:
+        if not certain:  # it may have been committed, and have ended since
+            return
         session = self._get_session(no_load=True)
         ttl = self._ttl_of(session.get(EXPIRY_KEY))
-        if (yield from operations.create(self._engine, self._id_of(key), session, ttl)):
-            self._note(None, SessionStore._create_again, key, given)
-        elif given:
-            raise CreateError
+        there = yield from operations.create(self._engine, self._id_of(key), session, ttl)
+        if given:
+            if not there:
+                raise CreateError
+            yield from self._created_at(key)
+        elif there:
+            self._note(None, SessionStore._create_again, key, False)
 
-    def _move_again(self, old_key: str, new_key: str, anonymous: bool) -> Operation:
+    def _remove_again(self, certain: bool, key: str) -> Operation:
+        return self._remove(key)
+
+    def _move_again(self, certain: bool, old_key: str, new_key: str, anonymous: bool) -> Operation:
         engine, old_id, new_id = self._engine, self._id_of(old_key), self._id_of(new_key)
         ttl = self._ttl_of(self._get_session(no_load=True).get(EXPIRY_KEY))
-        if engine.fallback is not None:
-            with suppress(DecodeError):
-                yield from self._stored(old_key)
-            yield from fallback.remove(engine, engine.fallback, old_key, old_id)
+        yield from self._end_at_fallback(old_key, moving=True)
         moved = yield from operations.move(engine, old_id, new_id, ttl, self.get_session_cookie_age, self._ttl_of)
         if moved:
             self._note(None, SessionStore._move_again, old_key, new_key, anonymous)
-        elif anonymous:
-            yield from self._create_again(new_key, False)
+        elif anonymous and certain:
+            yield from self._create_again(True, new_key, False)
         else:
             self._gone, self.was_moved = "moved", False
 

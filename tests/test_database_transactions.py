@@ -3,7 +3,7 @@
 import pickle
 import unittest
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from typing import Any
 
 import pytest
@@ -468,6 +468,103 @@ def test_a_callback_that_raises_after_the_commit_does_no_harm(alias: str, store_
     assert stored(store_class, request.session_key) == {"y": 1}
 
 
+def begins(store_class: type[SessionStore]) -> SessionStore:
+    """A visitor who signs in on the first page."""
+    request = store_class()
+    request[SESSION_KEY] = "7"
+    request.save()
+    return request
+
+
+def begins_under_a_given_key(store_class: type[SessionStore]) -> SessionStore:
+    request = store_class("a-key-of-the-sites-own")
+    request.save(must_create=True)
+    return request
+
+
+def gets_another_key(store_class: type[SessionStore]) -> SessionStore:
+    request = store_class(new_session(store_class, BEFORE))
+    signs_in_and_saves(request)
+    return request
+
+
+each_beginning = pytest.mark.parametrize("begin", [begins, begins_under_a_given_key, gets_another_key])
+Beginning = Callable[[type[SessionStore]], SessionStore]
+
+
+def check_that_it_has_ended(store_class: type[SessionStore], request: SessionStore) -> None:
+    request["y"] = 1
+    with pytest.raises(UpdateError):
+        end(request)
+    assert list(store_class.get_storage().ids()) == []
+
+
+@each_beginning
+def test_a_session_that_others_ended_after_the_commit_stays_so_though_a_callback_has_raised(
+    alias: str, store_class: type[SessionStore], begin: Beginning
+) -> None:
+    with raising_callback(alias):
+        request = begin(store_class)
+    store_class(request.session_key).flush()
+    check_that_it_has_ended(store_class, request)
+
+
+@each_beginning
+def test_a_callback_that_was_there_before_saves_the_session_by_one_statement(
+    kind: str, alias: str, store_class: type[SessionStore], begin: Beginning
+) -> None:
+    given: list[str] = []
+
+    def save() -> None:
+        request["job"] = "queued"
+        with statements(kind, alias) as found:
+            request.save()
+        given.extend(found)
+
+    with transaction.atomic(alias):
+        transaction.on_commit(save, using=alias)
+        request = begin(store_class)
+        expected = request._session.as_dict()
+    assert stored(store_class, request.session_key) == {**expected, "job": "queued"}
+    assert len(given) == 1
+
+
+@contextmanager
+def no_autocommit(alias: str) -> Iterator[None]:
+    transaction.set_autocommit(False, alias)
+    try:
+        yield
+    finally:
+        transaction.rollback(alias)
+        transaction.set_autocommit(True, alias)
+
+
+@each_beginning
+@pytest.mark.parametrize("in_atomic", [False, True])
+def test_where_nothing_is_committed_by_itself_no_session_that_was_committed_and_ended_comes_back(
+    alias: str, store_class: type[SessionStore], begin: Beginning, in_atomic: bool
+) -> None:
+    with no_autocommit(alias):
+        with transaction.atomic(alias) if in_atomic else nullcontext():
+            request = begin(store_class)
+        transaction.commit(alias)
+        store_class(request.session_key).flush()
+        transaction.commit(alias)
+        transaction.rollback(alias)
+        check_that_it_has_ended(store_class, request)
+
+
+@pytest.mark.parametrize("begin", [begins, begins_under_a_given_key])
+def test_where_nothing_is_committed_by_itself_a_session_that_began_has_ended_with_the_rollback(
+    alias: str, store_class: type[SessionStore], begin: Beginning
+) -> None:
+    with no_autocommit(alias):
+        store_class("a-key-of-nobody").delete()  # SQLite begins a transaction at a statement that writes
+        request = begin(store_class)
+        transaction.rollback(alias)
+        check_that_it_has_ended(store_class, request)
+
+
 @pytest.mark.parametrize("deed", [sets, sets_in_place, signs_in_and_saves])
 def test_where_nothing_is_committed_by_itself_a_rollback_counts_too(
     alias: str, store_class: type[SessionStore], deed: Deed
@@ -475,8 +572,7 @@ def test_where_nothing_is_committed_by_itself_a_rollback_counts_too(
     key = new_session(store_class, BEFORE)
     request = store_class(key)
     request.get("x")
-    transaction.set_autocommit(False, alias)
-    try:
+    with no_autocommit(alias):
         request.modified = True
         request.save()  # SQLite begins a transaction at a statement that writes, and not at a savepoint
         deed(request)
@@ -484,9 +580,6 @@ def test_where_nothing_is_committed_by_itself_a_rollback_counts_too(
         assert stored(store_class, key) == BEFORE
         end(request)
         transaction.commit(alias)
-    finally:
-        transaction.rollback(alias)
-        transaction.set_autocommit(True, alias)
     expected = next(expected for other, expected in DEEDS if other is deed)
     check(store_class, request, key, expected)
 
@@ -642,6 +735,16 @@ def test_in_a_testcase_of_djangos_sessions_work(kind: str, atomic_requests: bool
                     session.save()
                 self.assertEqual(callbacks, [])
                 self.assertEqual(self.client.get("/seen/").content, b"None 2")
+                calls: list[str] = []
+                transaction.on_commit(lambda: calls.append("of the test"), using=alias)
+                with self.captureOnCommitCallbacks(using=alias, execute=True), transaction.atomic(alias):
+                    transaction.on_commit(session.save, using=alias)
+                    transaction.on_commit(lambda: calls.append("of the site"), using=alias)
+                    session["attempts"] = 1
+                    session.save()
+                self.assertEqual(calls, ["of the site"])
+                session["attempts"] = 2
+                session.save()
                 if atomic_requests:
                     self.assertEqual(self.client.get("/code/").content, b"3")
                     self.assertEqual(self.client.get("/sign_in/").content, b"4")

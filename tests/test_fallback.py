@@ -5,6 +5,7 @@ import contextlib
 import functools
 import itertools
 import threading
+import unittest
 from collections.abc import Callable, Iterator
 from decimal import Decimal
 from importlib import import_module
@@ -17,7 +18,7 @@ from django.contrib.sessions.backends.base import CreateError, UpdateError
 from django.core.checks import run_checks
 from django.core.exceptions import ImproperlyConfigured
 from django.db import connections, transaction
-from django.test import override_settings
+from django.test import TestCase, override_settings
 
 from gsession_django import SessionMap, StorageUnavailable
 from gsession_django.engine import engine_of
@@ -505,8 +506,14 @@ def test_a_session_that_is_cleared_by_who_did_not_see_it_end_does_not_come_back(
 @pytest.mark.usefixtures("db_to_redis")
 @pytest.mark.parametrize("end", ["flush", "cycle_key"])
 def test_a_session_that_ends_in_a_transaction_is_not_moved_by_who_does_not_see_that_yet(end: str) -> None:
+    """Also if a callback of the site raises after the commit, so that Django calls none that come after it."""
+
+    def fail() -> None:
+        raise LookupError
+
     key = old_session({"user": 1})
-    with transaction.atomic(using=alias()):
+    with contextlib.suppress(LookupError), transaction.atomic(using=alias()):
+        transaction.on_commit(fail, using=alias())
         request = store(key)
         assert request["user"] == 1
         getattr(request, end)()
@@ -517,6 +524,90 @@ def test_a_session_that_ends_in_a_transaction_is_not_moved_by_who_does_not_see_t
     processes.promised(other.goes).result(processes.TIMEOUT)
     assert stored(settings.SESSION_ENGINE, key) is None
     assert (at_source(key), at_target(key)) == (None, None)
+
+
+@pytest.mark.usefixtures("db_to_redis")
+def test_in_a_testcase_of_djangos_no_callback_is_listed_that_the_site_did_not_register() -> None:
+    key = old_session({"user": 1})
+
+    class Case(TestCase):
+        databases = {alias()}
+
+        def test(self) -> None:
+            transaction.on_commit(list, using=alias())
+            with self.captureOnCommitCallbacks(using=alias()) as callbacks:
+                store(key).flush()
+            self.assertEqual(callbacks, [])
+
+    result = unittest.TestResult()
+    Case.setUpClass()
+    try:
+        Case("test")(result)
+    finally:
+        Case.tearDownClass()
+        Case.doClassCleanups()
+    assert not result.errors + result.failures, (result.errors + result.failures)[0][1]
+    assert result.testsRun == 1
+
+
+def begin_again(key: str) -> Any:
+    request = store(key)
+    request.save(must_create=True)
+    request["new"] = 1
+    request.save()
+    return request
+
+
+@pytest.mark.usefixtures("db_to_redis")
+@pytest.mark.parametrize("rolls_back", [False, True])
+def test_one_that_begins_under_its_key_in_the_same_transaction_stays(rolls_back: bool) -> None:
+    """Also if a savepoint is rolled back, of which the new engine is no part."""
+    key = old_session({"user": 1})
+    with transaction.atomic(using=alias()):
+        store(key).delete()
+        with transaction.atomic(using=alias()):
+            begin_again(key)
+            transaction.set_rollback(rolls_back, alias())
+    assert moved(key) == {"new": 1}
+
+
+@pytest.mark.usefixtures("db_to_redis")
+def test_one_that_ends_again_in_the_same_transaction_does_not() -> None:
+    key = old_session({"user": 1})
+    late = Mover(command, key)
+    late.goes(1)  # it has read the session
+    with transaction.atomic(using=alias()):
+        store(key).delete()
+        begin_again(key)
+        store(key).delete()
+        late.goes(1)  # and makes a copy of it
+        assert at_target(key) is not None
+    assert (at_source(key), at_target(key)) == (None, None)
+
+
+@pytest.mark.parametrize("then", ["nothing", "undone", "saved again"])
+def test_where_the_new_engine_is_part_of_the_transaction_only_what_is_committed_stays(
+    tmp_path: Path, then: str
+) -> None:
+    with rollout(tmp_path, SOURCES["db"], OURS["database"], kind="postgresql"):
+        given = {**settings.GSESSION, "ENGINES": {OURS["database"]: {"using": alias()}}}
+        with override_settings(GSESSION=given):
+            key = old_session({"user": 1})
+            with transaction.atomic(using=alias()):
+                begin_again("a-key-of-the-sites-own")
+                store(key).delete()
+                with transaction.atomic(using=alias()) if then != "nothing" else contextlib.nullcontext():
+                    request = begin_again(key)
+                    transaction.set_rollback(then != "nothing", alias())
+                if then == "saved again":
+                    request.save()
+                other = Mover(command, key)
+                if then == "undone":  # else the database would let it wait
+                    assert processes.promised(other.goes, 4).result(processes.TIMEOUT)
+                    assert at_target(key) is not None
+            processes.promised(other.goes).result(processes.TIMEOUT)
+            assert at_source(key) is None
+            assert at_target(key) is None if then == "undone" else moved(key) == {"new": 1}
 
 
 def test_nor_does_a_transaction_that_shows_what_has_ended_go_on_for_ever(tmp_path: Path) -> None:

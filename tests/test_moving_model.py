@@ -92,7 +92,10 @@ class World:
 
     def engine(self) -> Engine:
         engine = Engine(SessionStore)
-        engine.storage, engine.locks = self.storage, IdLocks()  # those of this world: another's actors hold theirs for ever
+        engine.storage, engine.locks = (
+            self.storage,
+            IdLocks(),
+        )  # those of this world: another's actors hold theirs for ever
         return engine
 
     def _go_on(self, actor: Actor, told: Any) -> None:

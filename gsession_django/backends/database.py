@@ -9,11 +9,12 @@ from django.db import IntegrityError
 from gsession_django.database import checks, walk
 from gsession_django.database import statements as sql
 from gsession_django.database.rows import check_new_id, is_id, new_version, now
-from gsession_django.database.table import SessionTable, SiteTransaction, available
+from gsession_django.database.table import SessionTable, available
 from gsession_django.serializers import DecodeError
 from gsession_django.session_map import SessionMap
 from gsession_django.storage import Storage
 from gsession_django.store import SessionStore as BaseSessionStore
+from gsession_django.transactions import SiteTransaction
 
 
 class DatabaseStorage(Storage):

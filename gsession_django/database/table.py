@@ -11,6 +11,7 @@ from django.db.backends.base.base import BaseDatabaseWrapper
 from gsession_django.database.statements import Sessions, Statement
 from gsession_django.models import Session
 from gsession_django.storage import StorageUnavailable
+from gsession_django.transactions import SiteTransaction, blocks_of_tests, call_first
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -84,31 +85,6 @@ def _is_unreachable(connection: BaseDatabaseWrapper, error: Exception) -> bool:
     return not connection.is_usable()
 
 
-class SiteTransaction:
-    """A transaction of the site, or the part of one since a savepoint.
-
-    It is a callback of ``on_commit()``: Django calls it after the commit, and drops it at a rollback.
-
-    Attributes:
-        committed: whether it has been committed.
-    """
-
-    def __init__(self, connection: BaseDatabaseWrapper) -> None:
-        self._connection = connection
-        self.committed = False
-
-    def __call__(self) -> None:
-        self.committed = True
-
-    @property
-    def rolled_back(self) -> bool:
-        """Whether it has been rolled back."""
-        # Also where it was committed and another callback has raised, so that this one was not called. No harm is done:
-        # what is written again then is what is there.
-        callbacks: list[Any] = self._connection.run_on_commit
-        return not self.committed and all(callback is not self for _, callback, *_ in callbacks)
-
-
 class SessionTable:
     """The table in one database.
 
@@ -169,19 +145,16 @@ class SessionTable:
         """Return the transaction of the site that a statement was part of; ``None`` where it is final."""
         connection = self.connection
         if connection.in_atomic_block:
-            if all(getattr(block, "_from_testcase", False) for block in connection.atomic_blocks):
+            if blocks_of_tests(connection) == len(connection.atomic_blocks):
                 return None  # the site has none: it is TestCase's own
         elif connection.get_autocommit():
             return None
-        callbacks: list[Any] = connection.run_on_commit
         savepoints = set(connection.savepoint_ids)
-        if callbacks and callbacks[-1][0] == savepoints and isinstance(callbacks[-1][1], SiteTransaction):
-            return callbacks[-1][1]  # that of the write before
+        for since, callback, *_ in connection.run_on_commit:
+            if isinstance(callback, SiteTransaction) and since == savepoints:
+                return callback  # that of a write before
         transaction = SiteTransaction(connection)
-        if connection.in_atomic_block:
-            connection.on_commit(transaction, robust=True)
-        else:  # which on_commit() refuses
-            callbacks.append((savepoints, transaction, True))
+        call_first(connection, transaction)
         return transaction
 
     def savepoint(self) -> AbstractContextManager[None]:

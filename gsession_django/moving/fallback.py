@@ -1,7 +1,7 @@
 """What Django asks of a session while ``GSESSION["FALLBACK_ENGINE"]`` is set.
 
-One that the engine does not have is moved from the fallback on first touch. One that ends does so at the fallback
-first, so that nothing comes back from there.
+A session that the engine does not have is moved from the fallback on first touch. A session that ends is removed at the
+fallback first. Otherwise it would come back from there.
 """
 
 from collections.abc import Mapping
@@ -19,6 +19,7 @@ from gsession_django.moving.source import Found, Source
 from gsession_django.operations import Age
 from gsession_django.serializers import DecodeError
 from gsession_django.session_map import SessionMap
+from gsession_django.transactions import Transaction, blocks_of_tests, call_first
 
 
 def load(engine: Engine, source: Source, session_key: str, session_id: str, age: Age) -> Operation:
@@ -71,8 +72,36 @@ def _remove(engine: Engine, source: Source, ref: str, session_id: str) -> None:
     source.remove([ref])
     # In a transaction others see it there until that is committed, and may move it here once more till then.
     for connection in connections.all(initialized_only=True):
-        if connection.in_atomic_block:
-            connection.on_commit(lambda: engine.run(operations.remove(engine, session_id)), robust=True)
+        if connection.in_atomic_block and blocks_of_tests(connection) < len(connection.atomic_blocks):
+            call_first(connection, _Removal(engine, session_id))
+
+
+class _Removal:
+    """Removes a session here once more, after the commit of the transaction in which it was removed at the fallback."""
+
+    def __init__(self, engine: Engine, session_id: str) -> None:
+        self.of = engine, session_id
+        # Whether the key was created here since, and what that is part of.
+        self.created = False
+        self.creation: Transaction | None = None
+
+    def __call__(self) -> None:
+        if not self.created or (self.creation is not None and self.creation.rolled_back):
+            engine, session_id = self.of
+            engine.run(operations.remove(engine, session_id))
+
+
+def created(engine: Engine, session_id: str) -> Operation:
+    """Keep a session that was just created here, if one of the same key was removed in the same transaction."""
+    yield partial(_created, engine, session_id)
+
+
+def _created(engine: Engine, session_id: str) -> None:
+    creation = engine.storage.transaction()
+    for connection in connections.all(initialized_only=True):
+        for _, callback, *_ in connection.run_on_commit:
+            if isinstance(callback, _Removal) and callback.of == (engine, session_id):
+                callback.created, callback.creation = True, creation
 
 
 def taken(source: Source, session_key: str) -> Operation:
