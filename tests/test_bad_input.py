@@ -32,6 +32,8 @@ from tests.clock import Clock, moved_clock
 from tests.engines import ENGINES, engine, id_of, new_session, path_of, stored
 from tests.processes import Parent, Worker
 
+pytestmark = pytest.mark.once
+
 LOG = "django.security.SuspiciousSession"
 SECRET = {"secret": "the victim's"}
 

@@ -34,6 +34,8 @@ from tests.processes import Parent, let_them_meet, workers
 from tests.proxies import Passed, Proxy, everything
 from tests.redis_servers import RedisServer, settings_for, shared
 
+pytestmark = pytest.mark.once
+
 MODULES = {"redis": redis_engine, "redis_hash": redis_hash}
 both_engines = pytest.mark.parametrize("module", MODULES.values(), ids=MODULES)
 BLOCKING = {"OPTIONS": {"CONNECTION_POOL_CLASS": "redis.connection.BlockingConnectionPool"}}
