@@ -10,7 +10,7 @@ from django.apps import apps
 from django.conf import settings
 from django.db import connections
 
-from benchmarks.engines import UNTIL_THE_END, Comparison, Engine, Peer, Setup
+from benchmarks.engines import CHANGES_IN_PLACE, UNTIL_THE_END, Comparison, Engine, Peer, Setup
 from benchmarks.redis_engines import DJANGO_REDIS, on_redis
 from tests.database_servers import PostgreSQL
 from tests.databases import connected, migrate
@@ -78,7 +78,9 @@ def _cached_db(database: Callable[[], str]) -> Iterator[Setup]:
         yield Setup(settings={**of_database.settings, **of_cache.settings}, caches=of_cache.caches)
 
 
-_OPERATIONS = frozenset({"load", "create", "modify", "touch", "touch, due", "login", "async load", "async modify"})
+_OPERATIONS = CHANGES_IN_PLACE | {
+    *("load", "create", "modify", "touch", "touch, due", "login", "async load", "async modify"),
+}
 
 
 def _comparison(name: str, database: Callable[[], str], **targets: float) -> Comparison:

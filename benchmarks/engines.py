@@ -127,7 +127,10 @@ def _locmem() -> Iterator[Setup]:
         LocMemCache("benchmarks", {}).clear()
 
 
-_IN_PROCESS = frozenset({"load", "modify", "touch", "touch, due", "save, not due", "save, due", "create", "login"})
+CHANGES_IN_PLACE = frozenset({f"change in place, {size} kB" for size in (1, 10, 100)})
+_IN_PROCESS = CHANGES_IN_PLACE | {
+    *("load", "modify", "touch", "touch, due", "save, not due", "save, due", "create", "login"),
+}
 
 OUR_FILE = Engine("file", "gsession_django.backends.file", _our_files, _IN_PROCESS | {"purge"})
 DJANGO_FILE = Engine("Django file", "django.contrib.sessions.backends.file", _django_files, OUR_FILE.operations)

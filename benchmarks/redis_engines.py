@@ -12,7 +12,7 @@ from django.db import connection
 from redis import Redis
 
 from benchmarks import bare
-from benchmarks.engines import UNTIL_THE_END, Comparison, Engine, Peer, Setup
+from benchmarks.engines import CHANGES_IN_PLACE, UNTIL_THE_END, Comparison, Engine, Peer, Setup
 from tests.redis_servers import RedisServer
 
 DJANGO_REDIS = "django_redis.cache.RedisCache"
@@ -88,7 +88,7 @@ def _large(engine: Engine) -> Engine:
 
 
 _ASYNC = frozenset({"async load", "async modify", "async touch", "async create", "async login"})
-_OPERATIONS = _ASYNC | {"load", "modify", "touch", "touch, due", "create", "login"}
+_OPERATIONS = _ASYNC | CHANGES_IN_PLACE | {"load", "modify", "touch", "touch, due", "create", "login"}
 _LARGE = frozenset({"load, 1 MB", "modify, 1 MB"})
 
 OUR_REDIS = _engine("redis", "gsession_django.backends.redis", on_redis, DJANGO_REDIS, 1)
