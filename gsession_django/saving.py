@@ -119,7 +119,7 @@ class Saving:
         for key, value in self.values.items():
             if value is MISSING:
                 if key in originals and originals[key] is not MISSING:
-                    removed.add(key if type(key) is str else stored_key(key))
+                    removed.add(stored_key(key))
                 continue
             if key in snapshots:
                 differs = self._differs(key, value, snapshots[key], key in originals)
@@ -131,7 +131,7 @@ class Saving:
                 else:
                     differs = kind is Sentinel or self._differs(key, value, _encoding_of(base), True)
             if differs:
-                changed[key if type(key) is str else stored_key(key)] = key
+                changed[stored_key(key)] = key
         self._changed = changed, removed
         return self._changed
 

@@ -174,6 +174,17 @@ def decode(data: bytes) -> Any:
         raise DecodeError(f"SESSION_SERIALIZER = {settings.SESSION_SERIALIZER!r} cannot read it: {reason}") from error
 
 
+def decode_pairs(data: bytes) -> dict[str, Any]:
+    """Return a whole session, of a storage that keeps it in one piece.
+
+    Raises :class:`DecodeError` as :func:`decode` does, and when `data` is the encoding of anything but a dict.
+    """
+    pairs = decode(data)
+    if not isinstance(pairs, dict):
+        raise DecodeError(f"it holds a {type(pairs).__name__}, and a session is a dict")
+    return pairs
+
+
 def is_deterministic() -> bool:
     """Return whether the serializer is known to give equal values equal bytes: its attribute ``deterministic`` says so.
 

@@ -8,13 +8,13 @@ from typing import Any
 
 import pytest
 from django.http import HttpRequest, HttpResponse
-from django.test import AsyncClient, Client, override_settings
+from django.test import Client, override_settings
 from django.urls import path
 from pytest_django import Settings
 
 from gsession_django import SessionMap, SessionStore, saving
 from tests.engines import EACH_ENGINE, engine, new_session, stored
-from tests.sites import DJANGOS, OURS, get
+from tests.sites import DJANGOS, OURS, either_client, get
 
 CART = {"7": {"price": "9.90", "quantity": 2}, "8": {"price": "5.00", "quantity": 1}}
 
@@ -63,9 +63,6 @@ def middleware(request: pytest.FixtureRequest) -> Iterator[None]:
 def store_class(request: pytest.FixtureRequest, tmp_path: Path, middleware: None) -> Iterator[type[SessionStore]]:
     with engine(request.param, tmp_path) as found:
         yield found
-
-
-either_client = pytest.mark.parametrize("client_class", [Client, AsyncClient], ids=["sync", "async"])
 
 
 def visit(store_class: type[SessionStore], client_class: type[Any], url: str) -> tuple[Any, dict[str, Any]]:

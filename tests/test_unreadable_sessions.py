@@ -9,14 +9,14 @@ from typing import Any
 import pytest
 from django.core.exceptions import ImproperlyConfigured
 from django.http import HttpRequest, HttpResponse, JsonResponse
-from django.test import AsyncClient, Client, override_settings
+from django.test import Client, override_settings
 from django.urls import path
 
 from gsession_django import SessionMap, SessionStore, Storage
 from gsession_django.engine import engine_of
 from gsession_django.serializers import DecodeError
 from tests.engines import EACH_ENGINE, engine, id_of, new_session, stored
-from tests.sites import DJANGOS, OURS, get
+from tests.sites import DJANGOS, OURS, either_client, get
 
 LOG = "django.security.SuspiciousSession"
 DATA: dict[str, Any] = {"user": {"id": 5}, "cart": {"apple": 1}, "big": {"text": "x" * 20_000}}
@@ -102,9 +102,6 @@ def middleware(request: pytest.FixtureRequest) -> Iterator[None]:
 def store_class(request: pytest.FixtureRequest, tmp_path: Path, middleware: None) -> Iterator[type[SessionStore]]:
     with engine(request.param, tmp_path) as found:
         yield found
-
-
-either_client = pytest.mark.parametrize("client_class", [Client, AsyncClient], ids=["sync", "async"])
 
 
 class TestSerializerThatCannotBeUsed:

@@ -10,7 +10,7 @@ from gsession_django.database import checks, walk
 from gsession_django.database import statements as sql
 from gsession_django.database.rows import check_new_id, is_id, new_version, now
 from gsession_django.database.table import SessionTable, available
-from gsession_django.serializers import DecodeError
+from gsession_django.serializers import decode_pairs
 from gsession_django.session_map import SessionMap
 from gsession_django.storage import Storage
 from gsession_django.store import SessionStore as BaseSessionStore
@@ -29,10 +29,7 @@ class DatabaseStorage(Storage):
 
     def _session(self, row: tuple[Any, Any, Any]) -> SessionMap:
         data, version, expires = row
-        values = self.decode(self.table.data_of(data))
-        if not isinstance(values, dict):
-            raise DecodeError(f"a {type(values).__name__} is no session")
-        return SessionMap(values, version, (expires - now()) / 1000)
+        return SessionMap(decode_pairs(self.table.data_of(data)), version, (expires - now()) / 1000)
 
     @available
     def get_session(self, session_id: str, ttl: int, data: Any = None) -> SessionMap | None:

@@ -8,7 +8,7 @@ from typing import Any
 from django.conf import settings
 from django.core.checks import CheckMessage, Error
 
-from gsession_django.serializers import DecodeError
+from gsession_django.serializers import decode_pairs
 from gsession_django.session_file import SessionFile
 from gsession_django.session_folder import SessionFolder
 from gsession_django.session_map import SessionMap
@@ -33,10 +33,7 @@ class FileStorage(Storage):
         return self.folder.read(session_id, self._session)
 
     def _session(self, file: SessionFile) -> SessionMap:
-        values = self.decode(file.body())
-        if not isinstance(values, dict):
-            raise DecodeError(f"it holds a {type(values).__name__}")
-        return SessionMap(values, file.header.revision, file.header.expires - time.time())
+        return SessionMap(decode_pairs(file.body()), file.header.revision, file.header.expires - time.time())
 
     def exists(self, session_id: str) -> bool:
         return self.folder.read(session_id, lambda file: True) is not None

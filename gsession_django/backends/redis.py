@@ -6,7 +6,7 @@ from gsession_django.redis.commands import Batch, Command, Operation, digest
 from gsession_django.redis.move import REMEMBERED, beside
 from gsession_django.redis.scripts import LEAVE_STRING, MOVE_STRING, REPLACE_STRING
 from gsession_django.redis.storage import BaseRedisSessionStore, BaseRedisStorage, both
-from gsession_django.serializers import DecodeError
+from gsession_django.serializers import decode_pairs
 from gsession_django.session_map import SessionMap
 
 # Bytes of a session up to which it is sent itself, to be compared: its digest takes both sides longer.
@@ -28,16 +28,10 @@ class RedisStorage(BaseRedisStorage):
         stored, left = yield Batch(("GET", key), ("PTTL", key))
         if stored is None or left == -2:  # it expired between the two
             return None
-        session = SessionMap(self._decoded(stored), stored, None if left < 0 else left / 1000)
+        session = SessionMap(decode_pairs(stored), stored, None if left < 0 else left / 1000)
         if self._held is not None:
             self._held[session_id] = session
         return session
-
-    def _decoded(self, stored: bytes) -> dict[str, Any]:
-        data = self.decode(stored)
-        if not isinstance(data, dict):
-            raise DecodeError(f"a {type(data).__name__} is no session")
-        return data
 
     def _update_ttl(self, session_id: str, ttl: int) -> Operation[bool]:
         key = self._key(session_id)
@@ -66,7 +60,7 @@ class RedisStorage(BaseRedisStorage):
             if not isinstance(reply, bytes):
                 session.version = stored
                 return bool(reply)
-            current = self._decoded(reply)
+            current = decode_pairs(reply)
             expiry = ttl if session.renews_ttl(current) else ""
             known, stored = _known(reply), self.encode(session.merged_onto(current))
 
