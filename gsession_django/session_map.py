@@ -427,11 +427,11 @@ class SessionMap(MutableMapping[str, Any]):
                 save.encode(key, value)
             raise
 
-    def encoding_of(self, key: str) -> bytes:
-        """Return the encoding of the value of one of the keys in :attr:`changed`."""
+    def encoding_of(self, key: str, value: Any) -> bytes:
+        """Return the encoding of a pair of :attr:`changed` or :meth:`as_dict`."""
         save = self._save
         key = save.changed.get(key, key)
-        return save.encodings[key] if key in save.encodings else save.encode(key, self._values[key])
+        return save.encodings[key] if key in save.encodings else save.encode(key, value)
 
     # How it merges.
 

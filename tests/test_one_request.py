@@ -159,12 +159,35 @@ class TestThreads:
 
         with ThreadPoolExecutor(4) as pool:
             saving = pool.submit(save)
-            for future in [pool.submit(set_keys, worker) for worker in range(3)]:
-                future.result()
-            done.set()
+            try:
+                for future in [pool.submit(set_keys, worker) for worker in range(3)]:
+                    future.result()
+            finally:
+                done.set()
             saving.result()
         store.save()
         assert len(stored(store_class, key) or {}) == 1 + 3 * 100
+
+    def test_a_key_deleted_by_another_thread_is_stored_by_the_save_that_has_begun(
+        self, store_class: type[SessionStore], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        key = new_session(store_class, {"old": 1})
+        store = store_class(key)
+        store["new"] = 2
+        original: Any = SessionMap
+        as_dict, changed = original.as_dict, original.changed.fget
+
+        def after(found: dict[str, Any]) -> dict[str, Any]:
+            store.pop("new", None)  # as another thread would, between two lines of the storage
+            return found
+
+        with monkeypatch.context() as patch:
+            patch.setattr(SessionMap, "as_dict", lambda session: after(as_dict(session)))
+            patch.setattr(SessionMap, "changed", property(lambda session: after(changed(session))))
+            store.save()
+        assert stored(store_class, key) == {"old": 1, "new": 2}
+        store.save()
+        assert stored(store_class, key) == {"old": 1}
 
     def test_first_uses_at_once_lose_nothing(self, store_class: type[SessionStore]) -> None:
         key = new_session(store_class, {"old": 1})

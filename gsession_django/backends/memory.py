@@ -56,17 +56,18 @@ class MemoryStorage(Storage):
             return None
         return entry
 
-    def _kept(self, pairs: dict[str, Any], encoding_of: Callable[[str], bytes]) -> dict[str, Any]:
+    def _kept(self, pairs: dict[str, Any], encoding_of: Callable[[str, Any], bytes]) -> dict[str, Any]:
         """Return what is kept of pairs: values that nothing can change, and the encodings of the others."""
         if not all(type(key) is str for key in pairs):  # the serializer knows what becomes of other keys
             pairs = self.decode(self.encode(pairs))
-            encoding_of = self._encoding_in(pairs)
+            encoding_of = self._encoding_of
         return {
-            key: value if type(value) in _IMMUTABLE else Canonical(encoding_of(key)) for key, value in pairs.items()
+            key: value if type(value) in _IMMUTABLE else Canonical(encoding_of(key, value))
+            for key, value in pairs.items()
         }
 
-    def _encoding_in(self, pairs: dict[str, Any]) -> Callable[[str], bytes]:
-        return lambda key: self.encode(pairs[key])
+    def _encoding_of(self, key: str, value: Any) -> bytes:
+        return self.encode(value)
 
     def _put(self, session_id: str, entry: _Entry) -> None:
         self._entries[session_id] = entry
@@ -128,7 +129,7 @@ class MemoryStorage(Storage):
                 current = SessionMap(dict(entry.values))
                 merged = {key: session.merged_value(key, current.get(key, MISSING)) for key in changed}
                 # The values of others stay encoded: one that nobody here can read is theirs all the same.
-                values = entry.values | self._kept(merged, self._encoding_in(merged))
+                values = entry.values | self._kept(merged, self._encoding_of)
                 entry.values = session.in_order({key: value for key, value in values.items() if key not in removed})
                 if not session.renews_ttl(current):
                     expires = entry.expires

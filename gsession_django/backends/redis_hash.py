@@ -150,13 +150,13 @@ class RedisHashStorage(BaseRedisStorage):
 
     # Fields and values.
 
-    def _fields(self, pairs: Mapping[str, Any], encoding_of: Callable[[str], bytes]) -> dict[bytes, bytes]:
+    def _fields(self, pairs: Mapping[str, Any], encoding_of: Callable[[str, Any], bytes]) -> dict[bytes, bytes]:
         try:
             return {key.encode(): stored_of(key, value, encoding_of) for key, value in pairs.items()}
         except (AttributeError, UnicodeError):  # the serializer knows what becomes of keys that are not strings
             found: dict[str, Any] = self.decode(self.encode(dict(pairs)))
             return {
-                field_of(key): stored_of(key, value, lambda key: self.encode(found[key]))
+                field_of(key): stored_of(key, value, lambda key, value: self.encode(value))
                 for key, value in found.items()
             }
 

@@ -31,19 +31,19 @@ def key_of(field: bytes) -> str:
     return _text_of(field)
 
 
-def stored_of(key: str, value: Any, encoding_of: Callable[[str], bytes]) -> bytes:
+def stored_of(key: str, value: Any, encoding_of: Callable[[str, Any], bytes]) -> bytes:
     """Return what a field holds for a value: text itself, and MARK and the encoding of anything else.
 
     Args:
         key: the key of the value.
         value: the value.
-        encoding_of: returns the encoding of the value of a key.
+        encoding_of: returns the encoding of the value, given both.
 
     Redis keeps a small hash in one piece, in half of the memory, if no field holds more than 64 bytes
     (``hash-max-listpack-value``). Django's ``_auth_user_hash`` is a text of 64, which JSON makes 66 of.
     A serializer other than Django's own is given text too.
     """
-    return _bytes_of(value) if isinstance(value, str) and keeps_text() else MARK + encoding_of(key)
+    return _bytes_of(value) if isinstance(value, str) and keeps_text() else MARK + encoding_of(key, value)
 
 
 def stored_as(encoded: bytes | None) -> bytes | None:
