@@ -75,8 +75,9 @@ def answered(connection: BaseDatabaseWrapper, whose: str, ask: Callable[[], T]) 
 
     Outside a transaction it is asked again: once on a new connection, where one that was there is lost or leads to a
     server that can only be read; and up to a hundred times, where the database has refused it because of what others
-    did at that moment. Afterwards a connection that is lost is closed, so that Django makes a new one for what comes
-    next. Only where autocommit is off Django would not know by that that its transaction is lost.
+    did at that moment. Such a connection is closed in any case, so that Django makes a new one for the site's next
+    query. Inside an ``atomic()`` block Django does that itself with one that is lost, and raises if the site tries to
+    commit. With autocommit off nothing is closed: the site would go on without knowing that its transaction is lost.
 
     Args:
         connection: the one that it uses.
@@ -100,7 +101,7 @@ def answered(connection: BaseDatabaseWrapper, whose: str, ask: Callable[[], T]) 
                 if alone and attempts and _code(error) in _CONFLICTS:
                     continue
                 raise
-            if outage.reconnects and (alone or connection.in_atomic_block):
+            if outage.reconnects and (alone or (outage is _READ_ONLY and connection.in_atomic_block)):
                 connection.close()
             if not (outage.reconnects and may_reconnect and was_there and alone):
                 raise StorageUnavailable(
