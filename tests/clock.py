@@ -26,9 +26,9 @@ class Clock:
     def time_ns(self) -> int:
         return time.time_ns() + round(self.offset * 1_000_000_000)
 
-    def parameter(self, connection: BaseDatabaseWrapper, seconds: int = 0) -> int:
+    def parameter(self, connection: BaseDatabaseWrapper) -> int:
         """Return what stands for a moment where the server's clock is `offset` seconds off as well."""
-        found = parameter(connection, seconds)
+        found = parameter(connection)
         return found + round(self.offset * 1000) if connection.vendor in ("postgresql", "mysql") else found
 
     def monotonic(self) -> float:

@@ -152,6 +152,27 @@ def test_the_sites_next_query_goes_over_a_new_connection(server: DatabaseServer,
     assert stored(SessionStore, key) == {"key": 3}
 
 
+def test_no_pool_keeps_a_connection_to_a_server_that_was_demoted() -> None:
+    pool = {"min_size": 1, "max_size": 1}
+    with (
+        PostgreSQL() as server,
+        connected(server.entry(OPTIONS={"pool": pool})) as alias,
+        override_settings(**options_for(alias)),
+    ):
+        migrate(alias)
+        key = new_session(SessionStore, {"key": 1})
+        try:
+            before = backend(alias)
+            with demoted(server), pytest.raises(StorageUnavailable, match="can only be read"):
+                save(key, 2)
+            assert backend(alias) != before
+            save(key, 3)
+            assert stored(SessionStore, key) == {"key": 3}
+        finally:
+            connections[alias].close()
+            connections[alias].close_pool()  # type: ignore[attr-defined]
+
+
 def test_in_a_transaction_nothing_is_repeated_and_after_it_the_site_has_a_new_connection(
     server: DatabaseServer, alias: str
 ) -> None:

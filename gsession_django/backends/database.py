@@ -27,27 +27,30 @@ class DatabaseStorage(Storage):
     def __init__(self, using: str | None = None) -> None:
         self.table = SessionTable(using)
 
-    def _session(self, row: tuple[Any, Any, Any]) -> SessionMap:
+    def _session(self, row: tuple[Any, Any, Any] | None) -> SessionMap | None:
+        """Return the session in a row, if there is one that has not expired."""
+        if row is None or row[2] <= 0:
+            return None
         data, version, left = row
         return SessionMap(decode_pairs(self.table.data_of(data)), version, left / 1000)
 
     @available
     def get_session(self, session_id: str, ttl: int, data: Any = None) -> SessionMap | None:
-        row = self._read(session_id) if is_id(session_id) else None
-        return None if row is None else self._session(row)
+        return self._read(session_id) if is_id(session_id) else None
 
-    def _read(self, session_id: str) -> tuple[Any, Any, Any] | None:
-        now = self.table.moment()
-        return self.table.read(sql.READ, now, session_id, now)
+    def _read(self, session_id: str) -> SessionMap | None:
+        return self._session(self.table.read(sql.READ, self.table.now(), session_id))
 
     @available
     def exists(self, session_id: str) -> bool:
-        return is_id(session_id) and self.table.read(sql.LOOK, session_id, self.table.moment()) is not None
+        return is_id(session_id) and self.table.read(sql.LOOK, session_id, self.table.now()) is not None
 
     @available
     def update_ttl(self, session_id: str, ttl: int) -> bool:
-        table = self.table
-        return is_id(session_id) and table.change(sql.TOUCH, table.moment(ttl), session_id, table.moment()) > 0
+        if not is_id(session_id):
+            return False
+        now = self.table.now()
+        return self.table.change(sql.TOUCH, now + 1000 * ttl, session_id, now) > 0
 
     @available
     def create(self, session_id: str, session: SessionMap, ttl: int) -> bool:
@@ -56,9 +59,9 @@ class DatabaseStorage(Storage):
         for _ in range(2):  # the row in the way may be expired, and even that a purge may have removed by now
             try:
                 with self.table.savepoint():
-                    self.table.change(sql.CREATE, session_id, data, version, self.table.moment(ttl))
+                    self.table.change(sql.CREATE, session_id, data, version, self.table.now() + 1000 * ttl)
             except IntegrityError:
-                self.table.change(sql.REMOVE_EXPIRED, session_id, self.table.moment())
+                self.table.change(sql.REMOVE_EXPIRED, session_id, self.table.now())
             else:
                 session.version = version
                 return True
@@ -71,7 +74,8 @@ class DatabaseStorage(Storage):
         table, version, known = self.table, new_version(), session.version
         if session.cleared:
             data = table.data(session.encoded())
-            there = table.change(sql.REPLACE, data, version, table.moment(ttl), session_id, table.moment()) > 0
+            now = table.now()
+            there = table.change(sql.REPLACE, data, version, now + 1000 * ttl, session_id, now) > 0
         elif known is None or not self._save(session_id, session.encoded(), version, ttl, known):
             there = self._merge(session_id, session, version, ttl)
         else:
@@ -81,27 +85,25 @@ class DatabaseStorage(Storage):
 
     def _save(self, session_id: str, data: bytes, version: int, ttl: int | None, known: int) -> bool:
         """Write to the row if it is still the one that was read; ``None`` leaves its expiry as it is."""
-        table, stored, now = self.table, self.table.data(data), self.table.moment()
+        table, stored, now = self.table, self.table.data(data), self.table.now()
         if ttl is None:
             return table.change(sql.SAVE_DATA, stored, version, session_id, now, known) > 0
-        return table.change(sql.SAVE, stored, version, table.moment(ttl), session_id, now, known) > 0
+        return table.change(sql.SAVE, stored, version, now + 1000 * ttl, session_id, now, known) > 0
 
     def _merge(self, session_id: str, session: SessionMap, version: int, ttl: int) -> bool:
-        while (row := self._reread(session_id)) is not None:
-            current = self._session(row)
+        while (current := self._reread(session_id)) is not None:
             renews = session.renews_ttl(current)
             data = self.encode(session.merged_onto(current))
-            if self._save(session_id, data, version, ttl if renews else None, row[1]):
+            if self._save(session_id, data, version, ttl if renews else None, current.version):
                 return True
         return False
 
-    def _reread(self, session_id: str) -> tuple[Any, Any, Any] | None:
+    def _reread(self, session_id: str) -> SessionMap | None:
         """Read the row again, in a transaction for update: it may be shown there as it was when that began."""
         if not self.table.in_transaction:
             return self._read(session_id)
-        now = self.table.moment()
-        rows = sql.columns(sql.live(self.table.rows, session_id, now).select_for_update(), now)
-        return next(iter(rows), None)  # first() is a LIMIT: not on Oracle
+        rows = sql.columns(sql.one(self.table.rows, session_id).select_for_update(), self.table.now())
+        return self._session(next(iter(rows), None))  # first() is a LIMIT: not on Oracle
 
     @available
     def move(self, session_id: str, new_id: str, ttl: int) -> bool:
@@ -112,9 +114,9 @@ class DatabaseStorage(Storage):
         for _ in range(2):  # as in create()
             try:
                 with table.savepoint():
-                    return table.change(sql.MOVE, new_id, session_id, table.moment()) > 0 or self.exists(new_id)
+                    return table.change(sql.MOVE, new_id, session_id, table.now()) > 0 or self.exists(new_id)
             except IntegrityError:
-                table.change(sql.REMOVE_EXPIRED, new_id, table.moment())
+                table.change(sql.REMOVE_EXPIRED, new_id, table.now())
         return False
 
     @available

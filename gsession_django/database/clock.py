@@ -31,10 +31,9 @@ class Moment(Func):
     as_mysql = as_postgresql
 
 
-def parameter(connection: BaseDatabaseWrapper, seconds: int = 0) -> int:
-    """Return the parameter of the :class:`Moment` in so many seconds."""
-    hosts = 0 if connection.vendor in _SERVERS_CLOCK else time.time_ns() // 1_000_000
-    return hosts + 1000 * seconds
+def parameter(connection: BaseDatabaseWrapper) -> int:
+    """Return the parameter of the present :class:`Moment`. That of a later one is as many milliseconds more."""
+    return 0 if connection.vendor in _SERVERS_CLOCK else time.time_ns() // 1_000_000
 
 
 def now(connection: BaseDatabaseWrapper) -> int:

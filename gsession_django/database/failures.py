@@ -70,7 +70,7 @@ _ENDED: Final = frozenset({1053, 1927, 4031})
 _SNAPSHOT: Final = "SQLITE_BUSY_SNAPSHOT"
 
 
-def answered(connection: BaseDatabaseWrapper, whose: str, ask: Callable[[], T]) -> T:
+def answered(connected: Callable[[], BaseDatabaseWrapper], whose: str, ask: Callable[[], T]) -> T:
     """Return what `ask` returns.
 
     Outside a transaction it is asked again: once on a new connection, where one that was there is lost or leads to a
@@ -80,7 +80,7 @@ def answered(connection: BaseDatabaseWrapper, whose: str, ask: Callable[[], T]) 
     commit. With autocommit off nothing is closed: the site would go on without knowing that its transaction is lost.
 
     Args:
-        connection: the one that it uses.
+        connected: returns the connection that it uses; only asked where something failed.
         whose: whose database it is, for the message.
         ask: may be repeated, also when nobody knows what came of it the first time.
 
@@ -89,26 +89,32 @@ def answered(connection: BaseDatabaseWrapper, whose: str, ask: Callable[[], T]) 
     """
     may_reconnect, attempts = True, _ATTEMPTS
     while True:
-        was_there = connection.connection is not None
         try:
             return ask()
         except Error as error:
+            connection = connected()
             outage = _outage(connection, error)
-            was_there = was_there or connection.connection is not None
-            alone = not _in_transaction(connection)
+            was_there, alone = connection.connection is not None, not _in_transaction(connection)
             if outage is None:
                 attempts -= 1
                 if alone and attempts and _code(error) in _CONFLICTS:
                     continue
                 raise
             if outage.reconnects and (alone or (outage is _READ_ONLY and connection.in_atomic_block)):
-                connection.close()
+                _drop(connection)
             if not (outage.reconnects and may_reconnect and was_there and alone):
                 raise StorageUnavailable(
                     f"{whose}, DATABASES[{connection.alias!r}], {outage.what}: {' '.join(str(error).split())}. "
                     f"{outage.cure}"
                 ) from error
             may_reconnect = False
+
+
+def _drop(connection: BaseDatabaseWrapper) -> None:
+    """Close the connection, so that no pool keeps it either."""
+    if connection.vendor == "postgresql" and connection.connection is not None:
+        connection.connection.close()
+    connection.close()
 
 
 def _in_transaction(connection: BaseDatabaseWrapper) -> bool:

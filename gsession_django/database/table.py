@@ -35,7 +35,9 @@ def available(method: Callable[Concatenate[Any, P], T]) -> Callable[Concatenate[
 
     @functools.wraps(method)
     def wrapper(self: HasTable, /, *args: P.args, **kwargs: P.kwargs) -> T:
-        return answered(self.table.connection, "The database of the sessions", lambda: method(self, *args, **kwargs))
+        return answered(
+            lambda: self.table.connection, "The database of the sessions", lambda: method(self, *args, **kwargs)
+        )
 
     return wrapper
 
@@ -60,9 +62,9 @@ class SessionTable:
     def connection(self) -> BaseDatabaseWrapper:
         return connections[self.alias]
 
-    def moment(self, seconds: int = 0) -> int:
-        """Return the parameter of the moment in so many seconds."""
-        return clock.parameter(self.connection, seconds)
+    def now(self) -> int:
+        """Return the parameter of the present moment. That of a later one is as many milliseconds more."""
+        return clock.parameter(self.connection)
 
     @property
     def rows(self) -> Sessions:

@@ -116,7 +116,7 @@ class DatabaseSource:
         return answers
 
     def _asked(self, ask: Callable[[], list[Any]]) -> list[Any]:
-        return answered(connections[self._rows().db], f"The database of the engine {self.name!r}", ask)
+        return answered(lambda: connections[self._rows().db], f"The database of the engine {self.name!r}", ask)
 
 
 class CachedDatabaseSource(DatabaseSource):
