@@ -13,8 +13,8 @@ import pytest
 from django.db import Error, connections, transaction
 from django.test.utils import override_settings
 
-from gsession_django import StorageUnavailable
-from gsession_django.backends.database import SessionStore
+from gsession_django import SessionMap, StorageUnavailable
+from gsession_django.backends.database import DatabaseStorage, SessionStore
 from gsession_django.models import Session
 from tests.database_servers import SERVERS, DatabaseServer, PostgreSQL, shared
 from tests.databases import connected, database, empty, migrate, options_for, sqlite_entry
@@ -22,6 +22,7 @@ from tests.engines import new_session, stored
 from tests.processes import TIMEOUT
 from tests.proxies import Passed, Proxy, everything
 from tests.test_database_faults import KEPT, site
+from tests.test_database_unavailable import DEEDS
 from tests.test_redis_faults import deeds, either_mode
 
 pytestmark = pytest.mark.once
@@ -171,6 +172,21 @@ def test_no_pool_keeps_a_connection_to_a_server_that_was_demoted() -> None:
         finally:
             connections[alias].close()
             connections[alias].close_pool()  # type: ignore[attr-defined]
+
+
+def test_every_operation_that_writes_is_unavailable_and_what_reads_goes_on(server: DatabaseServer, alias: str) -> None:
+    storage = DatabaseStorage(alias)
+    assert storage.create("session", SessionMap({"key": 1}), 60)
+    assert storage.create("over", SessionMap({}), -1)
+    with demoted(server):
+        for deed in ("touch", "create", "save", "move", "remove", "purge"):
+            before = backend(alias)
+            with pytest.raises(StorageUnavailable, match="can only be read"):
+                DEEDS[deed](storage)
+            assert backend(alias) != before
+        assert dict(storage.get_session("session", 60) or {}) == {"key": 1}
+        assert list(storage.ids()) == ["session"]
+        assert list(storage.purge(10, dry_run=True)) == [1]
 
 
 def test_in_a_transaction_nothing_is_repeated_and_after_it_the_site_has_a_new_connection(

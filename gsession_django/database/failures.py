@@ -55,7 +55,9 @@ _LOCKED: Final = _Outage(
     False,
 )
 _FULL: Final = _Outage(
-    "cannot use its disk", "See that it is neither full nor broken, and that the files belong to the right user.", False
+    "cannot use its disk",
+    "See that it is neither full nor broken, and that the files are there and belong to the right user.",
+    False,
 )
 _OUTAGES: Final[dict[str | int, _Outage]] = {
     **dict.fromkeys(("25006", 1290, 1792, 1836, "SQLITE_READONLY"), _READ_ONLY),
