@@ -5,8 +5,12 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from unittest import mock
 
+from django.db.backends.base.base import BaseDatabaseWrapper
+
 from gsession_django import session_file, session_folder
 from gsession_django.backends import file, memory
+from gsession_django.database import clock as database_clock
+from gsession_django.database.clock import parameter
 from tests import storages
 
 
@@ -22,6 +26,11 @@ class Clock:
     def time_ns(self) -> int:
         return time.time_ns() + round(self.offset * 1_000_000_000)
 
+    def parameter(self, connection: BaseDatabaseWrapper) -> int:
+        """Return what stands for a moment where the server's clock is `offset` seconds off as well."""
+        found = parameter(connection)
+        return found + round(self.offset * 1000) if connection.vendor in ("postgresql", "mysql") else found
+
     def monotonic(self) -> float:
         return time.monotonic() + self.offset
 
@@ -29,10 +38,9 @@ class Clock:
 @contextmanager
 def moved_clock() -> Iterator[Clock]:
     """Yield the clock that the engines and the storages of the tests go by until the end of the block."""
-    from gsession_django.database import rows  # not in every process that imports this are there models
-
     clock = Clock()
     with ExitStack() as stack:
-        for module in (memory, file, rows, session_file, session_folder, storages):
+        for module in (memory, file, database_clock, session_file, session_folder, storages):
             stack.enter_context(mock.patch.object(module, "time", clock))
+        stack.enter_context(mock.patch.object(database_clock, "parameter", clock.parameter))
         yield clock

@@ -25,6 +25,7 @@ class Proxy:
 
     Attributes:
         port: where the proxy listens.
+        server_port: where the server listens that the next connections go to; may be set at any time.
         on_request, on_reply: called with the number of the connection (0, 1, …) and some bytes on their way to the
             server, or from it; they return what to pass on and whether to cut the connection after that, and may
             block before they do. They are called in many threads at once, and may be set at any time.
@@ -32,7 +33,7 @@ class Proxy:
     """
 
     def __init__(self, port: int) -> None:
-        self._server_port = port
+        self.server_port = port
         self.on_request: Callable[[int, bytes], Passed] = everything
         self.on_reply: Callable[[int, bytes], Passed] = everything
         self.connections = 0
@@ -52,7 +53,7 @@ class Proxy:
             except OSError:  # closed
                 return
             try:
-                server = socket.create_connection(("127.0.0.1", self._server_port))
+                server = socket.create_connection(("127.0.0.1", self.server_port))
             except OSError:  # as if the server had been asked itself
                 client.close()
                 continue

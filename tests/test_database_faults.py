@@ -1,4 +1,4 @@
-"""A database that cannot be reached is a 503 that signs nobody out. Whatever else it says comes through as it is."""
+"""A database that cannot be reached, or is kept locked, is a 503 that signs nobody out."""
 
 import asyncio
 import tempfile
@@ -210,7 +210,7 @@ def test_a_server_that_does_not_answer_is_unavailable_once_the_driver_gives_up(s
             server.resume()
 
 
-# What is no outage.
+# Locks.
 
 
 @contextmanager
@@ -231,16 +231,20 @@ TIMEOUTS = {
 @pytest.mark.parametrize(
     ("kind", "setting"), [(kind, setting) for kind, settings in TIMEOUTS.items() for setting in settings]
 )
-def test_a_timeout_of_a_statement_is_the_databases_own_error(kind: str, setting: str) -> None:
+def test_a_session_that_somebody_keeps_locked_is_unavailable(kind: str, setting: str) -> None:
     with a_database(kind) as alias, override_settings(**options_for(alias)):
         store = database.SessionStore(new_session(database.SessionStore, {"key": 1}))
         store["key"] = 2
         with connections[alias].cursor() as cursor:
             cursor.execute(setting)
-        with locked(alias, str(store.session_id)), pytest.raises(OperationalError):
+        says = f"DATABASES\\['{alias}'\\], did not get to it in time: .* See what holds a lock"
+        with locked(alias, str(store.session_id)), pytest.raises(StorageUnavailable, match=says):
             store.save()
         store.save()
         assert stored(database.SessionStore, store.session_key) == {"key": 2}
+
+
+# What is no outage.
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -36,7 +36,7 @@ def test_many_batches_are_looked_up_at_once_ten_times_as_many_each_time(
     with CaptureQueriesContext(storage.table.connection) as captured:
         assert list(storage.purge(4)) == [4, *[4] * 10, *[4] * 25, *[4] * 25, 4, 2]
     words = "".join(query["sql"][0] for query in captured)
-    assert words == "S" + "D" + "S" + "D" * 10 + "S" + "D" * 25 + "S" + "D" * 25 + "S" + "DD"
+    assert words == "S" + "S" + "D" + "S" + "D" * 10 + "S" + "D" * 25 + "S" + "D" * 25 + "S" + "DD"
     assert left(storage) == live(3)
 
 

@@ -8,7 +8,7 @@ from django.db import IntegrityError
 
 from gsession_django.database import checks, walk
 from gsession_django.database import statements as sql
-from gsession_django.database.rows import check_new_id, is_id, new_version, now
+from gsession_django.database.rows import check_new_id, is_id, new_version
 from gsession_django.database.table import SessionTable, available
 from gsession_django.serializers import decode_pairs
 from gsession_django.session_map import SessionMap
@@ -27,22 +27,30 @@ class DatabaseStorage(Storage):
     def __init__(self, using: str | None = None) -> None:
         self.table = SessionTable(using)
 
-    def _session(self, row: tuple[Any, Any, Any]) -> SessionMap:
-        data, version, expires = row
-        return SessionMap(decode_pairs(self.table.data_of(data)), version, (expires - now()) / 1000)
+    def _session(self, row: tuple[Any, Any, Any] | None) -> SessionMap | None:
+        """Return the session in a row, if there is one that has not expired."""
+        if row is None or row[2] <= 0:
+            return None
+        data, version, left = row
+        return SessionMap(decode_pairs(self.table.data_of(data)), version, left / 1000)
 
     @available
     def get_session(self, session_id: str, ttl: int, data: Any = None) -> SessionMap | None:
-        row = self.table.read(sql.READ, session_id, now()) if is_id(session_id) else None
-        return None if row is None else self._session(row)
+        return self._read(session_id) if is_id(session_id) else None
+
+    def _read(self, session_id: str) -> SessionMap | None:
+        return self._session(self.table.read(sql.READ, self.table.now(), session_id))
 
     @available
     def exists(self, session_id: str) -> bool:
-        return is_id(session_id) and self.table.read(sql.LOOK, session_id, now()) is not None
+        return is_id(session_id) and self.table.read(sql.LOOK, session_id, self.table.now()) is not None
 
     @available
     def update_ttl(self, session_id: str, ttl: int) -> bool:
-        return is_id(session_id) and self.table.change(sql.TOUCH, now(ttl), session_id, now()) > 0
+        if not is_id(session_id):
+            return False
+        now = self.table.now()
+        return self.table.change(sql.TOUCH, now + 1000 * ttl, session_id, now) > 0
 
     @available
     def create(self, session_id: str, session: SessionMap, ttl: int) -> bool:
@@ -51,9 +59,9 @@ class DatabaseStorage(Storage):
         for _ in range(2):  # the row in the way may be expired, and even that a purge may have removed by now
             try:
                 with self.table.savepoint():
-                    self.table.change(sql.CREATE, session_id, data, version, now(ttl))
+                    self.table.change(sql.CREATE, session_id, data, version, self.table.now() + 1000 * ttl)
             except IntegrityError:
-                self.table.change(sql.REMOVE_EXPIRED, session_id, now())
+                self.table.change(sql.REMOVE_EXPIRED, session_id, self.table.now())
             else:
                 session.version = version
                 return True
@@ -66,7 +74,8 @@ class DatabaseStorage(Storage):
         table, version, known = self.table, new_version(), session.version
         if session.cleared:
             data = table.data(session.encoded())
-            there = table.change(sql.REPLACE, data, version, now(ttl), session_id, now()) > 0
+            now = table.now()
+            there = table.change(sql.REPLACE, data, version, now + 1000 * ttl, session_id, now) > 0
         elif known is None or not self._save(session_id, session.encoded(), version, ttl, known):
             there = self._merge(session_id, session, version, ttl)
         else:
@@ -76,38 +85,38 @@ class DatabaseStorage(Storage):
 
     def _save(self, session_id: str, data: bytes, version: int, ttl: int | None, known: int) -> bool:
         """Write to the row if it is still the one that was read; ``None`` leaves its expiry as it is."""
-        stored = self.table.data(data)
+        table, stored, now = self.table, self.table.data(data), self.table.now()
         if ttl is None:
-            return self.table.change(sql.SAVE_DATA, stored, version, session_id, now(), known) > 0
-        return self.table.change(sql.SAVE, stored, version, now(ttl), session_id, now(), known) > 0
+            return table.change(sql.SAVE_DATA, stored, version, session_id, now, known) > 0
+        return table.change(sql.SAVE, stored, version, now + 1000 * ttl, session_id, now, known) > 0
 
     def _merge(self, session_id: str, session: SessionMap, version: int, ttl: int) -> bool:
-        while (row := self._reread(session_id)) is not None:
-            current = self._session(row)
+        while (current := self._reread(session_id)) is not None:
             renews = session.renews_ttl(current)
             data = self.encode(session.merged_onto(current))
-            if self._save(session_id, data, version, ttl if renews else None, row[1]):
+            if self._save(session_id, data, version, ttl if renews else None, current.version):
                 return True
         return False
 
-    def _reread(self, session_id: str) -> tuple[Any, Any, Any] | None:
+    def _reread(self, session_id: str) -> SessionMap | None:
         """Read the row again, in a transaction for update: it may be shown there as it was when that began."""
         if not self.table.in_transaction:
-            return self.table.read(sql.READ, session_id, now())
-        rows = sql.live(self.table.rows, session_id, now()).select_for_update()
-        return next(iter(rows.values_list("data", "version", "expires")), None)  # first() is a LIMIT: not on Oracle
+            return self._read(session_id)
+        rows = sql.columns(sql.one(self.table.rows, session_id).select_for_update(), self.table.now())
+        return self._session(next(iter(rows), None))  # first() is a LIMIT: not on Oracle
 
     @available
     def move(self, session_id: str, new_id: str, ttl: int) -> bool:
         check_new_id(new_id)
         if not is_id(session_id):
             return False
+        table = self.table
         for _ in range(2):  # as in create()
             try:
-                with self.table.savepoint():
-                    return self.table.change(sql.MOVE, new_id, session_id, now()) > 0 or self.exists(new_id)
+                with table.savepoint():
+                    return table.change(sql.MOVE, new_id, session_id, table.now()) > 0 or self.exists(new_id)
             except IntegrityError:
-                self.table.change(sql.REMOVE_EXPIRED, new_id, now())
+                table.change(sql.REMOVE_EXPIRED, new_id, table.now())
         return False
 
     @available
@@ -119,10 +128,10 @@ class DatabaseStorage(Storage):
         return self.table.transaction()
 
     def purge(self, batch_size: int, dry_run: bool = False) -> Iterator[int]:
-        return walk.purge(self.table, now(), batch_size, dry_run)
+        return walk.purge(self.table, batch_size, dry_run)
 
     def ids(self) -> Iterator[str]:
-        return walk.live_ids(self.table, now())
+        return walk.live_ids(self.table)
 
 
 class SessionStore(BaseSessionStore):

@@ -3,7 +3,8 @@
 from collections.abc import Iterator
 
 from django.core.checks import CheckMessage, Error, Warning
-from django.db import DatabaseError, connections, router
+from django.db import Error as DatabaseError
+from django.db import connections, router
 
 from gsession_django.models import Session
 from gsession_django.options import given_options

@@ -2,7 +2,6 @@
 
 import re
 import secrets
-import time
 from typing import Final
 
 from gsession_django.models import ID_LENGTH
@@ -23,11 +22,6 @@ def check_new_id(session_id: str) -> None:
             f"{session_id!r} cannot be the id of a session in the database: with hash_ids off, the database engine "
             f"takes session keys of at most {ID_LENGTH} characters, of those that a cookie can hold."
         )
-
-
-def now(ttl: int = 0) -> int:
-    """Return the time in `ttl` seconds, as the table has it: in milliseconds."""
-    return time.time_ns() // 1_000_000 + 1000 * ttl
 
 
 def new_version() -> int:

@@ -11,12 +11,13 @@ from django.db.models import BigIntegerField, F, Func, QuerySet
 from django.db.models.lookups import GreaterThan, LessThanOrEqual
 from django.db.models.sql import DeleteQuery, InsertQuery, Query, UpdateQuery
 
+from gsession_django.database.clock import Moment
 from gsession_django.models import Session
 
 Sessions = QuerySet[Session]
 
 # Any values at all: only the SQL is kept of a query.
-_ANY: Final[dict[str, Any]] = {"id": "-", "data": b"", "version": 0, "expires": 0}
+_ANY: Final[dict[str, Any]] = {"id": "-", "data": b"", "version": 0, "expires": Moment(0)}
 
 
 class Statement:
@@ -79,31 +80,36 @@ def deleting(rows: Callable[[Sessions], Sessions]) -> Statement:
 _EXPIRY: Final = Func(F("expires"), template="(%(expressions)s + 0)", output_field=BigIntegerField())
 
 
-def _one(sessions: Sessions) -> Sessions:
-    return sessions.filter(id="-")
+def one(sessions: Sessions, session_id: str = "-") -> Sessions:
+    """Return the session with this id, whether it has expired or not."""
+    return sessions.filter(id=session_id)
 
 
-def live(sessions: Sessions, session_id: str = "-", now: int = 0) -> Sessions:
-    """Return the session with this id, if it has not expired."""
-    return sessions.filter(id=session_id).filter(GreaterThan(_EXPIRY, now))
+def columns(sessions: Sessions, now: int = 0) -> Any:
+    """Return what is read of sessions: the data, the version, and how many milliseconds are left since `now`."""
+    return sessions.values_list("data", "version", F("expires") - Moment(now))
+
+
+def _live(sessions: Sessions) -> Sessions:
+    return one(sessions).filter(GreaterThan(_EXPIRY, Moment(0)))
 
 
 def _expired(sessions: Sessions) -> Sessions:
-    return _one(sessions).filter(LessThanOrEqual(_EXPIRY, 0))
+    return one(sessions).filter(LessThanOrEqual(_EXPIRY, Moment(0)))
 
 
 def _as_read(sessions: Sessions) -> Sessions:
-    return live(sessions).filter(version=0)
+    return _live(sessions).filter(version=0)
 
 
-# The comment is the parameters.
-READ: Final = selecting(lambda sessions: live(sessions).values_list("data", "version", "expires"))  # id, now
-LOOK: Final = selecting(lambda sessions: live(sessions).values_list("version"))  # id, now
+# The comment is the parameters. "now" and "expires" are those of moments.
+READ: Final = selecting(lambda sessions: columns(one(sessions)))  # now; id
+LOOK: Final = selecting(lambda sessions: _live(sessions).values_list("version"))  # id, now
 CREATE: Final = inserting()  # id, data, version, expires
 SAVE: Final = updating(_as_read, "data", "version", "expires")  # data, version, expires; id, now, the version as read
 SAVE_DATA: Final = updating(_as_read, "data", "version")  # data, version; id, now, the version as read
-REPLACE: Final = updating(live, "data", "version", "expires")  # data, version, expires; id, now
-TOUCH: Final = updating(live, "expires")  # expires; id, now
-MOVE: Final = updating(live, "id")  # the new id; id, now
-REMOVE: Final = deleting(_one)  # id
+REPLACE: Final = updating(_live, "data", "version", "expires")  # data, version, expires; id, now
+TOUCH: Final = updating(_live, "expires")  # expires; id, now
+MOVE: Final = updating(_live, "id")  # the new id; id, now
+REMOVE: Final = deleting(one)  # id
 REMOVE_EXPIRED: Final = deleting(_expired)  # id, now

@@ -3,21 +3,19 @@
 import functools
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any, Concatenate, Final, ParamSpec, Protocol, TypeVar
+from typing import Any, Concatenate, ParamSpec, Protocol, TypeVar
 
-from django.db import InterfaceError, OperationalError, connections, router, transaction
+from django.db import connections, router, transaction
 from django.db.backends.base.base import BaseDatabaseWrapper
 
+from gsession_django.database import clock
+from gsession_django.database.failures import answered
 from gsession_django.database.statements import Sessions, Statement
 from gsession_django.models import Session
-from gsession_django.storage import StorageUnavailable
 from gsession_django.transactions import SiteTransaction, blocks_of_tests, call_first
 
 P = ParamSpec("P")
 T = TypeVar("T")
-
-# How often a statement is tried that others get in the way of: each time one of them gets further.
-_ATTEMPTS: Final = 100
 
 _DATA: Any = Session._meta.get_field("data")
 _DATA_COLUMN = _DATA.get_col(Session._meta.db_table)
@@ -30,59 +28,18 @@ class HasTable(Protocol):
 
 
 def available(method: Callable[Concatenate[Any, P], T]) -> Callable[Concatenate[Any, P], T]:
-    """Let a method raise StorageUnavailable where the database cannot be reached, and its other errors as they are.
+    """Let a method that can be repeated raise StorageUnavailable where the database cannot answer: see `answered`.
 
-    Outside a transaction it is done again, once if a connection breaks that was there, and some times if the database
-    has refused it because of what others did at that moment. Each method can be repeated, and what comes of the first
-    try is not known: if it was a move, the visitor has not got the new key.
+    If what it did the first time is not known, and it was a move, the visitor has not got the new key.
     """
 
     @functools.wraps(method)
     def wrapper(self: HasTable, /, *args: P.args, **kwargs: P.kwargs) -> T:
-        reconnect, attempts = True, _ATTEMPTS
-        while True:
-            try:
-                return method(self, *args, **kwargs)
-            except (InterfaceError, OperationalError) as error:
-                connection = self.table.connection
-                if not _is_unreachable(connection, error):
-                    attempts -= 1
-                    if not attempts or not _is_conflict(error) or self.table.in_transaction:
-                        raise
-                    continue
-                if not reconnect or connection.connection is None or self.table.in_transaction:
-                    raise StorageUnavailable(
-                        f"The database of the sessions, DATABASES[{connection.alias!r}], cannot be reached: "
-                        f"{' '.join(str(error).split())}. See that it runs, and that HOST, PORT, USER and PASSWORD are "
-                        "right."
-                    ) from error
-            connection.close()
-            reconnect = False
+        return answered(
+            lambda: self.table.connection, "The database of the sessions", lambda: method(self, *args, **kwargs)
+        )
 
     return wrapper
-
-
-def _is_conflict(error: Exception) -> bool:
-    """Whether the database has undone a statement because of another transaction, and asks to begin again.
-
-    That is a deadlock, and under a stricter isolation a row that has changed meanwhile.
-    """
-    cause = error.__cause__
-    state = getattr(cause, "sqlstate", None) or getattr(cause, "pgcode", None)  # psycopg 3 and psycopg2
-    return state in ("40001", "40P01") or error.args[:1] == (1213,)  # of MySQL and MariaDB
-
-
-def _is_unreachable(connection: BaseDatabaseWrapper, error: Exception) -> bool:
-    """Whether the connection is lost, or was never made, rather than that the database refused a statement."""
-    if isinstance(error, InterfaceError) or connection.connection is None:
-        return True
-    if connection.vendor == "postgresql":  # is_usable() would run a statement, which a failed transaction refuses
-        return bool(connection.connection.closed)
-    if connection.vendor == "mysql":
-        # Errors of the client library, the server is shutting down, the connection was killed, or idle for too long.
-        code = error.args[0] if error.args else None
-        return isinstance(code, int) and (2000 <= code < 3000 or code in (1053, 1927, 4031))
-    return not connection.is_usable()
 
 
 class SessionTable:
@@ -104,6 +61,10 @@ class SessionTable:
     @property
     def connection(self) -> BaseDatabaseWrapper:
         return connections[self.alias]
+
+    def now(self) -> int:
+        """Return the parameter of the present moment. That of a later one is as many milliseconds more."""
+        return clock.parameter(self.connection)
 
     @property
     def rows(self) -> Sessions:

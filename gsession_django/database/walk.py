@@ -10,7 +10,7 @@ from typing import Any, Final
 
 from django.db import transaction
 
-from gsession_django.database import postgresql
+from gsession_django.database import clock, postgresql
 from gsession_django.database.statements import Sessions
 from gsession_django.database.table import SessionTable, available
 
@@ -18,17 +18,19 @@ from gsession_django.database.table import SessionTable, available
 _PAGE: Final = 1000
 
 
-def live_ids(table: SessionTable, now: int) -> Iterator[str]:
+def live_ids(table: SessionTable) -> Iterator[str]:
     """Do what ``Storage.ids`` says."""
     walk, last = _Walk(table), " "  # comes before all ids; no text at all is NULL to Oracle
+    now = walk.now()
     while page := walk.live(now, last):
         yield from page
         last = page[-1]
 
 
-def purge(table: SessionTable, now: int, batch_size: int, dry_run: bool) -> Iterator[int]:
-    """Do what ``Storage.purge`` says, for what has expired by `now`, so that it ends."""
+def purge(table: SessionTable, batch_size: int, dry_run: bool) -> Iterator[int]:
+    """Do what ``Storage.purge`` says, for what has expired by the time that it begins, so that it ends."""
     walk = _Walk(table)
+    now = walk.now()
     if dry_run:
         yield walk.count(now)
     elif table.connection.vendor == "postgresql":
@@ -45,6 +47,10 @@ class _Walk:
         # The expiry up to which everything is removed. A database goes on walking over rows that were removed just now,
         # so the next batch is looked for behind them.
         self._passed = -(2**63)
+
+    @available
+    def now(self) -> int:
+        return clock.now(self.table.connection)
 
     @available
     def live(self, now: int, last: str) -> list[str]:

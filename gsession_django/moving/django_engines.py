@@ -13,10 +13,11 @@ from django.contrib.sessions.base_session import AbstractBaseSession
 from django.contrib.sessions.exceptions import InvalidSessionKey
 from django.core import signing
 from django.core.exceptions import ImproperlyConfigured
-from django.db import InterfaceError, OperationalError, router
+from django.db import connections, router
 from django.db.models import QuerySet
 from django.utils import timezone
 
+from gsession_django.database.failures import answered
 from gsession_django.moving.source import Found
 from gsession_django.storage import StorageUnavailable
 
@@ -115,13 +116,7 @@ class DatabaseSource:
         return answers
 
     def _asked(self, ask: Callable[[], list[Any]]) -> list[Any]:
-        try:
-            return ask()
-        except (InterfaceError, OperationalError) as error:
-            raise StorageUnavailable(
-                f"The engine {self.name!r} cannot use its database, DATABASES[{self._rows().db!r}]: "
-                f"{' '.join(str(error).split())}. See that its server runs, and that it can be reached."
-            ) from error
+        return answered(lambda: connections[self._rows().db], f"The database of the engine {self.name!r}", ask)
 
 
 class CachedDatabaseSource(DatabaseSource):
