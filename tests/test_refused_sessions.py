@@ -21,7 +21,7 @@ from django.test import override_settings
 from redis import Redis
 
 from gsession_django.moving.choice import source_of
-from tests import database_servers
+from tests import database_servers, engine_by_keys, engine_that_purges, storages
 from tests.old_sites import DJANGOS, OURS, new_session, old_site, store_of, stored
 from tests.redis_servers import RedisServer, shared
 from tests.rollouts import alias as rollout_alias
@@ -74,6 +74,21 @@ def small_column(alias: str) -> Any:
 def constraint(alias: str) -> Any:
     change = "ALTER TABLE gsession_django_session {} CONSTRAINT small"
     return statements(alias, f"{change.format('ADD')} CHECK (octet_length(data) < 100000)", change.format("DROP"))
+
+
+def procedure(alias: str) -> Any:
+    """Let PostgreSQL refuse what is stored in place of a session, with a word about what is in it."""
+    return statements(
+        alias,
+        """
+        CREATE FUNCTION too_large() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
+            RAISE EXCEPTION 'too large to be changed' USING DETAIL = 'The secret is ' || left(NEW.id, 5);
+        END $$;
+        CREATE TRIGGER small BEFORE UPDATE ON gsession_django_session
+            FOR EACH ROW WHEN (octet_length(NEW.data) > 100000) EXECUTE FUNCTION too_large();
+        """,
+        "DROP TRIGGER small ON gsession_django_session; DROP FUNCTION too_large()",
+    )
 
 
 def trigger(alias: str) -> Any:
@@ -150,6 +165,9 @@ CASES = {
     ),
     "postgresql has a constraint": Refusal(
         DB, DATABASE, {"text": LARGE}, "there is no session with this id", "postgresql", constraint
+    ),
+    "postgresql refuses a change": Refusal(
+        DB, DATABASE, {"text": LARGE}, "too large to be changed", "postgresql", procedure
     ),
     "sqlite has a limit": Refusal(DB, DATABASE, {"text": LARGE}, "too big", limit=short_values),
     "sqlite refuses a change": Refusal(DB, DATABASE, {"text": LARGE}, "too large to be changed", limit=trigger),
@@ -270,6 +288,7 @@ def test_the_others_move_and_a_session_that_is_refused_is_left_and_named(case: R
                 (line,) = [line for line in said.splitlines() if line.startswith(f"{name}: ")]
                 if "max" not in case.says:  # which the servers do not tell
                     assert case.says in line
+                assert "secret" not in said
                 assert len(line) < len(name) + 400
                 assert stored(case.source, key) == data
                 has_nothing_else(case, alias, tmp_path, 8)
@@ -306,6 +325,16 @@ def test_the_dry_run_foresees_what_can_be_foreseen(case: Refusal, tmp_path: Path
                 assert case.says in said
                 assert f"\n{name}: " in said
             has_nothing_else(case, alias, tmp_path, 0)
+
+
+def test_the_dry_run_counts_what_a_statement_makes_of_a_session(tmp_path: Path) -> None:
+    case = CASES["mariadb closes the connection"]
+    with site(case, tmp_path) as alias:
+        session(case.source, {"text": '"' * 30_000})  # 60 kB of JSON, in which the driver doubles each character
+        session(case.source, {"text": "x" * 101_500})
+        with case.limit(alias):
+            assert migrate(case, "--dry-run")[1].startswith("Would move 1 session from")
+            assert migrate(case)[1].startswith("Moved 1 session from")
 
 
 LIMITED = {name: case for name, case in CASES.items() if case.limit is not any_server}
@@ -346,6 +375,88 @@ def test_an_expiry_that_redis_does_not_take_leaves_no_session_without_one(tmp_pa
         session(case.source, case.data)
         assert "refused 1" in migrate(case)[1] or len(names_in_redis()) == 2
         assert all(client.ttl(name) > 0 for name in names_in_redis())
+
+
+# A storage of a site that stores a session pair by pair.
+
+PARTS = {"first": 1, "text": LARGE, "last": 2}
+# One that does not tell what a session has to live, and one that does.
+PER_KEY = [engine_by_keys.__name__, engine_that_purges.__name__]
+
+each_per_key = pytest.mark.parametrize("target", PER_KEY)
+
+
+class TooLarge(Exception):
+    """What the storage raises, or the driver that it uses."""
+
+
+def store_in_parts(monkeypatch: pytest.MonkeyPatch, failures: int) -> None:
+    """Let its create() break off at a large value, so many times."""
+    left = failures
+
+    def create(self: Any, session_id: str, session: Any, ttl: int) -> bool:
+        nonlocal left
+        if self.medium.live(session_id) is not None:
+            return False
+        for key, value in session.as_dict().items():
+            if value == LARGE and left:
+                left -= 1
+                raise TooLarge("too large")
+            self._set(session_id, {key: value}, ttl)
+        return True
+
+    monkeypatch.setattr(storages.CompleteStorage, "create", create)
+
+
+@each_per_key
+def test_no_part_of_a_session_stays_where_the_storage_stored_one(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, target: str
+) -> None:
+    case = Refusal(DB, target, PARTS, "")
+    with site(case, tmp_path):
+        keys = [session(DB, {"number": 1}), session(DB, PARTS)]
+        store_in_parts(monkeypatch, failures=1000)
+        for moved in ("1 session", "0 sessions"):
+            status, printed, said = migrate(case)
+            assert printed.startswith(f"Moved {moved} from")
+            assert (status, "TooLarge: too large" in said) == (3, True)
+            assert ids(target) == [store_of(target)._engine.id_of(keys[0])]
+        assert stored(DB, keys[1]) == PARTS
+
+
+@each_per_key
+def test_a_part_of_a_session_is_not_taken_for_all_of_it(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, target: str
+) -> None:
+    case = Refusal(DB, target, PARTS, "")
+    with site(case, tmp_path):
+        key = session(DB, PARTS)
+        store_in_parts(monkeypatch, failures=1)
+        assert migrate(case)[0] == 0
+        assert stored(target, key) == PARTS
+        assert stored(DB, key) is None
+
+
+def test_a_session_that_was_stored_though_an_error_says_otherwise_is_moved(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    case = Refusal(DB, engine_that_purges.__name__, {}, "")
+    with site(case, tmp_path):
+        key = session(DB, {"number": 1})
+        create, replies = storages.CompleteStorage.create, iter([True])
+
+        def lose_reply(self: Any, *args: Any) -> bool:
+            created = create(self, *args)
+            if next(replies, False):
+                raise TooLarge("the reply was")
+            return created
+
+        monkeypatch.setattr(storages.CompleteStorage, "create", lose_reply)
+        assert migrate(case)[0] == 0
+        assert stored(case.target, key) == {"number": 1}
+        medium = store_of(case.target).get_storage().medium
+        assert len(medium.rows) == 1
+        assert medium.names().count("remove_all") == 1, "of the session that shows that the target is there"
 
 
 # The fallback.

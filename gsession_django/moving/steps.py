@@ -180,7 +180,8 @@ def finish(
             if isinstance(certain, Refused):
                 yield from _withdraw(engine, session_id, pairs, age)
                 outcomes[ref] = certain
-            if certain is not True:
+                continue
+            if not certain:
                 continue
         staying[ref] = session_id, pairs
     if staying and not keep:
