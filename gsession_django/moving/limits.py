@@ -24,8 +24,6 @@ Limit = Callable[[str, Mapping[str, Any]], None]
 
 # Bytes of the longest statement that stores a session, beside its data.
 _STATEMENT: Final = 300
-# What MySQL takes two bytes for in a statement, where another takes one.
-_ESCAPED: Final = b"\0\n\r\x1a\"'\\"
 # Bytes of a word that Redis takes, where it does not say.
 _WORD: Final = 512 * 1024 * 1024
 
@@ -46,19 +44,19 @@ def limit_of(storage: Storage) -> Limit:
 
 def _limit_of_database(storage: DatabaseStorage) -> Limit:
     connection = storage.table.connection
-    if connection.vendor == "mysql":
-        with connection.cursor() as cursor:
-            cursor.execute("SELECT @@max_allowed_packet")
-            (most,) = cursor.fetchone()
-    else:
-        most = None
+    if connection.vendor != "mysql":
+        return lambda session_id, data: check_row_id(session_id)
+    with connection.cursor() as cursor:
+        cursor.execute("SELECT @@max_allowed_packet")
+        (most,) = cursor.fetchone()
 
     def check(session_id: str, data: Mapping[str, Any]) -> None:
         check_row_id(session_id)
-        if most is not None:
-            encoded = encode(data)
-            escaped = sum(map(encoded.count, _ESCAPED))
-            _check_size(len(encoded) + escaped + _STATEMENT, most, "max_allowed_packet")
+        connection.ensure_connection()
+        # The drivers escape the bytes, or write them in hexadecimal; an old one does not tell.
+        mogrify = getattr(connection.connection.cursor(), "mogrify", lambda statement, parameters: parameters[0])
+        written = mogrify("%s", [encode(data)])
+        _check_size(len(written) + _STATEMENT, most, "max_allowed_packet")
 
     return check
 
