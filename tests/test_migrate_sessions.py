@@ -26,8 +26,10 @@ from gsession_django.management.commands.migrate_sessions import REFUSED
 from gsession_django.moving.refused import refused_types
 from tests import databases, engine_that_purges, sites, storages
 from tests.old_sites import DJANGOS, OURS, new_session, old_site, store_of, stored
+from tests.pages import ROOT
 from tests.redis_servers import RedisServer
 from tests.terminals import run_on_terminal
+from tests.test_docs import rows_under
 
 # From where to where: each of Django's, each of ours to another, and each of ours as a target.
 WAYS = [
@@ -541,6 +543,16 @@ def test_the_object_says_that_there_may_be_more(site: None) -> None:
     stopped = ("--batch-size", "1", "--max-seconds", "1e-9")
     assert printed_object(DB, HASH, *stopped) == (0, an_object(DB, HASH, moved=1, complete=False))
     assert printed_object(DB, HASH) == (0, an_object(DB, HASH, moved=1))
+
+
+def test_the_page_names_all_that_is_in_the_object(site: None) -> None:
+    _, found = printed_object(DB, HASH)
+    names = [
+        name
+        for names, *_ in rows_under(ROOT / "docs" / "migrating.md", "The JSON object")
+        for name in names.split(", ")
+    ]
+    assert sorted(names) == sorted([*found, "seconds"])
 
 
 def test_the_object_is_printed_in_an_outage_too(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
