@@ -8,12 +8,14 @@ import sqlite3
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
+from decimal import Decimal
 from io import StringIO
 from pathlib import Path
 from typing import Any
 
 import pytest
 from django.conf import settings
+from django.contrib.sessions.serializers import JSONSerializer
 from django.core.exceptions import ImproperlyConfigured
 from django.core.management import CommandError, call_command
 from django.db import connections
@@ -30,6 +32,7 @@ from tests.sites import Visitor
 
 DATABASE, FILE, REDIS, HASH = (OURS[name] for name in ("database", "file", "redis", "redis_hash"))
 DB, CACHE = DJANGOS["db"], DJANGOS["cache"]
+SERIALIZER = f"{__name__}.WritesMore"
 TYPED = "gsession_django.serializers.TypedSerializer"
 LARGE = "x" * 200_000
 HUGE = "x" * 1_100_000
@@ -376,6 +379,35 @@ def test_an_expiry_that_redis_does_not_take_leaves_no_session_without_one(tmp_pa
         session(case.source, case.data)
         assert "refused 1" in migrate(case)[1] or len(names_in_redis()) == 2
         assert all(client.ttl(name) > 0 for name in names_in_redis())
+
+
+class WritesMore(JSONSerializer):
+    """A serializer that cannot read all that it writes."""
+
+    def dumps(self, obj: Any) -> bytes:
+        return json.dumps(obj, default=str).encode()
+
+    def loads(self, data: bytes) -> Any:
+        if b"1.50" in data:
+            raise ValueError("what is 1.50?")
+        return super().loads(data)
+
+
+@pytest.mark.parametrize("target", OURS.values(), ids=OURS)
+@pytest.mark.parametrize("options", [(), ("--copy",), ("--dry-run",)], ids=["move", "copy", "dry run"])
+def test_what_the_serializer_writes_and_cannot_read_is_refused(
+    tmp_path: Path, target: str, options: tuple[str, ...]
+) -> None:
+    case = Refusal(CACHE, target, {"price": Decimal("1.50")}, "", values=(("SESSION_SERIALIZER", SERIALIZER),))
+    with site(case, tmp_path) as alias:
+        key = session(CACHE, case.data)
+        status, printed, said = migrate(case, *options)
+        assert (status, "refused 1." in printed) == (3, True)
+        assert (
+            f"1 session holds values that SESSION_SERIALIZER = '{SERIALIZER}' cannot take (decimal.Decimal). " in said
+        )
+        assert stored(CACHE, key) == case.data
+        has_nothing_else(case, alias, tmp_path, 0)
 
 
 # A storage of a site that stores a session pair by pair.
