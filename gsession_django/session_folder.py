@@ -30,6 +30,15 @@ _HASHED_ID = re.compile(r"[0-9a-f]{64}")
 _SHARDS = [f"{number:02x}" for number in range(256)]
 
 
+def check_new_id(session_id: str) -> None:
+    """Raise ``ValueError`` if no session can have this id."""
+    if not _FILE_NAME.fullmatch(session_id):
+        raise ValueError(
+            f"{session_id!r} cannot be the name of a session file: with hash_ids off, the file engine takes "
+            "session keys of at most 128 lower-case letters, digits, '-' and '_', the first a letter or a digit."
+        )
+
+
 def default_path() -> str:
     """Return the folder that is used where ``SESSION_FILE_PATH`` is not set: private, and of this site alone."""
     site = salted_hmac("gsession_django.backends.file", "folder", algorithm="sha256").hexdigest()[:12]
@@ -97,21 +106,17 @@ class SessionFolder:
 
     def _place(self, session_id: str) -> Place | None:
         """Return where the session is, if there is one; ``None`` for an id that no session can have."""
-        if not _FILE_NAME.fullmatch(session_id):
-            return None
+        return self._place_of(session_id) if _FILE_NAME.fullmatch(session_id) else None
+
+    def _place_of(self, session_id: str) -> Place:
         if not self._checked:
             self._check()
         shard = f"{self.path}/{_SHARDS[zlib.crc32(session_id.encode()) & 255]}"
         return Place(shard, f"{shard}/{session_id}")
 
     def _new_place(self, session_id: str) -> Place:
-        place = self._place(session_id)
-        if place is None:
-            raise ValueError(
-                f"{session_id!r} cannot be the name of a session file: with hash_ids off, the file engine takes "
-                "session keys of at most 128 lower-case letters, digits, '-' and '_', the first a letter or a digit."
-            )
-        return place
+        check_new_id(session_id)
+        return self._place_of(session_id)
 
     def _make(self, shard: str) -> None:
         """Make a shard, if it is not there yet."""

@@ -1,5 +1,6 @@
 """manage.py migrate_sessions moves sessions, with their keys, data and TTL, and says what it did."""
 
+import json
 import os
 import signal
 import sys
@@ -21,11 +22,14 @@ from django.utils import timezone
 from pytest_django import Settings
 
 from gsession_django import Storage, StorageUnavailable
+from gsession_django.management.commands.migrate_sessions import REFUSED
 from gsession_django.moving.refused import refused_types
 from tests import databases, engine_that_purges, sites, storages
 from tests.old_sites import DJANGOS, OURS, new_session, old_site, store_of, stored
+from tests.pages import ROOT
 from tests.redis_servers import RedisServer
 from tests.terminals import run_on_terminal
+from tests.test_docs import rows_under
 
 # From where to where: each of Django's, each of ours to another, and each of ours as a target.
 WAYS = [
@@ -85,6 +89,12 @@ def numbers(engine: str, keys: list[str]) -> list[int | None]:
 def count(engine: str) -> int:
     """Return how many sessions an engine of ours keeps."""
     return sum(1 for _ in store_of(engine).get_storage().ids())
+
+
+def id_at(engine: str, key: str) -> str:
+    """Return the id that an engine of ours has for a session key."""
+    session_id: str = store_of(engine)._engine.id_of(key)
+    return session_id
 
 
 def before_each(monkeypatch: pytest.MonkeyPatch, engine: str, method: str, call: Callable[[int], None]) -> None:
@@ -275,12 +285,22 @@ def test_what_the_serializer_cannot_take_is_counted_and_its_types_named(
     verb = {"": "Moved", "--copy": "Copied", "--dry-run": "Would move"}["".join(options)]
     expected = said(CACHE, HASH, f"{verb} 1 session").replace("unreadable 0", "unreadable 0, refused 4")
     assert output.getvalue() == expected + "\n"
-    assert raised.value.returncode == 1
-    assert str(raised.value) == (
+    assert raised.value.returncode == REFUSED
+    first_line, by_ids, *listed = str(raised.value).splitlines()
+    assert first_line == (
         f"4 sessions hold values that SESSION_SERIALIZER = '{JSON}' cannot take (bytes, datetime.datetime, "
         f"decimal.Decimal, set, tuple as a key of a dict). Set SESSION_SERIALIZER = '{TYPED}', which takes dates, "
         "times, Decimals, UUIDs, bytes, sets and tuples, or to one of your own that takes these types. They were left "
         f"at {CACHE}: run the command again then."
+    )
+    assert by_ids == f"By their ids at {HASH}:"
+    assert sorted(listed) == sorted(
+        f"{id_at(HASH, key)}: SESSION_SERIALIZER cannot take {types}"
+        for key, types in zip(
+            keys[1:],
+            ["datetime.datetime, decimal.Decimal", "set", "decimal.Decimal, tuple as a key of a dict", "bytes"],
+            strict=True,
+        )
     )
     assert numbers(CACHE, keys)[1:] == [2, 3, 4, 5]
     assert numbers(HASH, keys) == [1 if verb != "Would move" else None, None, None, None, None]
@@ -342,7 +362,13 @@ def test_one_that_the_target_refuses_holds_up_no_other(
             call_command("migrate_sessions", "--from", DB, "--to", HASH, "--batch-size", batch_size, stdout=output)
         expected = said(DB, HASH, f"Moved {moved}").replace("unreadable 0", "unreadable 0, refused 1")
         assert output.getvalue() == expected + "\n"
-        assert str(raised.value) == f"{HASH} refused 1 session, left at {DB}: {error.__name__}: Packet too large."
+        assert raised.value.returncode == REFUSED
+        reason = f"{error.__name__}: Packet too large"
+        assert str(raised.value).splitlines() == [
+            f"{HASH} refused 1 session, left at {DB}: {reason}.",
+            f"By their ids at {HASH}:",
+            f"{id_at(HASH, keys[2])}: {reason}",
+        ]
     assert numbers(HASH, keys) == [1, 2, None, 4, 5]
     assert numbers(DB, keys) == [None, None, 3, None, None]
 
@@ -452,6 +478,102 @@ def test_what_else_a_database_refuses_is_said_too(site: None, settings: Settings
     assert numbers(DB, keys) == [1]
 
 
+def test_it_stops_between_two_batches_when_its_time_is_over_and_the_next_run_goes_on(site: None) -> None:
+    keys = sessions(DB, *range(1, 8))
+    first, second = migrate(DB, HASH, "--batch-size", "3", "--max-seconds", "1e-9").splitlines()
+    assert first == said(DB, HASH, "Moved 3 sessions")
+    assert second == "There may be more: it stopped after 1e-09 seconds, as asked for."
+    assert migrate(DB, HASH, "--max-seconds", "600") == said(DB, HASH, "Moved 4 sessions") + "\n"
+    assert numbers(HASH, keys) == [1, 2, 3, 4, 5, 6, 7]
+
+
+@pytest.mark.parametrize("number", ["0", "-1", "nan", "inf", "x"])
+def test_the_time_it_may_take_is_more_than_none(site: None, number: str) -> None:
+    with pytest.raises(CommandError, match="--max-seconds"):
+        migrate(DB, HASH, f"--max-seconds={number}")
+
+
+# For programs.
+
+
+def printed_object(source: str, target: str, *options: str) -> tuple[int, dict[str, Any]]:
+    """Return the exit status, and the object that ``--json`` prints on its one line."""
+    output, status = StringIO(), 0
+    try:
+        call_command("migrate_sessions", "--from", source, "--to", target, "--json", *options, stdout=output)
+    except CommandError as error:
+        status = error.returncode
+    (line,) = output.getvalue().splitlines()
+    found: dict[str, Any] = json.loads(line)
+    assert 0 < found.pop("seconds") < 60
+    return status, found
+
+
+def an_object(source: str, target: str, **values: Any) -> dict[str, Any]:
+    counts = ("moved", "copied", "left", "skipped", "unreadable", "refused", "expired", "ended")
+    flags = {"copy": False, "dry_run": False, "refusals": [], "complete": True, "error": None}
+    return {"source": source, "target": target, **flags, **dict.fromkeys(counts, 0), **values}
+
+
+def test_it_prints_one_object_for_programs(site: None, settings: Settings) -> None:
+    keys = [new_session(CACHE, data) for data in ({"number": 1}, ODD[0], {"number": 7})]
+    refusals = [
+        {"id": id_at(HASH, keys[1]), "reason": "SESSION_SERIALIZER cannot take datetime.datetime, decimal.Decimal"}
+    ]
+    left = {"refused": 1, "left": 1, "refusals": refusals}
+    assert printed_object(CACHE, HASH, "--dry-run") == (REFUSED, an_object(CACHE, HASH, dry_run=True, moved=2, **left))
+    assert printed_object(CACHE, HASH, "--copy") == (REFUSED, an_object(CACHE, HASH, copy=True, copied=2, **left))
+    store = store_of(HASH, keys[2])
+    store["number"] = 70
+    store.save()
+    left = {**left, "skipped": 1, "left": 2}
+    assert printed_object(CACHE, HASH) == (REFUSED, an_object(CACHE, HASH, moved=1, **left))
+
+
+def test_the_object_says_what_was_not_live_or_not_readable(site: None, settings: Settings) -> None:
+    new_session(DB, {"number": 1}, timedelta(seconds=-5))
+    sessions(DB, 2)
+    settings.SECRET_KEY = "another"
+    sessions(DB, 3)
+    assert printed_object(DB, HASH) == (0, an_object(DB, HASH, moved=1, expired=1, unreadable=1, left=1))
+
+
+def test_the_object_says_that_there_may_be_more(site: None) -> None:
+    sessions(DB, 1, 2)
+    stopped = ("--batch-size", "1", "--max-seconds", "1e-9")
+    assert printed_object(DB, HASH, *stopped) == (0, an_object(DB, HASH, moved=1, complete=False))
+    assert printed_object(DB, HASH) == (0, an_object(DB, HASH, moved=1))
+
+
+def test_the_page_names_all_that_is_in_the_object(site: None) -> None:
+    _, found = printed_object(DB, HASH)
+    names = [
+        name
+        for names, *_ in rows_under(ROOT / "docs" / "migrating.md", "The JSON object")
+        for name in names.split(", ")
+    ]
+    assert sorted(names) == sorted([*found, "seconds"])
+
+
+def test_the_object_is_printed_in_an_outage_too(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    with RedisServer() as server, old_site(tmp_path, url=server.url()):
+        sessions(DB, *range(1, 8))
+        before_each(monkeypatch, HASH, "create", lambda calls: server.kill() if calls == 4 else None)
+        status, found = printed_object(DB, HASH, "--batch-size", "3")
+        error = found.pop("error")
+        assert error.startswith("CACHES['sessions'] (redis://127.0.0.1:")
+        expected = an_object(DB, HASH, moved=3, complete=False)
+        assert expected.pop("error") is None
+        assert (status, found) == (1, expected)
+
+
+def test_the_object_is_printed_after_ctrl_c_too(monkeypatch: pytest.MonkeyPatch, site: None) -> None:
+    sessions(DB, *range(1, 8))
+    before_each(monkeypatch, HASH, "create", lambda calls: os.kill(os.getpid(), signal.SIGINT) if calls == 3 else None)
+    expected = an_object(DB, HASH, moved=6, complete=False, error="Interrupted")
+    assert printed_object(DB, HASH, "--batch-size", "3") == (130, expected)
+
+
 # What is refused.
 
 
@@ -526,4 +648,5 @@ def test_on_a_terminal_it_shows_a_progress_bar(site: None, tmp_path: Path) -> No
     args = [sys.executable, "-m", "django", "migrate_sessions", "--from", DJANGOS["file"], "--to", FILE]
     printed, shown = run_on_terminal(args, environment)
     assert printed == said(DJANGOS["file"], FILE, "Moved 2 sessions") + "\n"
-    assert b" sessions [" in shown
+    assert b" 0/2 " in shown, "what there is to move was counted, so that the bar tells how long it takes"
+    assert b" sessions/s]" in shown

@@ -12,10 +12,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import pytest
+from django.core.exceptions import ImproperlyConfigured
 
 from gsession_django import SessionMap
 from gsession_django.backends.memory import MemoryStorage, SessionStore
-from gsession_django.engine import Engine, Operation
+from gsession_django.engine import UNABLE, Engine, Operation, abilities
 from gsession_django.locks import IdLocks
 from gsession_django.moving import fallback, steps
 from gsession_django.moving.source import Found
@@ -53,6 +54,15 @@ class Dict:
             self.sessions.pop(ref, None)
 
 
+class Refusing(MemoryStorage):
+    """A target that takes the session, and then refuses each change of it that makes it certain, or complete."""
+
+    def apply(self, session_id: str, session: SessionMap, ttl: int) -> bool:
+        if session_id == ID:
+            raise ValueError("too large")
+        return super().apply(session_id, session, ttl)
+
+
 @dataclass
 class Actor:
     """Somebody who takes part, in a process of their own.
@@ -79,10 +89,16 @@ class World:
     Args:
         actors: makes the operation of each.
         path: which of them took a step, in this order; -1 is the visitor who changes something, in one go.
+        storage_class: the target.
     """
 
-    def __init__(self, actors: Sequence[Callable[["World"], Operation]], path: Sequence[int]) -> None:
-        self.source, self.storage = Dict(), MemoryStorage()
+    def __init__(
+        self,
+        actors: Sequence[Callable[["World"], Operation]],
+        path: Sequence[int],
+        storage_class: type[MemoryStorage] = MemoryStorage,
+    ) -> None:
+        self.source, self.storage = Dict(), storage_class()
         self.ended, self.changed = 0, False
         self.actors = [Actor(make(self)) for make in actors]
         for actor in self.actors:
@@ -100,19 +116,26 @@ class World:
 
     def _go_on(self, actor: Actor, told: Any) -> None:
         try:
-            actor.call = actor.operation.send(told)
+            actor.call = actor.operation.throw(told) if isinstance(told, Exception) else actor.operation.send(told)
         except StopIteration as stop:
             actor.call, actor.result = None, stop.value
+        except ImproperlyConfigured as error:  # what a visitor is answered
+            actor.call, actor.result = None, error
 
     def perform(self, call: Any) -> Any:
-        return getattr(self.storage, call[0])(*call[1:]) if isinstance(call, tuple) else call()
+        if not isinstance(call, tuple):
+            return call()
+        return getattr(self.storage, call[0])(*call[1:]) if call[0] in abilities(type(self.storage)) else UNABLE
 
     def step(self, number: int) -> None:
         if number == -1:
             self.visitor_changes_something()
             return
         actor = self.actors[number]
-        told = self.perform(actor.call)
+        try:
+            told = self.perform(actor.call)
+        except ValueError as error:
+            told = error
         actor.seen.append((actor.name, told))
         self._go_on(actor, told)
 
@@ -219,6 +242,20 @@ def check(world: World, keeps: bool) -> None:
         assert 4990 < world.ttl_left() <= RENEWED if changed else 90 < world.ttl_left() <= 100
 
 
+def check_refused(world: World) -> None:
+    """The same, where the target refuses the session."""
+    ended = world.ended
+    if ended == 0:
+        with pytest.raises(ImproperlyConfigured, match="too large"):
+            world.visit()
+        assert world.source.sessions == {KEY: DATA}
+    else:
+        assert world.visit() is None
+        assert world.source.sessions == {}
+    if ended != 1:
+        assert world.at_target() is None, "no copy is left"
+
+
 def check_new(world: World) -> None:
     """The same, where the session has got a new key by then."""
     if world.ended == 2:
@@ -227,7 +264,11 @@ def check_new(world: World) -> None:
 
 
 def explore(
-    monkeypatch: pytest.MonkeyPatch, *actors: Callable[[World], Operation], keeps: bool = False, changes: bool = False
+    monkeypatch: pytest.MonkeyPatch,
+    *actors: Callable[[World], Operation],
+    keeps: bool = False,
+    changes: bool = False,
+    refuses: bool = False,
 ) -> int:
     """Try all that can happen, and return the number of states that there are.
 
@@ -235,6 +276,7 @@ def explore(
         actors: who takes part.
         keeps: whether one of them copies.
         changes: whether there is a visitor too who changes something, some time before the session ends.
+        refuses: whether the target refuses the session.
     """
     met = set()
     paths: list[tuple[int, ...]] = [()]
@@ -244,7 +286,7 @@ def explore(
         tokens = itertools.count()
         monkeypatch.setattr("secrets.token_hex", lambda size, tokens=tokens: f"token {next(tokens)}")
         try:
-            world = World(actors, path)
+            world = World(actors, path, Refusing if refuses else MemoryStorage)
             state = world.state()
             if state in met:
                 continue
@@ -252,7 +294,10 @@ def explore(
             paths += [(*path, number) for number, actor in enumerate(world.actors) if actor.call is not None]
             if changes and not world.changed and world.ended == 0:
                 paths.append((*path, -1))
-            check(world, keeps)
+            if refuses:
+                check_refused(world)
+            else:
+                check(world, keeps)
             if sign_in in actors:
                 check_new(World(actors, path))
         except AssertionError as error:
@@ -290,3 +335,20 @@ def test_what_a_session_has_left_to_live_is_rounded_up() -> None:
 @pytest.mark.parametrize("actors", [[copying, copying, sign_out], [first_touch, copying, sign_out]])
 def test_nor_is_one_that_is_copied(monkeypatch: pytest.MonkeyPatch, actors: list[Callable[[World], Operation]]) -> None:
     assert explore(monkeypatch, *actors, keeps=True) > 90
+
+
+@pytest.mark.parametrize(
+    "actors",
+    [
+        [first_touch, command],
+        [command, sign_out],
+        [copying, sign_out],
+        [first_touch, copying],
+        [command, command],
+        [first_touch, sign_out],
+    ],
+)
+def test_one_that_the_target_refuses_half_way_stays_at_the_source_and_leaves_no_copy(
+    monkeypatch: pytest.MonkeyPatch, actors: list[Callable[[World], Operation]]
+) -> None:
+    assert explore(monkeypatch, *actors, refuses=True) > 20

@@ -2,6 +2,7 @@
 
 import argparse
 import contextlib
+import math
 import signal
 import threading
 from collections.abc import Iterator
@@ -19,6 +20,14 @@ def positive(text: str) -> int:
     number = int(text)
     if number < 1:
         raise argparse.ArgumentTypeError(f"{text} is not at least 1")
+    return number
+
+
+def seconds(text: str) -> float:
+    """Return the number of seconds that an argument is; none, and one without end, are refused."""
+    number = float(text)
+    if not 0 < number < math.inf:
+        raise argparse.ArgumentTypeError(f"{text} is not more than 0")
     return number
 
 

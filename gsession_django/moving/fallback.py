@@ -26,7 +26,8 @@ def load(engine: Engine, source: Source, session_key: str, session_id: str, age:
     """Return what is stored, moved here if it was not, as a SessionMap; ``None`` if neither engine has it.
 
     Raises ``DecodeError`` if one has it and it cannot be read, and ``ImproperlyConfigured`` if ``SESSION_SERIALIZER``
-    cannot take what it holds: the visitor, who would be signed out otherwise, keeps the cookie and the session.
+    cannot take what it holds, or the engine refuses it: the visitor, who would be signed out otherwise, keeps the
+    cookie and the session.
     """
     ref = source.ref_of(session_key)
     looked = False
@@ -41,6 +42,7 @@ def load(engine: Engine, source: Source, session_key: str, session_id: str, age:
             if pairs == ended:  # as it was when this transaction began, under REPEATABLE READ
                 return None
             outcomes = yield from steps.finish(engine, source, {ref: (session_id, pairs)}, age)
+            _check_taken(engine, source, outcomes[ref])
             ended = pairs if outcomes[ref] is steps.Outcome.ENDED else None
         elif looked:
             # It was moved between the first look here and the one there, or there is none.
@@ -55,12 +57,21 @@ def load(engine: Engine, source: Source, session_key: str, session_id: str, age:
                         f"{settings.SESSION_SERIALIZER!r} cannot take what it holds ({', '.join(types)}). "
                         f"{cure(types)} The session stays there until then."
                     )
-                yield from steps.move(engine, source, {ref: (session_id, found)}, age)
+                outcomes = yield from steps.move(engine, source, {ref: (session_id, found)}, age)
+                _check_taken(engine, source, outcomes[ref])
             elif ref in answer:
                 raise DecodeError(
                     f"it is not moved from {source.name}, where it cannot be read. See that SECRET_KEY, or "
                     "SECRET_KEY_FALLBACKS, and SESSION_SERIALIZER are those it was written with."
                 )
+
+
+def _check_taken(engine: Engine, source: Source, outcome: steps.Outcome | steps.Refused) -> None:
+    if isinstance(outcome, steps.Refused):
+        raise ImproperlyConfigured(
+            f"A session cannot be moved from {source.name}, as {engine.name} refuses it: {outcome.reason}. The session "
+            "stays there until the engine takes it."
+        )
 
 
 def remove(engine: Engine, source: Source, session_key: str, session_id: str) -> Operation:

@@ -7,7 +7,7 @@ from typing import Any, Final
 from django.conf import settings
 from django.core.exceptions import ImproperlyConfigured
 
-from gsession_django.serializers import encode
+from gsession_django.serializers import decode, encode
 
 TYPED: Final = "gsession_django.serializers.TypedSerializer"
 
@@ -39,7 +39,7 @@ def cure(types: Iterable[str]) -> str:
 
 def _error_of(value: Any) -> Exception | None:
     try:
-        encode(value)
+        decode(encode(value))  # what nobody can read again is not stored either
     except ImproperlyConfigured:
         raise
     except Exception as error:  # each serializer has its own

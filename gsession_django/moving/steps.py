@@ -20,14 +20,22 @@ So several that move one session at once do no harm:
   others still have before them belong to the copy before that one: as each has a key of its own, they do not make the
   late copy look certain or complete.
 * Only step 2 sets a TTL, as the session may be in use by the time that a straggler takes steps 4 and 6.
+
+The target may refuse one session, as too large for instance. An error does not tell whether it is about the session or
+about the target: MySQL and Redis close the connection on what is too large. So a step is tried twice, and after each
+failure the target has to take a small session that is nobody's. If it does not, it is away, and the error is raised. If
+it does both times, the session is :class:`Refused`: it stays at the source, and a copy that is ``begun`` is removed. No
+other process can have made that copy certain, as the target refuses it to each of them.
 """
 
 import math
 import secrets
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
 from enum import Enum, auto
 from functools import partial
-from typing import Final
+from typing import Any, Final
 
 from django.core.exceptions import ImproperlyConfigured
 
@@ -48,6 +56,10 @@ Pairs = Mapping[str, str]
 _NO_EXPIRY: Final = "unknown"
 # A second one finds the id free that was taken; if it is still both taken and not to be loaded, nobody can read it.
 _ATTEMPTS: Final = 3
+# Seconds that a session lives which is made to see what the target does with it.
+_PROBE_TTL: Final = 60
+# What a server says of a session at most: it may quote all of it.
+_REASON_LENGTH: Final = 300
 
 
 class Outcome(Enum):
@@ -59,6 +71,17 @@ class Outcome(Enum):
     """The target has another session of its own under this id, which was left as it is, and so was the source's."""
     ENDED = auto()
     """It ended meanwhile, at the source or at the target."""
+
+
+@dataclass(frozen=True, slots=True)
+class Refused:
+    """What became of a session that the target does not take: it is at the source, as it was, and only there.
+
+    Attributes:
+        reason: what the target says.
+    """
+
+    reason: str
 
 
 def move(engine: Engine, source: Source, batch: Mapping[str, tuple[str, Found]], age: Age) -> Operation:
@@ -73,30 +96,57 @@ def move(engine: Engine, source: Source, batch: Mapping[str, tuple[str, Found]],
         age: as for :func:`gsession_django.operations.load`.
 
     Returns:
-        An :class:`Outcome` for each ref.
+        An :class:`Outcome` for each ref, or :class:`Refused`.
     """
-    moving, others = yield from _begin(engine, batch, age)
+    moving, others, refused = yield from _begin_all(engine, batch, age)
     outcomes = yield from finish(engine, source, moving, age)
     # Where the source has none any more, it is the same session, and in use since somebody else has moved it.
     differ = (yield partial(source.present, others)) if others else set()
-    return outcomes | {ref: Outcome.SKIPPED if ref in differ else Outcome.MOVED for ref in others}
+    return outcomes | refused | {ref: Outcome.SKIPPED if ref in differ else Outcome.MOVED for ref in others}
 
 
 def copy(engine: Engine, source: Source, batch: Mapping[str, tuple[str, Found]], age: Age) -> Operation:
     """Copy sessions: like :func:`move`, but for steps 4 and 5, so that the source stays as it is."""
-    moving, others = yield from _begin(engine, batch, age)
+    moving, others, refused = yield from _begin_all(engine, batch, age)
     outcomes = yield from finish(engine, source, moving, age, keep=True)
-    return outcomes | dict.fromkeys(others, Outcome.SKIPPED)
+    return outcomes | refused | dict.fromkeys(others, Outcome.SKIPPED)
 
 
 def foresee(engine: Engine, batch: Mapping[str, tuple[str, Found]], age: Age) -> Operation:
-    """Return the outcome for each ref that :func:`move` or :func:`copy` would have now. Nothing is changed."""
-    outcomes = {}
+    """Return what :func:`move` or :func:`copy` would do with each session now, as far as reading tells.
+
+    Nothing is changed.
+    """
+    outcomes: dict[str, Outcome | Refused] = {}
     for ref, (session_id, found) in batch.items():
-        session = yield from _load(engine, session_id, age)
-        skipped = session is not None and _is_another(session, found)
-        outcomes[ref] = Outcome.SKIPPED if skipped else Outcome.MOVED
+        session = yield from _tried(partial(_load, engine, session_id, age), partial(_look, engine, age))
+        if isinstance(session, Refused):
+            outcomes[ref] = session
+        else:
+            skipped = session is not None and _is_another(session, found)
+            outcomes[ref] = Outcome.SKIPPED if skipped else Outcome.MOVED
     return outcomes
+
+
+def probe(engine: Engine, meanwhile: Callable[[str], Any] | None = None) -> Operation:
+    """Let the target have a session that is nobody's, for a moment.
+
+    Args:
+        engine: the target.
+        meanwhile: called with the session's id while it is there.
+
+    Returns:
+        What `meanwhile` returns. Without it the session is changed once, and all that :func:`move` needs was done.
+    """
+    session_key = yield "new", _PROBE_TTL
+    session_id = engine.id_of(secrets.token_hex(16) if session_key is UNABLE else session_key)
+    yield from operations.create(engine, session_id, SessionMap({}), _PROBE_TTL)
+    try:
+        if meanwhile is not None:
+            return (yield partial(meanwhile, session_id))
+        yield from _mark(engine, session_id, {MOVING_KEY: CERTAIN}, lambda: _PROBE_TTL, BEGUN)
+    finally:
+        yield from operations.remove(engine, session_id)
 
 
 def finish(
@@ -110,9 +160,9 @@ def finish(
         keep: whether the source stays as it is.
 
     Returns:
-        An :class:`Outcome` for each ref.
+        An :class:`Outcome` for each ref, or :class:`Refused`.
     """
-    outcomes = dict.fromkeys(moving, Outcome.ENDED)
+    outcomes: dict[str, Outcome | Refused] = dict.fromkeys(moving, Outcome.ENDED)
     begun = [ref for ref, (_, pairs) in moving.items() if BEGUN in pairs.values()]
     there: set[str] = (yield partial(source.present, begun)) if begun else set()
     staying: dict[str, tuple[str, Pairs]] = {}
@@ -125,13 +175,25 @@ def finish(
             if BEGUN in pairs.values():
                 yield from operations.remove(engine, session_id)
                 continue
-        elif ref in begun and not keep and not (yield from _mark(engine, session_id, pairs, age, CERTAIN)):
-            continue
+        elif ref in begun and not keep:
+            certain = yield from _tried(partial(_mark, engine, session_id, pairs, age, CERTAIN), partial(probe, engine))
+            if isinstance(certain, Refused):
+                yield from _withdraw(engine, session_id, pairs, age)
+                outcomes[ref] = certain
+                continue
+            if not certain:
+                continue
         staying[ref] = session_id, pairs
     if staying and not keep:
         yield partial(source.remove, list(staying))
     for ref, (session_id, pairs) in staying.items():
-        if not pairs or (yield from _mark(engine, session_id, pairs, age, None)):
+        complete = not pairs or (
+            yield from _tried(partial(_mark, engine, session_id, pairs, age, None), partial(probe, engine))
+        )
+        if isinstance(complete, Refused) and keep:
+            yield from _withdraw(engine, session_id, pairs, age)
+            outcomes[ref] = complete
+        elif complete:  # with a pair that the target does not let go of as well: nobody sees it
             outcomes[ref] = Outcome.MOVED
     return outcomes
 
@@ -141,31 +203,102 @@ def pairs_of(session: SessionMap) -> Pairs:
     return {key: session.get(key) for key in session.held(MOVING_KEY)}
 
 
+def reason_of(error: Exception) -> str:
+    """Return what an error says, in one line."""
+    text, _, _ = " ".join(str(error).split()).partition(" DETAIL: ")  # in which PostgreSQL quotes the session
+    return f"{type(error).__name__}: {text[:_REASON_LENGTH].rstrip('.')}"
+
+
 def _is_another(session: SessionMap, found: Found) -> bool:
     """Whether the target has a session of its own, rather than one that is being moved, or a copy of what was read."""
     return not pairs_of(session) and session.as_dict() != decode(encode(found.data))
 
 
-def _begin(engine: Engine, batch: Mapping[str, tuple[str, Found]], age: Age) -> Operation:
-    """Take step 2. Return those to go on with, for :func:`finish`, and the refs whose id another session has."""
+def _begin_all(engine: Engine, batch: Mapping[str, tuple[str, Found]], age: Age) -> Operation:
+    """Take step 2. Return those to go on with, for :func:`finish`, the refs whose id another session has, and those
+    that are refused.
+    """
     moving: dict[str, tuple[str, Pairs]] = {}
     others: list[str] = []
+    refused: dict[str, Refused] = {}
     for ref, (session_id, found) in batch.items():
-        for _ in range(_ATTEMPTS):
-            pairs: Pairs = {MOVING_KEY + secrets.token_hex(8): BEGUN}
-            if (yield from _create(engine, session_id, found, pairs)):
-                moving[ref] = session_id, pairs
-                break
-            session = yield from _load(engine, session_id, age)
-            if session is not None:
-                if _is_another(session, found):
-                    others.append(ref)
-                else:
-                    moving[ref] = session_id, pairs_of(session)
-                break
-        else:
+        made: dict[str, str] = {}
+        begun = yield from _tried(partial(_begin, engine, session_id, found, made, age), partial(probe, engine))
+        if isinstance(begun, Refused):
+            yield from _withdraw(engine, session_id, made, age)
+            refused[ref] = begun
+        elif begun is None:
             others.append(ref)
-    return moving, others
+        else:
+            moving[ref] = session_id, begun
+    return moving, others, refused
+
+
+def _begin(engine: Engine, session_id: str, found: Found, made: dict[str, str], age: Age) -> Operation:
+    """Take step 2 for one session. Return the pairs of its copy, or ``None`` if another session has its id.
+
+    `made` takes in the pairs of each copy that this tries to make. Where there are some already, an earlier attempt has
+    failed, and may have left a part of the session.
+    """
+    if made:
+        yield from _withdraw(engine, session_id, made, age, found)
+    for _ in range(_ATTEMPTS):
+        pairs: Pairs = {MOVING_KEY + secrets.token_hex(8): BEGUN}
+        made.update(pairs)
+        if (yield from _create(engine, session_id, found, pairs)):
+            return pairs
+        session = yield from _load(engine, session_id, age)
+        if session is not None:
+            return None if _is_another(session, found) else pairs_of(session)
+    if not (yield from operations.exists(engine, session_id, age)):
+        raise ValueError("its create() answers that the id is taken, and there is no session with this id")
+    return None
+
+
+def _tried(attempt: Callable[[], Operation], check: Callable[[], Operation]) -> Operation:
+    """Return what `attempt` does; :class:`Refused` if it fails twice, and `check` never, by which the target is there.
+
+    Otherwise what it raises is raised.
+    """
+    for _ in range(2):
+        try:
+            return (yield from attempt())
+        except ImproperlyConfigured:
+            raise
+        except Exception as error:  # each storage has its own
+            refused = Refused(reason_of(error))
+            if not (yield from _succeeds(check)):
+                raise
+    return refused
+
+
+def _succeeds(check: Callable[[], Operation]) -> Operation:
+    try:
+        yield from check()
+    except Exception:
+        return False
+    return True
+
+
+def _look(engine: Engine, age: Age) -> Operation:
+    """Look for a session that nobody has."""
+    yield from _load(engine, engine.id_of(secrets.token_hex(16)), age)
+
+
+def _withdraw(engine: Engine, session_id: str, pairs: Pairs, age: Age, unless: Found | None = None) -> Operation:
+    """Remove the copy of a session that the target refuses, if it has one of these pairs and is still ``begun``.
+
+    With `unless` it stays if it is all of that session, with a TTL: then only the reply was lost.
+    """
+    with suppress(Exception):  # what cannot be looked at is not this copy
+        session = yield from _load(engine, session_id, age)
+        if session is None or all(session.get(key) != BEGUN for key in pairs):
+            return
+        if unless is not None and session.ttl_left is not None:
+            whole = decode(encode({**unless.data, **pairs_of(session)}))
+            if session.as_dict() == whole:
+                return
+        yield from operations.remove(engine, session_id)
 
 
 def _load(engine: Engine, session_id: str, age: Age) -> Operation:
@@ -181,7 +314,7 @@ def _load(engine: Engine, session_id: str, age: Age) -> Operation:
 
 
 def _create(engine: Engine, session_id: str, found: Found, pairs: Pairs) -> Operation:
-    session = SessionMap({**found.data, **pairs})
+    session = SessionMap({**pairs, **found.data})  # so that what is stored of it first says that it is no session yet
     try:
         created = yield "create", session_id, session, math.ceil(found.ttl_left)
     except DecodeError:

@@ -1,9 +1,11 @@
 """``manage.py migrate_sessions``: moves sessions from one engine to another."""
 
-import secrets
-from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+import json
+import math
+import sys
+import threading
+import time
+from collections.abc import Callable, Sequence
 from typing import Any, Final
 
 from django.conf import settings
@@ -12,27 +14,24 @@ from django.core.management.base import BaseCommand, CommandError, CommandParser
 from django.db import Error as DatabaseError
 from tqdm import tqdm
 
-from gsession_django import operations
 from gsession_django.backends.memory import MemoryStorage
 from gsession_django.engine import Engine, engine_of
-from gsession_django.management.common import interrupt, positive, session_store
+from gsession_django.management.common import interrupt, positive, seconds, session_store
 from gsession_django.moving import steps
 from gsession_django.moving.choice import source_of
+from gsession_django.moving.limits import Limit, limit_of
 from gsession_django.moving.our_engines import OurSource
-from gsession_django.moving.refused import cure, refused_types
+from gsession_django.moving.refused import refused_types
+from gsession_django.moving.report import Report
 from gsession_django.moving.source import Found, Source
-from gsession_django.moving.steps import Outcome
-from gsession_django.session_map import SessionMap
+from gsession_django.moving.steps import Refused
 from gsession_django.storage import StorageUnavailable
 from gsession_django.store import SessionStore
 
 BATCH_SIZE: Final = 500
 """Sessions that are moved in one go, where nobody says otherwise."""
-
-# Seconds that a session lives which is made to see whether two engines keep theirs in one place.
-_PROBE_TTL: Final = 60
-# Reasons for which the target has refused sessions that are shown, those of the most sessions first.
-_ERRORS: Final = 5
+REFUSED: Final = 3
+"""The exit status of a run that got through, and of whose sessions the target has refused some."""
 
 
 class Command(BaseCommand):
@@ -58,37 +57,74 @@ class Command(BaseCommand):
             metavar="N",
             help="how many sessions are moved in one go (default: %(default)s)",
         )
+        parser.add_argument(
+            "--max-seconds",
+            type=seconds,
+            default=math.inf,
+            metavar="N",
+            help="begin no batch later than this; the next run goes on with the rest",
+        )
+        parser.add_argument("--json", action="store_true", help="print one JSON object at the end")
 
     def handle(self, *args: Any, **options: Any) -> None:
         try:
             migration = _Migration(options)
         except ImproperlyConfigured as error:
             raise CommandError(str(error)) from error
-        with interrupt() as interrupted, tqdm(unit=" sessions", disable=None, leave=False) as bar:
+        report, failure, late = migration.report, None, False
+        with interrupt() as interrupted:
             try:
-                if not migration.dry_run:
-                    migration.check_places()
-                for refs in migration.source.batches(options["batch_size"]):
-                    migration.carry(refs)
-                    bar.update(len(refs))
-                    if interrupted.is_set():
-                        break
+                late = self._carry_all(migration, options, interrupted)
             except ImproperlyConfigured as error:
                 raise CommandError(str(error)) from error
             except (StorageUnavailable, DatabaseError) as error:
-                reason = str(error).strip().rstrip(".")
-                raise CommandError(f"{migration.summary()} Then: {reason}. Run it again to go on.") from error
+                failure = str(error).strip().rstrip(".")
+        stopped = failure is not None or interrupted.is_set()
+        if options["json"]:
+            why = failure if failure is not None else "Interrupted" if stopped else None
+            self.stdout.write(json.dumps(report.as_json(not stopped and not late, why)))
+        if stopped:
+            said = f"{report.summary()} Then: {failure}." if failure is not None else f"Interrupted. {report.summary()}"
+            lines = [f"{said} Run it again to go on.", *report.refusals()]
+            raise CommandError("\n".join(lines), returncode=1 if failure is not None else 130)
+        if not options["json"]:
+            for line in (report.summary(), *report.remarks()):
+                self.stdout.write(line)
+            if late:
+                self.stdout.write(
+                    f"There may be more: it stopped after {options['max_seconds']:g} seconds, as asked for."
+                )
+        if refusals := report.refusals():
+            raise CommandError("\n".join(refusals), returncode=REFUSED)
+
+    def _carry_all(self, migration: "_Migration", options: dict[str, Any], interrupted: threading.Event) -> bool:
+        """Move all sessions, unless somebody interrupts it; return whether its time was over before."""
+        size = options["batch_size"]
+        migration.prepare()
+        # Whoever looks on wants to know how long it takes.
+        total = _count(migration.source, size, interrupted) if sys.stderr.isatty() else None
+        end = time.monotonic() + options["max_seconds"]
+        with tqdm(total=total, unit=" sessions", disable=None, leave=False) as bar:
+            for refs in () if interrupted.is_set() else migration.source.batches(size):
+                migration.carry(refs)
+                bar.update(len(refs))
+                if interrupted.is_set() or time.monotonic() >= end:
+                    return not interrupted.is_set()
+        return False
+
+
+def _count(source: Source, batch_size: int, interrupted: threading.Event) -> int:
+    """Return how many sessions there are to look at."""
+    found = 0
+    for refs in source.batches(batch_size):
+        found += len(refs)
         if interrupted.is_set():
-            raise CommandError(f"Interrupted. {migration.summary()} Run it again to go on.", returncode=130)
-        self.stdout.write(migration.summary())
-        for line in migration.remarks():
-            self.stdout.write(line)
-        if refusals := migration.refusals():
-            raise CommandError("\n".join(refusals))
+            break
+    return found
 
 
 class _Migration:
-    """One run of the command: from where, to where, how, and what it has done.
+    """One run of the command: from where, to where and how.
 
     Raises ``ImproperlyConfigured`` where sessions cannot be moved so.
     """
@@ -96,14 +132,15 @@ class _Migration:
     def __init__(self, options: dict[str, Any]) -> None:
         self.source: Source = source_of(options["source"])
         named = options["target"] is not None
-        self.target: str = options["target"] if named else settings.SESSION_ENGINE
+        target: str = options["target"] if named else settings.SESSION_ENGINE
         store = session_store(
-            self.target,
+            target,
             "--to" if named else "SESSION_ENGINE",
             "Sessions are moved to one of those: name it with --to.",
         )
-        _check_engines(self.source, self.target, store)
+        _check_engines(self.source, target, store)
         self.dry_run: bool = options["dry_run"]
+        self.report = Report(self.source.name, target, options["copy"], self.dry_run, options["json"])
         self._engine: Engine = engine_of(store)
         if lacking := {"create", "apply"} - self._engine.able:
             raise ImproperlyConfigured(
@@ -111,126 +148,56 @@ class _Migration:
             )
         self._id_of = _ids(self.source, self._engine)
         self._age = store().get_session_cookie_age
-        self._done: Counter[Outcome | str] = Counter()
-        self._types: set[str] = set()
-        self._errors: Counter[str] = Counter()
-        self._copies: bool = options["copy"]
+        self._steps = steps.copy if options["copy"] else steps.move
+        self._limit: Limit | None = None
 
-    def check_places(self) -> None:
+    def prepare(self) -> None:
+        """Ask the target what has to be known before the first batch."""
+        if self.dry_run:
+            self._limit = limit_of(self._engine.storage)
+        else:
+            self._check_places()
+
+    def _check_places(self) -> None:
         """Refuse two engines that are one place under two names: a session would be taken for its own copy there."""
-        if not isinstance(self.source, OurSource):
-            return
-        with self._probe() as probe:
-            same = self.source.present([probe])
-        if same:
+        source = self.source
+        if isinstance(source, OurSource) and self._engine.run(
+            steps.probe(self._engine, lambda session_id: source.present([session_id]))
+        ):
             raise ImproperlyConfigured(
-                f"The engines {self.source.name!r} and {self.target!r} keep their sessions in one and the same place, "
-                "so that there is nothing to move."
+                f"The engines {source.name!r} and {self.report.target!r} keep their sessions in one and the same "
+                "place, so that there is nothing to move."
             )
-
-    @contextmanager
-    def _probe(self) -> Iterator[str]:
-        """Let the target have a session that is nobody's, for a moment; yield its id."""
-        engine, probe = self._engine, self._engine.id_of(secrets.token_hex(16))
-        engine.run(operations.create(engine, probe, SessionMap({}), _PROBE_TTL))
-        try:
-            yield probe
-        finally:
-            engine.run(operations.remove(engine, probe))
 
     def carry(self, refs: Sequence[str]) -> None:
         """Move the sessions of one batch, or do what was asked for instead."""
         found = self.source.read(refs)
-        self._done["expired"] += len(refs) - len(found)
+        self.report.expired += len(refs) - len(found)
         batch: dict[str, tuple[str, Found]] = {}
         for ref, session in found.items():
+            session_id = self._id_of(ref)
             if session is None:
-                self._done["unreadable"] += 1
+                self.report.unreadable += 1
             elif types := refused_types(session.data):
-                self._done["untaken"] += 1
-                self._types.update(types)
+                self.report.add_untaken(session_id, types)
+            elif refused := self._foreseen(session_id, session):
+                self.report.add({session_id: refused})
             else:
-                batch[ref] = self._id_of(ref), session
-        self._carry(batch)
-
-    def _carry(self, batch: dict[str, tuple[str, Found]]) -> None:
-        """Do it, and where that fails do it one by one, so that a session that the target refuses holds up no other."""
+                batch[ref] = session_id, session
         if self.dry_run:
-            operation = steps.foresee(self._engine, batch, self._age)
+            outcomes = self._engine.run(steps.foresee(self._engine, batch, self._age))
         else:
-            operation = (steps.copy if self._copies else steps.move)(self._engine, self.source, batch, self._age)
-        try:
-            self._done.update(self._engine.run(operation).values())
-        except ImproperlyConfigured:
-            raise
-        except Exception as error:  # each storage has its own
-            if len(batch) > 1:
-                for ref, session in batch.items():
-                    self._carry({ref: session})
-            elif self.dry_run or not self._works(batch):
-                raise
-            else:
-                self._errors[f"{type(error).__name__}: {' '.join(str(error).split()).rstrip('.')}"] += 1
+            outcomes = self._engine.run(self._steps(self._engine, self.source, batch, self._age))
+        self.report.add({batch[ref][0]: outcome for ref, outcome in outcomes.items()})
 
-    def _works(self, refs: Iterable[str]) -> bool:
-        """Whether both engines answer, so that what failed did so because of these sessions."""
-        try:
-            self.source.present(list(refs))
-            with self._probe():
-                return True
-        except Exception:
-            return False
-
-    def summary(self) -> str:
-        done, moved = self._done, self._done[Outcome.MOVED]
-        verb = {
-            (False, False): "Moved",
-            (False, True): "Copied",
-            (True, False): "Would move",
-            (True, True): "Would copy",
-        }[self.dry_run, self._copies]
-        sessions = "1 session" if moved == 1 else f"{moved} sessions"
-        refused = done["untaken"] + self._errors.total()
-        return (
-            f"{verb} {sessions} from {self.source.name} to {self.target}; skipped {done[Outcome.SKIPPED]}, expired "
-            f"{done['expired']}, unreadable {done['unreadable']}"
-            f"{f', refused {refused}' if refused else ''}"
-            f"{f', ended meanwhile {done[Outcome.ENDED]}' if done[Outcome.ENDED] else ''}."
-        )
-
-    def remarks(self) -> list[str]:
-        """Return what there is to say about those that were not moved."""
-        remarks = []
-        if self._done[Outcome.SKIPPED]:
-            remarks.append(
-                f"Skipped: {self.target} has these sessions too, with other data. Both were left as they are."
-            )
-        if self._done["unreadable"]:
-            remarks.append(
-                "Unreadable: these were left as they are. Their signature may be that of another SECRET_KEY, or they "
-                "were written with another SESSION_SERIALIZER."
-            )
-        return remarks
-
-    def refusals(self) -> list[str]:
-        """Return what the target cannot take, and what to do about it."""
-        lines = []
-        if untaken := self._done["untaken"]:
-            types = sorted(self._types)
-            lines.append(
-                f"{_sessions(untaken)} values that SESSION_SERIALIZER = {settings.SESSION_SERIALIZER!r} cannot take "
-                f"({', '.join(types)}). {cure(types)} They were left at {self.source.name}: run the command again then."
-            )
-        for error, number in self._errors.most_common(_ERRORS):
-            lines.append(
-                f"{self.target} refused {'1 session' if number == 1 else f'{number} sessions'}, left at "
-                f"{self.source.name}: {error}."
-            )
-        return lines
-
-
-def _sessions(number: int) -> str:
-    return "1 session holds" if number == 1 else f"{number} sessions hold"
+    def _foreseen(self, session_id: str, session: Found) -> Refused | None:
+        """Return what a dry run knows without trying it."""
+        if self._limit is not None:
+            try:
+                self._limit(session_id, session.data)
+            except (TypeError, ValueError) as error:
+                return Refused(steps.reason_of(error))
+        return None
 
 
 def _check_engines(source: Source, target: str, store: type[SessionStore]) -> None:

@@ -1,6 +1,5 @@
 """``manage.py purge_sessions``: removes expired sessions."""
 
-import argparse
 import math
 import sys
 import threading
@@ -12,7 +11,7 @@ from django.core.management.base import BaseCommand, CommandError, CommandParser
 from tqdm import tqdm
 
 from gsession_django.engine import abilities
-from gsession_django.management.common import interrupt, positive, session_store
+from gsession_django.management.common import interrupt, positive, seconds, session_store
 from gsession_django.storage import Disabled, Storage, StorageUnavailable
 from gsession_django.store import PURGE_BATCH_SIZE, SessionStore
 
@@ -90,13 +89,6 @@ def _cannot(name: str, store: type[SessionStore]) -> str:
         f"The engine {name!r} cannot remove expired sessions: {store.storage_class.__qualname__} has no purge(), and "
         "its expires_itself is False."
     )
-
-
-def seconds(text: str) -> float:
-    number = float(text)
-    if not 0 < number < math.inf:
-        raise argparse.ArgumentTypeError(f"{text} is not more than 0")
-    return number
 
 
 def _summary(name: str, removed: int, dry_run: bool) -> str:
