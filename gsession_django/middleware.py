@@ -2,6 +2,7 @@
 
 from collections.abc import Awaitable
 from contextlib import AbstractContextManager, nullcontext
+from functools import wraps
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -9,6 +10,7 @@ from asgiref.sync import sync_to_async
 from django.conf import settings
 from django.contrib.sessions.backends.base import UpdateError
 from django.contrib.sessions.middleware import SessionMiddleware as DjangoSessionMiddleware
+from django.core.handlers import exception as exception_handling
 from django.http import HttpRequest, HttpResponse
 from django.http.response import HttpResponseBase
 from django.utils.cache import patch_vary_headers
@@ -156,6 +158,19 @@ def _answer_to_come(request: HttpRequest, exception: Exception) -> HttpResponse 
     session = getattr(request, "session", None)
     failed = isinstance(session, SessionStore) and session.gives_up and session.failure is not None
     return _AnswerToCome() if failed and isinstance(exception, StorageUnavailable) else None
+
+
+# Django asks process_exception() of views only. An exception of a middleware inside ours, or of its process_view(), it
+# hands to this function of its own, which logs and signals.
+_djangos = exception_handling.response_for_exception
+
+
+@wraps(_djangos)
+def _response_for_exception(request: HttpRequest, exc: Exception) -> HttpResponse:
+    return _answer_to_come(request, exc) or _djangos(request, exc)
+
+
+exception_handling.response_for_exception = _response_for_exception
 
 
 def _is_of_the_view(request: HttpRequest, response: HttpResponseBase) -> bool:

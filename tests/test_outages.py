@@ -32,7 +32,7 @@ from tests import engine_that_fails
 from tests.databases import connected, sqlite_entry
 from tests.engine_that_fails import FailingStorage, SessionStore
 from tests.redis_servers import RedisServer, settings_for
-from tests.sites import DJANGOS, OURS, each_engine, either_client, get, is_503
+from tests.sites import AUTHENTICATION, BETWEEN, DJANGOS, LOGIN_REQUIRED, OURS, each_engine, either_client, get, is_503
 
 CSRF = "django.middleware.csrf.CsrfViewMiddleware"
 CAUSE = "it has been told\\nnot to answer"
@@ -349,11 +349,36 @@ def test_threads_log_one_cause_between_them(caplog: pytest.LogCaptureFixture) ->
 
 
 @either_client
-@pytest.mark.parametrize("values", [{"DEBUG": True}, {"DEBUG_PROPAGATE_EXCEPTIONS": True}])
-def test_a_debugging_site_is_told_no_more(
-    client_class: Any, values: Any, caplog: pytest.LogCaptureFixture, signals: list[HttpRequest]
+@pytest.mark.parametrize(
+    ("more", "view"),
+    [
+        ((AUTHENTICATION, LOGIN_REQUIRED), "read"),
+        ((CSRF,), "read"),
+        ((BETWEEN,), "read"),
+        ((HERE + "use_before",), "read"),
+        ((HERE + "UseForATemplate",), "render"),
+        ((HERE + "use_after",), "answers/without_a_session"),
+    ],
+    ids=["process_view", "process_request", "before the view", "a function", "of a template", "after the view"],
+)
+def test_middleware_that_meets_an_outage_is_no_other_case(
+    client_class: Any, more: Any, view: str, caplog: pytest.LogCaptureFixture, signals: list[HttpRequest]
 ) -> None:
-    with site(**values):
+    with site(*more, CSRF_USE_SESSIONS=True, TEMPLATES=DJANGOS_TEMPLATES):
+        response = get(visitor(client_class), f"/{view}/")
+    assert is_503(response)
+    assert b"try again" in response.content
+    assert [name for name, _, _ in logged(caplog)] == ["gsession_django"]
+    assert signals == []
+
+
+@either_client
+@pytest.mark.parametrize("values", [{"DEBUG": True}, {"DEBUG_PROPAGATE_EXCEPTIONS": True}])
+@pytest.mark.parametrize("more", [(), (BETWEEN,)], ids=["view", "middleware"])
+def test_a_debugging_site_is_told_no_more(
+    client_class: Any, values: Any, more: Any, caplog: pytest.LogCaptureFixture, signals: list[HttpRequest]
+) -> None:
+    with site(*more, **values):
         assert is_503(get(visitor(client_class), "/read/"))
     assert [name for name, _, _ in logged(caplog)] == ["gsession_django"]
     assert signals == []
@@ -570,9 +595,10 @@ def test_without_the_decorator_it_does_not(client_class: Any) -> None:
 
 
 @either_client
-def test_a_view_that_did_not_answer_is_a_503(client_class: Any, signals: list[HttpRequest]) -> None:
-    with site():
-        response = get(visitor(client_class), "/answers/raises/")
+@pytest.mark.parametrize("more", [(), (AUTHENTICATION, LOGIN_REQUIRED)], ids=["it raises", "it is not reached"])
+def test_a_view_that_did_not_answer_is_a_503(client_class: Any, more: Any, signals: list[HttpRequest]) -> None:
+    with site(*more):
+        response = get(visitor(client_class), "/answers/sync/" if more else "/answers/raises/")
     assert is_503(response)
     assert b"try again" in response.content
     assert signals == []
