@@ -134,6 +134,15 @@ def report_with_a_new_key(request: HttpRequest) -> HttpResponse:
 
 
 @answers_outages
+def report_to_a_load_balancer(request: HttpRequest) -> HttpResponse:
+    try:
+        request.session.exists("health-check")
+    except StorageUnavailable as error:
+        return HttpResponse(f"sessions: {error}", status=503)
+    return HttpResponse("sessions: well")
+
+
+@answers_outages
 def forbid(request: HttpRequest) -> HttpResponse:
     assert report(request).status_code == 503
     raise PermissionDenied
@@ -181,11 +190,9 @@ parts_of_async: list[Callable[[Any], Any]] = [
 
 
 VIEWS: dict[str, Any] = {
-    **{
-        view.__name__: view
-        for view in (read, aread, render, write_to_the_database, fail, use_another_session, count, report, stream)
-    },
-    **{view.__name__: view for view in (astream, change_the_key, report_with_a_new_key, forbid)},
+    **{view.__name__: view for view in (read, aread, render, write_to_the_database, fail, use_another_session, count)},
+    **{view.__name__: view for view in (report, report_to_a_load_balancer, change_the_key, report_with_a_new_key)},
+    **{view.__name__: view for view in (forbid, stream, astream)},
     "answers/sync": answers_outages(lambda request: report(request)),
     "answers/async": answers_outages(csrf_exempt(areport)),
     "answers/class": Report.as_view(),
@@ -586,6 +593,16 @@ def test_a_view_may_answer_itself(client_class: Any, view: str, caplog: pytest.L
         assert logged(caplog) == [("gsession_django", "ERROR", f"GET /answers/{view}/ is answered with 503: {CAUSE}")]
         storage.answers = True
         assert get(client, f"/answers/{view}/").content == b"sessions: well"
+
+
+@either_client
+def test_a_health_page_needs_no_session_cookie(client_class: Any) -> None:
+    with site() as storage:
+        client = client_class()
+        assert get(client, "/report_to_a_load_balancer/").content == b"sessions: well"
+        storage.answers = False
+        response = get(client, "/report_to_a_load_balancer/")
+    assert (response.status_code, response.content) == (503, b"sessions: it has been told\nnot to answer")
 
 
 @either_client
