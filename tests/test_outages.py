@@ -2,7 +2,7 @@
 
 import asyncio
 import threading
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from http.cookies import SimpleCookie
@@ -148,45 +148,36 @@ def forbid(request: HttpRequest) -> HttpResponse:
     raise PermissionDenied
 
 
-def parts_of(session: Any) -> Iterator[str]:
-    """Use the session four times while the answer is sent: in an outage, once more, and after it."""
-    for answers in (True, False, False, True):
-        failing().answers = answers
-        session.pop("count", None)
-        try:
-            session.save()
-            yield "saved "
-        except StorageUnavailable:
-            yield "failed "
-        session["count"] = 1
+OUTAGE = (True, False, False, True)
+"""Whether the storage answers, for each part of a stream."""
 
 
 def stream(request: HttpRequest) -> StreamingHttpResponse:
-    return StreamingHttpResponse(parts_of(request.session))
-
-
-async def astream(request: HttpRequest) -> StreamingHttpResponse:
-    async def parts() -> AsyncIterator[str]:
-        for part in parts_of_async:
-            yield await part(request.session)
+    def parts() -> Iterator[str]:
+        for failing().answers in OUTAGE:
+            request.session["count"] = request.session.get("count", 0) + 1
+            try:
+                request.session.save()
+            except StorageUnavailable:
+                yield "failed "
+            else:
+                yield "saved "
 
     return StreamingHttpResponse(parts())
 
 
-async def _asave(session: Any, answers: bool) -> str:
-    failing().answers = answers
-    await session.aset("count", answers)
-    try:
-        await session.asave()
-    except StorageUnavailable:
-        return "failed "
-    return "saved "
+async def astream(request: HttpRequest) -> StreamingHttpResponse:
+    async def parts() -> AsyncIterator[str]:
+        for failing().answers in OUTAGE:
+            await request.session.aset("count", await request.session.aget("count", 0) + 1)
+            try:
+                await request.session.asave()
+            except StorageUnavailable:
+                yield "failed "
+            else:
+                yield "saved "
 
-
-parts_of_async: list[Callable[[Any], Any]] = [
-    lambda session, answers=answers: _asave(session, answers)  # type: ignore[misc]
-    for answers in (True, False, False, True)
-]
+    return StreamingHttpResponse(parts())
 
 
 VIEWS: dict[str, Any] = {
