@@ -10,6 +10,7 @@ from django.apps import AppConfig
 from django.conf import settings
 from django.core.checks import CheckMessage, Error, Warning, register
 from django.core.exceptions import ImproperlyConfigured
+from django.utils.module_loading import import_string
 
 from gsession_django import serializers
 from gsession_django.backends.memory import MemoryStorage
@@ -42,6 +43,7 @@ def check_settings(app_configs: Sequence[AppConfig] | None = None, **kwargs: Any
         *_check_serializer(),
         *_check_engines(given),
         *_check_fallback(given),
+        *_check_unavailable(given),
     ]
 
 
@@ -136,6 +138,31 @@ def _check_fallback(given: dict[str, Any]) -> Iterator[CheckMessage]:
             hint="Sessions can be moved to an engine of gsession_django whose storage has both create() and "
             "apply(). Use such a one, or leave FALLBACK_ENGINE out.",
             id="gsession_django.E020",
+        )
+
+
+def _check_unavailable(given: dict[str, Any]) -> Iterator[CheckMessage]:
+    name = given.get("UNAVAILABLE")
+    if name is None:
+        return
+    try:
+        if not callable(view := import_string(name)):
+            raise TypeError(f"{view!r} cannot be called")
+    except Exception as error:  # a site's module may raise anything
+        yield Error(
+            f'GSESSION["UNAVAILABLE"] = {name!r} names no view: {type(error).__name__}: {error}.',
+            hint="Give it the dotted path of a view, such as 'mysite.views.unavailable', or leave it out.",
+            id="gsession_django.E027",
+        )
+        return
+    try:
+        with suppress(ValueError):  # of a callable that does not say what it takes
+            inspect.signature(view).bind(None, None)
+    except TypeError as error:
+        yield Error(
+            f'GSESSION["UNAVAILABLE"] = {name!r} cannot be called with a request and an exception: {error}.',
+            hint="Write it as Django's handler404: def unavailable(request, exception).",
+            id="gsession_django.E028",
         )
 
 

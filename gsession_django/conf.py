@@ -18,14 +18,22 @@ class Conf:
             longer than a tenth of the TTL (``GSESSION["TOUCH_INTERVAL"]``).
         fallback_engine: the engine's module that sessions are moved from on first touch, if they are unknown to the one
             that ``SESSION_ENGINE`` names (``GSESSION["FALLBACK_ENGINE"]``).
+        unavailable: the dotted path of the site's view for a request whose session could not be read or saved. The
+            middleware calls it with the request and the StorageUnavailable (``GSESSION["UNAVAILABLE"]``).
     """
 
     engines: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     touch_interval: float = 10
     fallback_engine: str | None = None
+    unavailable: str | None = None
 
 
-KEYS = {"ENGINES": "engines", "TOUCH_INTERVAL": "touch_interval", "FALLBACK_ENGINE": "fallback_engine"}
+KEYS = {
+    "ENGINES": "engines",
+    "TOUCH_INTERVAL": "touch_interval",
+    "FALLBACK_ENGINE": "fallback_engine",
+    "UNAVAILABLE": "unavailable",
+}
 
 _conf: Conf | None = None
 # Where Django keeps each of its settings that was asked for, for as long as it holds.

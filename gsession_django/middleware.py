@@ -1,39 +1,33 @@
 """Django's SessionMiddleware, that awaits where Django enters a thread, and answers an outage with 503."""
 
-import logging
 from collections.abc import Awaitable
 from contextlib import AbstractContextManager, nullcontext
+from functools import wraps
 from types import SimpleNamespace
-from typing import Any, Final, cast
+from typing import Any, cast
 
 from asgiref.sync import sync_to_async
 from django.conf import settings
 from django.contrib.sessions.backends.base import UpdateError
 from django.contrib.sessions.middleware import SessionMiddleware as DjangoSessionMiddleware
+from django.core.handlers import exception as exception_handling
 from django.http import HttpRequest, HttpResponse
 from django.http.response import HttpResponseBase
-from django.template import TemplateDoesNotExist, loader
 from django.utils.cache import patch_vary_headers
-from django.utils.log import log_response
 
+from gsession_django import outages
 from gsession_django.storage import StorageUnavailable
 from gsession_django.store import SessionStore
-
-logger = logging.getLogger("gsession_django")
-
-RETRY_AFTER: Final = 5
-"""Seconds after which a client may try again (RFC 9110, section 10.2.3)."""
-_TEXT: Final = "Your session cannot be read or saved at the moment. Please try again in a few seconds."
-_TEMPLATE: Final = "503.html"
 
 
 class SessionMiddleware(DjangoSessionMiddleware):
     """Stands in ``MIDDLEWARE`` where Django's would.
 
-    A request whose session could not be read or saved is answered with 503 and ``Retry-After``, wherever in the request
-    that was found out, and even if the error was swallowed (as ``{% if %}`` does). The page is the template
-    ``503.html``, rendered without a request, or else plain text. No cookie is touched, except that the new key is sent
-    where this request had already given the session one. It is logged once, to ``gsession_django``.
+    A request whose session could not be read or saved is answered by :func:`gsession_django.outages.answer`, wherever
+    in the request that was found out, and even if the error was swallowed (as ``{% if %}`` does). A view that
+    :func:`gsession_django.decorators.answers_outages` answers itself. No cookie is touched, except that the new key is
+    sent where this request had already given the session one. It is logged once, to ``gsession_django``. Django neither
+    logs the StorageUnavailable of a view, nor sends ``got_request_exception`` for it.
 
     Under ASGI the session is awaited. A subclass that overrides ``process_request`` or ``process_response`` has them
     called in a thread, as with Django's.
@@ -47,27 +41,43 @@ class SessionMiddleware(DjangoSessionMiddleware):
         )
 
     def __call__(self, request: HttpRequest) -> Any:
+        if self.async_mode:
+            return self.__acall__(request)
         try:
             return super().__call__(request)
         except StorageUnavailable:
             if (failure := _failure_of(request)) is None:
                 raise
-        return self._unavailable(request, None, failure)
+            return self._unavailable(request, None, failure)
+        finally:
+            _ask_again(request)
 
     async def __acall__(self, request: HttpRequest) -> HttpResponseBase:
+        try:
+            return await self._arespond(request)
+        finally:
+            _ask_again(request)
+
+    async def _arespond(self, request: HttpRequest) -> HttpResponseBase:
         response: HttpResponseBase | None = None
+        saving = False
         try:
             if not self._awaits:
                 return await super().__acall__(request)
             self.process_request(request)
             response = await cast(Awaitable[HttpResponseBase], self.get_response(request))
             if (failure := _failure_of(request)) is None:
+                saving = True
                 return await self._aprocess_response(request, response)
         except StorageUnavailable:
             if (failure := _failure_of(request)) is None:
                 raise
         # In a thread, as Django's handling of exceptions: a template and a log handler may take their time.
-        return await sync_to_async(self._unavailable, thread_sensitive=False)(request, response, failure)
+        return await sync_to_async(self._unavailable, thread_sensitive=False)(request, response, failure, saving)
+
+    def process_exception(self, request: HttpRequest, exception: Exception) -> HttpResponse | None:
+        """Take the StorageUnavailable of a view, so that Django neither logs nor signals it."""
+        return _answer_to_come(request, exception)
 
     def process_request(self, request: HttpRequest) -> None:
         super().process_request(request)
@@ -75,16 +85,17 @@ class SessionMiddleware(DjangoSessionMiddleware):
             request.session.gives_up = True
 
     def process_response(self, request: HttpRequest, response: HttpResponseBase) -> HttpResponseBase:  # type: ignore[override]
-        if (failure := _failure_of(request)) is None:
-            try:
-                if (undone := _undone(request, response)) is not None:
-                    undone.settle()
-                with _closed(request):
-                    return cast(HttpResponseBase, super().process_response(request, cast(HttpResponse, response)))
-            except StorageUnavailable:
-                if (failure := _failure_of(request)) is None:
-                    raise
-        return self._unavailable(request, response, failure)
+        if (failure := _failure_of(request)) is not None:
+            return self._unavailable(request, response, failure)
+        try:
+            if (undone := _undone(request, response)) is not None:
+                undone.settle()
+            with _closed(request):
+                return cast(HttpResponseBase, super().process_response(request, cast(HttpResponse, response)))
+        except StorageUnavailable:
+            if (failure := _failure_of(request)) is None:
+                raise
+        return self._unavailable(request, response, failure, saving=True)
 
     async def _aprocess_response(self, request: HttpRequest, response: HttpResponseBase) -> HttpResponseBase:
         """Do what ``process_response`` does, awaiting the session first, as Django's code cannot."""
@@ -112,12 +123,18 @@ class SessionMiddleware(DjangoSessionMiddleware):
         view = SimpleNamespace(session=answers, COOKIES=request.COOKIES)
         return cast(HttpResponseBase, super().process_response(cast(HttpRequest, view), cast(HttpResponse, response)))
 
-    def _unavailable(self, request: HttpRequest, response: HttpResponseBase | None, failure: str) -> HttpResponseBase:
-        answer = _page(failure)
-        if response is not None:
-            # They are closed with the answer. To close the response would tell Django that the request has finished.
-            cast(Any, answer)._resource_closers.extend(cast(Any, response)._resource_closers)
+    def _unavailable(
+        self, request: HttpRequest, response: HttpResponseBase | None, failure: str, saving: bool = False
+    ) -> HttpResponseBase:
+        """Return the answer to a request whose session has failed; with `saving`, after the view was done with it."""
         session = request.session
+        if response is not None and _is_of_the_view(request, response) and not (saving and session.modified):
+            answer = response
+        else:
+            answer = outages.answer(request, failure)
+            if response is not None:
+                # They are closed with the answer. To close the response would tell Django that the request is finished.
+                cast(Any, answer)._resource_closers.extend(cast(Any, response)._resource_closers)
         moved = isinstance(session, SessionStore) and session.was_moved and not session.undone
         if moved and session.session_key is not None:
             answers = _Answers(accessed=True, modified=True, empty=False)
@@ -125,18 +142,47 @@ class SessionMiddleware(DjangoSessionMiddleware):
             answers.age, answers.session_key = session.get_expiry_age(), session.session_key
             carrier = HttpResponse()
             self._finished(request, carrier, answers)
-            answer.cookies = carrier.cookies
+            answer.cookies.update(carrier.cookies)
         patch_vary_headers(answer, ("Cookie",))
-        log_response(
-            "%s %s is answered with 503: %s",
-            request.method,
-            request.path,
-            failure,
-            response=answer,
-            request=request,
-            logger=logger,
-        )
+        outages.log(request, answer, failure)
         return answer
+
+
+class _AnswerToCome(HttpResponse):
+    """Stands for the answer to an outage, which the middleware gives once the middleware inside it is done."""
+
+    status_code = 503
+
+
+def _answer_to_come(request: HttpRequest, exception: Exception) -> HttpResponse | None:
+    session = getattr(request, "session", None)
+    failed = isinstance(session, SessionStore) and session.gives_up and session.failure is not None
+    return _AnswerToCome() if failed and isinstance(exception, StorageUnavailable) else None
+
+
+# Django asks process_exception() of views only. An exception of a middleware inside ours, or of its process_view(), it
+# hands to this function of its own, which logs and signals.
+_djangos = exception_handling.response_for_exception
+
+
+@wraps(_djangos)
+def _response_for_exception(request: HttpRequest, exc: Exception) -> HttpResponse:
+    return _answer_to_come(request, exc) or _djangos(request, exc)
+
+
+exception_handling.response_for_exception = _response_for_exception
+
+
+def _is_of_the_view(request: HttpRequest, response: HttpResponseBase) -> bool:
+    """Whether the view answers outages itself, and has done so."""
+    view = request.resolver_match and request.resolver_match.func
+    return getattr(view, "answers_outages", False) and not isinstance(response, _AnswerToCome)
+
+
+def _ask_again(request: HttpRequest) -> None:
+    """Let the storage be asked once more by whoever uses the session after the response, as a stream does."""
+    if isinstance(session := getattr(request, "session", None), SessionStore):
+        session.gives_up = False
 
 
 class _Answers:
@@ -179,16 +225,3 @@ def _undone(request: HttpRequest, response: HttpResponseBase) -> SessionStore | 
 
 def _failure_of(request: HttpRequest) -> str | None:
     return getattr(getattr(request, "session", None), "failure", None)
-
-
-def _page(failure: str) -> HttpResponse:
-    headers = {"Retry-After": str(RETRY_AFTER), "Cache-Control": "no-store"}
-    content, content_type = f"{_TEXT}\n\n{failure}\n" if settings.DEBUG else f"{_TEXT}\n", "text/plain; charset=utf-8"
-    if not settings.DEBUG:
-        try:
-            # Without the request, as context processors would ask for its user, and so for the session.
-            content, content_type = loader.render_to_string(_TEMPLATE), "text/html; charset=utf-8"
-        except Exception as error:
-            if not (isinstance(error, TemplateDoesNotExist) and str(error) == _TEMPLATE):
-                logger.exception("The template %s could not be rendered; the answer is plain text.", _TEMPLATE)
-    return HttpResponse(content, status=503, headers=headers, content_type=content_type)

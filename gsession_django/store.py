@@ -47,7 +47,8 @@ class SessionStore(SessionBase):
     Attributes:
         storage_class: the Storage that keeps the sessions.
         failure: why the storage could not answer, if so; the middleware asks for it at the end of the request.
-        gives_up: whether the storage is not asked again after it has failed; the middleware sets it, for a request.
+        gives_up: whether the storage is not asked again after it has failed; the middleware sets it, until it has
+            answered the request.
         was_moved: whether the session has got a new key in this request, so that the one in the cookie has ended.
         closing: whether the view is done with the session; the middleware says so. What ``modified`` has encoded to
             compare is then what ``save()`` stores.

@@ -1,5 +1,6 @@
 """What the tests may do beside what pytest-django lets them, and what they say at the end beside what pytest says."""
 
+import math
 import os
 from collections import Counter
 from collections.abc import Generator, Iterator
@@ -7,6 +8,7 @@ from collections.abc import Generator, Iterator
 import pytest
 from pytest_django import DjangoDbBlocker
 
+from gsession_django import outages
 from tests.programs import NotInstalled
 
 
@@ -15,6 +17,12 @@ def _databases_are_open(django_db_blocker: DjangoDbBlocker) -> Iterator[None]:
     """Let tests connect to databases of their own. The one in the settings is nobody's: it has no tables."""
     with django_db_blocker.unblock():
         yield
+
+
+@pytest.fixture(autouse=True)
+def _causes_are_logged_anew(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let each test be the first in its second that meets an outage."""
+    monkeypatch.setattr(outages, "_next_cause", -math.inf)
 
 
 @pytest.hookimpl(wrapper=True)

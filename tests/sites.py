@@ -20,7 +20,7 @@ from django.urls import path
 from django.utils.decorators import sync_and_async_middleware
 
 from gsession_django import SessionStore
-from gsession_django.middleware import RETRY_AFTER
+from gsession_django.outages import RETRY_AFTER
 from tests.redis_servers import settings_for
 
 ENGINES = ["gsession_django.backends.redis", "gsession_django.backends.redis_hash"]

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 from django.core.checks import CheckMessage, run_checks
+from django.http import HttpRequest, HttpResponse
 from pytest_django import Settings
 
 from gsession_django import SessionStore, Storage
@@ -98,12 +99,54 @@ def test_what_is_wrong_in_gsession_is_named(settings: Settings, gsession: Any, c
     assert message.hint
 
 
+def takes_one(request: HttpRequest) -> HttpResponse:
+    raise AssertionError("never called")
+
+
+def takes_two(request: HttpRequest, exception: Exception) -> HttpResponse:
+    raise AssertionError("never called")
+
+
+async def takes_more(request: HttpRequest, *more: Any) -> HttpResponse:
+    raise AssertionError("never called")
+
+
+@pytest.mark.parametrize(
+    ("unavailable", "check_id", "says"),
+    [
+        ("no.such.view", "E027", "names no view: ModuleNotFoundError: No module named 'no'"),
+        ("no_module", "E027", "= 'no_module' names no view: ImportError"),
+        (f"{__name__}.no_view", "E027", 'does not define a "no_view"'),
+        (f"{__name__}.MEMORY", "E027", "names no view: TypeError: 'gsession_django.backends.memory' cannot be called"),
+        (5, "E027", "= 5 names no view"),
+        (f"{__name__}.takes_one", "E028", "cannot be called with a request and an exception: too many positional"),
+        ("django.views.View", "E028", "cannot be called with a request and an exception"),
+    ],
+)
+def test_the_view_for_an_outage_is_one(settings: Settings, unavailable: Any, check_id: str, says: str) -> None:
+    settings.GSESSION = {"UNAVAILABLE": unavailable}
+    message = only(check_settings())
+    assert message.id == f"gsession_django.{check_id}"
+    assert says in message.msg
+    assert message.hint
+
+
+@pytest.mark.parametrize("unavailable", [f"{__name__}.takes_two", f"{__name__}.takes_more", "builtins.max", None])
+def test_a_view_for_an_outage_that_is_in_order(settings: Settings, unavailable: str | None) -> None:
+    """Of a function that does not say what it takes, nothing is said either."""
+    settings.GSESSION = {"UNAVAILABLE": unavailable}
+    assert check_settings() == []
+
+
 def test_the_hints_say_what_would_be_right(settings: Settings) -> None:
     settings.DEBUG = True
     settings.GSESSION = {"ENGINES": {MEMORY: {"max": 5}}}
     assert only(check_settings()).hint == "The options of this engine are 'max_sessions', 'hash_ids'."
     settings.GSESSION = {"ENGINE": {}}
-    assert only(check_settings()).hint == "The keys of GSESSION are 'ENGINES', 'TOUCH_INTERVAL', 'FALLBACK_ENGINE'."
+    assert (
+        only(check_settings()).hint
+        == "The keys of GSESSION are 'ENGINES', 'TOUCH_INTERVAL', 'FALLBACK_ENGINE', 'UNAVAILABLE'."
+    )
 
 
 def test_a_session_engine_that_cannot_be_imported(settings: Settings) -> None:

@@ -27,7 +27,10 @@ from gsession_django import SessionStore as BaseSessionStore
 from gsession_django import StorageUnavailable
 from gsession_django.backends import memory
 from gsession_django.backends import redis as redis_engine
-from gsession_django.middleware import RETRY_AFTER, SessionMiddleware
+from gsession_django.middleware import SessionMiddleware
+from gsession_django.outages import RETRY_AFTER
+from tests import engine_that_fails
+from tests.engine_that_fails import FailingStorage, SessionStore
 from tests.redis_servers import RedisServer, settings_for
 from tests.sites import DJANGOS, ENGINES, OURS, each_engine, either_client, get, is_503
 from tests.storages import PerKeyStorage, engine
@@ -370,56 +373,9 @@ def test_a_session_that_was_deleted_meanwhile_interrupts(sync: bool) -> None:
 # On a storage in memory that can be told not to answer.
 
 
-class FailingStorage(memory.MemoryStorage):
-    """Answers as long as `answers`. Each test has a new one."""
-
-    reads_settings = True
-    answers = True
-    asked = 0
-
-    def _answer(self) -> None:
-        self.asked += 1
-        if not self.answers:
-            raise StorageUnavailable("it has been told\nnot to answer")
-
-    def get_session(self, *args: Any) -> Any:
-        self._answer()
-        return super().get_session(*args)
-
-    def exists(self, session_id: str) -> bool:
-        self._answer()
-        return super().exists(session_id)
-
-    def update_ttl(self, *args: Any) -> bool:
-        self._answer()
-        return super().update_ttl(*args)
-
-    def create(self, *args: Any) -> bool:
-        self._answer()
-        return super().create(*args)
-
-    def apply(self, *args: Any) -> bool:
-        self._answer()
-        return super().apply(*args)
-
-    def move(self, *args: Any) -> bool:
-        self._answer()
-        return super().move(*args)
-
-    def remove_all(self, session_id: str) -> None:
-        self._answer()
-        super().remove_all(session_id)
-
-
-class SessionStore(BaseSessionStore):
-    """The engine of this module."""
-
-    storage_class = FailingStorage
-
-
 @pytest.fixture
 def storage() -> Iterator[FailingStorage]:
-    with override_settings(SESSION_ENGINE=__name__, ROOT_URLCONF=__name__, MIDDLEWARE=[OURS]):
+    with override_settings(SESSION_ENGINE=engine_that_fails.__name__, ROOT_URLCONF=__name__, MIDDLEWARE=[OURS]):
         found = SessionStore.get_storage()
         assert isinstance(found, FailingStorage)
         yield found
