@@ -258,7 +258,7 @@ def test_any_text_that_was_a_prefix_still_is_one(prefix: str) -> None:
 )
 def test_a_path_that_is_none_is_told(prefix: str, match: str) -> None:
     with site(redis_engine, prefix) as store_class:
-        assert problems() == ["E027"]
+        assert problems() == ["E015"]
         with pytest.raises(ImproperlyConfigured, match=match):
             store_class("abcdefgh").load()
 
@@ -311,7 +311,7 @@ def test_what_a_function_raises_comes_through_and_says_where_it_was_raised(modul
 def test_a_key_function_is_refused_where_the_prefix_is_text(module: ModuleType, function: Any) -> None:
     for prefix in ("gsession:", f"{RUN}:"):
         with site(module, prefix, KEY_FUNCTION=function) as store_class:
-            assert problems() == ["E027"]
+            assert problems() == ["E015"]
             with pytest.raises(ImproperlyConfigured, match=r"KEY_FUNCTION .*key_of_tenant.* prefix"):
                 store_class("abcdefgh").load()
     with site(module, KEY_FUNCTION=function) as store_class, tenant("ada"):
@@ -322,7 +322,7 @@ def test_a_key_function_is_refused_where_the_prefix_is_text(module: ModuleType, 
 def test_a_key_function_is_refused_where_there_is_no_option_at_all() -> None:
     settings = settings_for(redis_engine.__name__, shared().url(), {"KEY_FUNCTION": key_of_tenant})
     with override_settings(**{**settings, "GSESSION": {}}):
-        assert problems() == ["E027"]
+        assert problems() == ["E015"]
         with pytest.raises(ImproperlyConfigured, match="KEY_FUNCTION"):
             redis_engine.SessionStore("abcdefgh").load()
 

@@ -57,7 +57,7 @@ def _check_prefix(engine: str, entry: CacheEntry) -> Iterator[CheckMessage]:
         yield Error(
             f'GSESSION["ENGINES"][{engine!r}]: {error}',
             hint="docs/redis.md shows a site with tenants.",
-            id="gsession_django.E027",
+            id="gsession_django.E015",
         )
 
 
