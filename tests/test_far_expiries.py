@@ -110,3 +110,5 @@ def test_the_storage_touches_a_session_with_any_ttl(name: str, tmp_path: Path) -
             assert storage.update_ttl(session_id, expiry)
             assert asyncio.run(storage.aupdate_ttl(session_id, expiry))
             assert all(ttl > 10**9 for ttl in map(client.ttl, client.keys(f"*{session_id}*")))
+        storage.update_ttl(session_id, -(10**300))
+        assert not storage.exists(session_id)
