@@ -2,7 +2,7 @@
 
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, Final, Literal, Union
 
@@ -14,6 +14,7 @@ _WORDS: Final[Mapping[Any, str]] = {
     float: "a number",
     str: "text",
     type(None): "None",
+    Callable: "a function",
 }
 
 

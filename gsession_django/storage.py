@@ -218,5 +218,9 @@ class Storage:
         raise Disabled
 
     def ids(self) -> Iterator[str]:
-        """Yield the id of every session that lives now, in any order."""
+        """Yield the id of every session that lives now, in any order.
+
+        It keeps no list of them, as there may be millions. Where a medium that changes meanwhile names an id twice, so
+        does this, and callers bear it.
+        """
         raise Disabled

@@ -303,7 +303,7 @@ def test_a_slow_server_is_not_asked_with_one_more_where_the_timeout_is_pythons(c
 def test_what_the_server_tells_of_its_own_accord_is_no_reply(client: str) -> None:
     """With CLIENT TRACKING it tells who has read a key of its being written, here in the middle of the replies."""
     batch = Batch(
-        ("CLIENT", "TRACKING", "ON"), ("SET", "told", 1), ("GET", "told"), ("SET", "told", 2), ("GET", "told")
+        ("CLIENT", "TRACKING", "ON"), ("SET", "told", "1"), ("GET", "told"), ("SET", "told", "2"), ("GET", "told")
     )
     expected = [b"OK", b"OK", b"1", b"OK", b"2"]
     with site(client) as (ada, _):

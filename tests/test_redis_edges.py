@@ -19,12 +19,13 @@ from gsession_django.checks import check_settings
 from gsession_django.engine import engine_of
 from gsession_django.redis.client import RedisClient
 from gsession_django.redis.commands import Batch, Script
+from gsession_django.redis.fields import MARK
 from gsession_django.redis.move import beside
 from gsession_django.redis.scripts import APPLY_HASH
 from gsession_django.redis.settings import CacheEntry
 from tests.engines import saved
 from tests.proxies import Proxy
-from tests.redis_servers import settings_for, shared
+from tests.redis_servers import RedisServer, settings_for, shared
 
 MODULES = {"redis": redis_engine, "redis_hash": redis_hash}
 both_engines = pytest.mark.parametrize("module", MODULES.values(), ids=MODULES)
@@ -74,9 +75,24 @@ def test_large_values_do_not_outlive_a_session_that_ends_while_it_is_saved() -> 
         assert isinstance(storage, redis_hash.RedisHashStorage)
         assert store.session_id is not None
         keys = storage._keys(store.session_id)
-        text = Script.in_full(APPLY_HASH(keys))[1].replace("local known", f"{ends}\nlocal known", 1)
+        text = str(Script.in_full(APPLY_HASH(keys))[1]).replace("local known", f"{ends}\nlocal known", 1)
         assert client.eval(text, len(keys), *keys, 60, "of another expiry", 0, 0, 0) == 1
         assert client.pttl(keys[1]) != -1
+
+
+def test_a_session_that_moves_takes_no_large_values_over_that_were_left_under_its_new_id() -> None:
+    with site(redis_hash) as store_class, shared().client() as client:
+        storage = store_class.get_storage()
+        assert isinstance(storage, redis_hash.RedisHashStorage)
+        session_id = store_class(saved(store_class(), {"notes": "mine"})).session_id
+        assert session_id is not None
+        new_id = f"{random.getrandbits(256):064x}"
+        small, large = storage._keys(new_id)
+        client.hset(large, "notes", MARK + b'"of a session that ended"')
+        assert storage.move(session_id, new_id, 60)
+        assert client.exists(small, large) == 1
+        assert storage.get(new_id, "notes") == "mine"
+        assert storage.get_map(new_id) == {"notes": "mine"}
 
 
 @pytest.mark.parametrize("timeout", [None, 0])
@@ -128,10 +144,11 @@ def test_a_touch_whose_expiry_is_over_ends_nothing_that_another_request_has_prol
 
 
 def test_the_reason_of_an_outage_is_a_sentence_of_its_own() -> None:
-    with site(redis_engine, hash_ids=False, prefix="list:") as store_class, shared().client() as client:
-        client.rpush("list:abcdefgh", 1)
-        with pytest.raises(StorageUnavailable, match=r"WRONGTYPE [^.]*wrong kind of value\. Look at the server"):
-            store_class("abcdefgh").load()
+    with RedisServer(maxmemory="1", maxmemory_policy="noeviction") as server:
+        full = {"LOCATION": server.url()}
+        match = r"not allowed when used memory > 'maxmemory'\. Look at the server"
+        with site(redis_engine, full) as store_class, pytest.raises(StorageUnavailable, match=match):
+            saved(store_class(), {"a": 1})
     with (
         site(redis_engine, entry={"LOCATION": "redis://127.0.0.1:1"}) as store_class,
         pytest.raises(StorageUnavailable, match=r"Connection refused\. Look at the server"),

@@ -2,7 +2,7 @@
 
 from typing import Any, Final
 
-from gsession_django.redis.commands import Batch, Command, Operation, digest
+from gsession_django.redis.commands import Batch, Command, Operation, digest, seconds
 from gsession_django.redis.move import REMEMBERED, beside
 from gsession_django.redis.scripts import LEAVE_STRING, MOVE_STRING, REPLACE_STRING
 from gsession_django.redis.storage import BaseRedisSessionStore, BaseRedisStorage, both
@@ -23,6 +23,8 @@ def _known(stored: bytes) -> bytes | str:
 class RedisStorage(BaseRedisStorage):
     """Keeps the bytes that ``SESSION_SERIALIZER`` makes of the whole session, under ``KEY_PREFIX + prefix + id``."""
 
+    redis_type = "string"
+
     def _get_session(self, session_id: str, ttl: int, data: Any = None) -> Operation[SessionMap | None]:
         key = self._key(session_id)
         stored, left = yield Batch(("GET", key), ("PTTL", key))
@@ -30,12 +32,12 @@ class RedisStorage(BaseRedisStorage):
             return None
         session = SessionMap(decode_pairs(stored), stored, None if left < 0 else left / 1000)
         if self._held is not None:
-            self._held[session_id] = session
+            self._held[key] = session
         return session
 
     def _update_ttl(self, session_id: str, ttl: int) -> Operation[bool]:
         key = self._key(session_id)
-        (renewed,) = yield Batch(("EXPIRE", key, ttl))
+        (renewed,) = yield Batch(("EXPIRE", key, seconds(ttl)))
         return bool(renewed)
 
     def _create(self, session_id: str, session: SessionMap, ttl: int) -> Operation[bool]:
@@ -43,7 +45,7 @@ class RedisStorage(BaseRedisStorage):
         if ttl <= 0:
             return not (yield from self._exists(session_id))
         key = self._key(session_id)
-        return self._changed((yield self._change(("SET", key, stored, "EX", ttl, "NX")))) is not None
+        return self._changed((yield self._change(("SET", key, stored, "EX", seconds(ttl), "NX")))) is not None
 
     def _apply(self, session_id: str, session: SessionMap, ttl: int) -> Operation[bool]:
         key = self._key(session_id)
@@ -54,14 +56,14 @@ class RedisStorage(BaseRedisStorage):
             known, stored = _UNREAD, b""
         else:
             known, stored = _known(session.version), session.encoded()
-        expiry: int | str = ttl
+        expiry = full = seconds(ttl)
         while True:
             reply = self._changed((yield self._change(REPLACE_STRING((key,), known, stored, expiry))))
             if not isinstance(reply, bytes):
                 session.version = stored
                 return bool(reply)
             current = decode_pairs(reply)
-            expiry = ttl if session.renews_ttl(current) else ""
+            expiry = full if session.renews_ttl(current) else ""
             known, stored = _known(reply), self.encode(session.merged_onto(current))
 
     def _rename(self, session_id: str, new_id: str) -> Command:
@@ -78,7 +80,7 @@ class RedisStorage(BaseRedisStorage):
 
     def _copy(self, new_id: str, session: bytes, ttl: int) -> Command:
         key = self._key(new_id)
-        return "SET", key, session, "EX", ttl, "NX"
+        return "SET", key, session, "EX", seconds(ttl), "NX"
 
     get_session, aget_session = both(_get_session)
     update_ttl, aupdate_ttl = both(_update_ttl)

@@ -5,7 +5,7 @@ they are asked for.
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from gsession_django.redis.commands import Batch, Command, Operation, digest
+from gsession_django.redis.commands import Batch, Command, Operation, Word, digest, seconds
 from gsession_django.redis.fields import (
     MARK,
     digest_of,
@@ -32,6 +32,7 @@ class RedisHashStorage(BaseRedisStorage):
     The second hash has ``:large`` at the end of its name. Every operation treats the two as one session.
     """
 
+    redis_type = "hash"
     around = ("{", "}")
 
     def _keys(self, session_id: str) -> tuple[str, ...]:
@@ -62,7 +63,7 @@ class RedisHashStorage(BaseRedisStorage):
         if tokens:
             session.tokens = tokens
         if self._held is not None:
-            self._held[session_id] = session
+            self._held[key] = session
             session.version = None if session.lacks(None) else stored  # for a move that copies it
         return session
 
@@ -90,7 +91,9 @@ class RedisHashStorage(BaseRedisStorage):
         if ttl <= 0:
             return not (yield from self._exists(session_id))
         keys = self._keys(session_id)
-        command = CREATE_HASH(keys, ttl, MARK, b"", *flat(self._fields(session.as_dict(), session.encoding_of)))
+        command = CREATE_HASH(
+            keys, seconds(ttl), MARK, b"", *flat(self._fields(session.as_dict(), session.encoding_of))
+        )
         return bool(self._changed((yield self._change(command))))
 
     def _apply(self, session_id: str, session: SessionMap, ttl: int) -> Operation[bool]:
@@ -104,10 +107,11 @@ class RedisHashStorage(BaseRedisStorage):
                     merged[field] = known, others.pop(field)
         renews = session.cleared or EXPIRY_KEY in changed or EXPIRY_KEY in removed
         expiry = "*" if renews else digest_of(stored_as(session.read_as(EXPIRY_KEY)))
-        rest = (len(others), *flat(others), *map(field_of, removed))
+        start = seconds(ttl), expiry, "1" if session.cleared else "0"
+        rest: Command = (str(len(others)), *flat(others), *map(field_of, removed))
         while True:
-            triples = [part for field, (known, value) in merged.items() for part in (field, known, value)]
-            command = APPLY_HASH(keys, ttl, expiry, int(session.cleared), len(merged), *triples, *rest)
+            triples: list[Word] = [part for field, (known, value) in merged.items() for part in (field, known, value)]
+            command = APPLY_HASH(keys, *start, str(len(merged)), *triples, *rest)
             reply = self._changed((yield self._change(command)))
             if not isinstance(reply, list):
                 session.version = None
@@ -128,7 +132,7 @@ class RedisHashStorage(BaseRedisStorage):
 
     def _update_ttl(self, session_id: str, ttl: int) -> Operation[bool]:
         keys = self._keys(session_id)
-        (renewed,) = yield Batch(TOUCH_HASH(keys, ttl))
+        (renewed,) = yield Batch(TOUCH_HASH(keys, seconds(ttl)))
         return bool(renewed)
 
     def _rename(self, session_id: str, new_id: str) -> Command:
@@ -146,7 +150,7 @@ class RedisHashStorage(BaseRedisStorage):
 
     def _copy(self, new_id: str, session: Mapping[bytes, bytes], ttl: int) -> Command:
         values = {field: value for field, value in session.items() if field[:1] != MARK}
-        return CREATE_HASH(self._keys(new_id), ttl, MARK, b"", *flat(values))
+        return CREATE_HASH(self._keys(new_id), seconds(ttl), MARK, b"", *flat(values))
 
     # Fields and values.
 

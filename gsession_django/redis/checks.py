@@ -11,7 +11,8 @@ from redis.exceptions import RedisError
 
 from gsession_django.options import fits, given_options
 from gsession_django.redis.client import RedisClient
-from gsession_django.redis.settings import WAIT_TIMEOUT, CacheEntry, database_of, urls_of
+from gsession_django.redis.prefix import Prefix, function_of
+from gsession_django.redis.settings import WAIT_TIMEOUT, CacheEntry, database_of, is_url, urls_of
 from gsession_django.storage import StorageUnavailable
 
 _OLDEST = (6, 2)
@@ -43,7 +44,21 @@ def check_entry(engine: str) -> Iterator[CheckMessage]:
             "own in CACHES, with another database number in its LOCATION, or better a server or cluster of their own.",
             id="gsession_django.W003",
         )
+    yield from _check_prefix(engine, entry)
     yield from _check_waiting(engine, entry)
+
+
+def _check_prefix(engine: str, entry: CacheEntry) -> Iterator[CheckMessage]:
+    prefix = given_options(engine).get("prefix", "")
+    try:
+        if fits(prefix, Prefix):
+            function_of(prefix, entry)
+    except ImproperlyConfigured as error:
+        yield Error(
+            f'GSESSION["ENGINES"][{engine!r}]: {error}',
+            hint="docs/redis.md shows a site with tenants.",
+            id="gsession_django.E015",
+        )
 
 
 def _check_waiting(engine: str, entry: CacheEntry) -> Iterator[CheckMessage]:
@@ -71,7 +86,7 @@ def _databases(entry: dict[str, Any]) -> set[object]:
     found: set[object] = set()
     options = entry.get("OPTIONS", {})
     sentinels = repr(options.get("SENTINELS"))  # behind which the host is no host, but a name that they know
-    for url in urls_of(entry):
+    for url in filter(is_url, urls_of(entry)):
         parts = urlsplit(url.strip())
         socket = parts.path if parts.scheme == "unix" else ""
         found.add((parts.hostname or "localhost", parts.port or 6379, socket, database_of(url, options), sentinels))

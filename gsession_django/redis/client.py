@@ -9,12 +9,12 @@ from typing import Any
 from redis.exceptions import NoScriptError, RedisError, ResponseError
 
 from gsession_django.redis.commands import Batch
+from gsession_django.redis.errors import failure
 from gsession_django.redis.exchange import AsyncExchange, Exchange
 from gsession_django.redis.kept import AsyncKept, Kept, can_keep
 from gsession_django.redis.leased import AsyncOrdinary, Ordinary
 from gsession_django.redis.nodes import AsyncClusterExchange, ClusterExchange
 from gsession_django.redis.settings import CacheEntry
-from gsession_django.storage import StorageUnavailable
 
 
 class RedisClient:
@@ -36,8 +36,8 @@ class RedisClient:
     def _make_async_exchange(self) -> AsyncExchange:
         return AsyncClusterExchange(self.entry, _aserver) if self.entry.is_cluster else _aserver(self.entry)
 
-    def scan(self, pattern: str, count: int) -> Iterator[bytes]:
-        """Yield the keys that match `pattern`, some of them perhaps twice; `count` are looked at in a step.
+    def scan(self, pattern: str, count: int, kind: str) -> Iterator[bytes]:
+        """Yield the keys of a type that match `pattern`, some of them perhaps twice; `count` are looked at in a step.
 
         In a cluster, one whose slot moves meanwhile may be missed.
         """
@@ -45,9 +45,10 @@ class RedisClient:
             exchange = self._exchange
             if isinstance(exchange, ClusterExchange):
                 exchange = exchange.at(server.nodes[0])
-            cursor: Any = 0
+            cursor: Any = b"0"
             while True:
-                ((cursor, keys),) = self.send(Batch(("SCAN", cursor, "MATCH", pattern, "COUNT", count)), exchange)
+                step = Batch(("SCAN", cursor, "MATCH", pattern, "COUNT", str(count), "TYPE", kind))
+                ((cursor, keys),) = self.send(step, exchange)
                 yield from keys
                 if int(cursor) == 0:
                     break
@@ -64,8 +65,7 @@ class RedisClient:
     def send(self, batch: Batch, exchange: Exchange | None = None) -> list[Any]:
         """Send a batch, in one write, and return the replies; by another exchange than the client's where one is given.
 
-        Raises :class:`StorageUnavailable` when the server cannot be reached, does not answer in time, or says that it
-        cannot do what it was asked for.
+        Raises what :func:`gsession_django.redis.errors.failure` says of an error.
         """
         exchange = exchange or self._exchange
         try:
@@ -90,9 +90,8 @@ class RedisClient:
         except (RedisError, OSError) as error:
             raise self._unavailable(error) from error
 
-    def _unavailable(self, error: Exception) -> StorageUnavailable:
-        reason = f"{type(error).__name__}: {error}".rstrip(". :")
-        return StorageUnavailable(f"{self.entry} cannot answer: {reason}. Look at the server, and at this entry.")
+    def _unavailable(self, error: Exception) -> Exception:
+        return failure(self.entry, error)
 
     async def _of_new_loop(self) -> AsyncExchange:
         for loop in list(self._of_loops):  # other threads, with loops of their own, may be here too

@@ -5,8 +5,17 @@ from collections.abc import Callable, Generator
 from contextlib import suppress
 from typing import Any, Final, TypeVar
 
-Command = tuple[Any, ...]
+Word = str | bytes
+Command = tuple[Word, ...]
+"""The words of a command. A number is written as text: hiredis 3.5.0 crashes the process when a signal handler raises
+while it converts an ``int``.
+"""
 T = TypeVar("T")
+
+LONGEST: Final = 10**12
+"""Seconds that a session lives at most: some 30,000 years. A server refuses an expiry of 10^16, and a script that has
+written the session by then leaves it without one.
+"""
 
 _GLOB: Final = str.maketrans({character: f"\\{character}" for character in "*?[]^-\\"})
 
@@ -21,10 +30,15 @@ def escaped(text: str) -> str:
     return text.translate(_GLOB)
 
 
+def seconds(ttl: int) -> str:
+    """Return a TTL as commands take it: 0 for one that is over, and :data:`LONGEST` at most."""
+    return str(max(0, min(ttl, LONGEST)))
+
+
 def _pack_in_python(command: Command) -> bytes:
     parts = [b"*%d\r\n" % len(command)]
     for word in command:
-        data = word if isinstance(word, bytes) else str(word).encode()
+        data = word if isinstance(word, bytes) else word.encode()
         parts.append(b"$%d\r\n%b\r\n" % (len(data), data))
     return b"".join(parts)
 
@@ -37,14 +51,14 @@ with suppress(ImportError):
 class Script:
     """A Lua script; called with keys and arguments, it returns the command that runs it."""
 
-    _texts: Final[dict[str, str]] = {}
+    _texts: Final[dict[Word, str]] = {}
 
     def __init__(self, text: str) -> None:
         self._sha = digest(text.encode())
         self._texts[self._sha] = text
 
-    def __call__(self, keys: tuple[str, ...], *arguments: Any) -> Command:
-        return "EVALSHA", self._sha, len(keys), *keys, *arguments
+    def __call__(self, keys: tuple[str, ...], *arguments: Word) -> Command:
+        return "EVALSHA", self._sha, str(len(keys)), *keys, *arguments
 
     @classmethod
     def in_full(cls, command: Command) -> Command:
@@ -63,7 +77,7 @@ class Batch:
     __slots__ = ("commands", "repeat")
 
     def __init__(self, *commands: Command, repeat: bool = True) -> None:
-        self.commands = commands
+        self.commands: tuple[tuple[Any, ...], ...] = commands
         self.repeat = repeat
 
     def packed(self) -> bytes:

@@ -14,10 +14,10 @@ from gsession_django.session_map import SessionMap
 
 S = TypeVar("S")
 
-REMEMBERED: Final = 60
+REMEMBERED: Final = "60"
 """Seconds for which it is remembered where a session went: a second try of the same move, and no other, is told so."""
 
-# What requests of this process hold, by session id: what was read need not be read again to be copied.
+# What requests of this process hold, by key: what was read need not be read again to be copied.
 Held = weakref.WeakValueDictionary[str, SessionMap]
 
 

@@ -91,6 +91,7 @@ APPLY_HASH = Script(
 local known = redis.call('HMGET', small, '\\255', '_session_expiry')
 if not known[1] then return 0 end
 has_large = redis.call('EXISTS', large) == 1
+if has_large then redis.call('HGET', large, '') end -- an error if it is no hash, before anything is written
 local function digest(stored)
     return stored and redis.sha1hex(stored) or ''
 end

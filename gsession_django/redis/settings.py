@@ -17,13 +17,14 @@ import redis.asyncio.sentinel as aio_sentinel
 import redis.connection
 import redis.sentinel
 from django.conf import settings
+from django.core.cache.backends.base import default_key_func
 from django.core.exceptions import ImproperlyConfigured
 from django.utils.module_loading import import_string
 from django_redis.cache import RedisCache
 from django_redis.client.sentinel import SentinelClient
 from django_redis.client.sharded import ShardClient
 from django_redis.pool import SentinelConnectionFactory, get_connection_factory
-from redis.connection import to_bool
+from redis.connection import PythonRespSerializer, to_bool
 from redis.retry import Retry
 
 from gsession_django.redis.cluster import ClusterClient, addresses
@@ -50,6 +51,12 @@ _ASYNC_CONNECTIONS: Final[dict[type, Any]] = {
     redis.sentinel.SentinelManagedConnection: aio_sentinel.SentinelManagedConnection,
     redis.sentinel.SentinelManagedSSLConnection: aio_sentinel.SentinelManagedSSLConnection,
 }
+_KEY_FUNCTIONS_OF_DJANGO: Final = (None, default_key_func, f"{default_key_func.__module__}.{default_key_func.__name__}")
+# What OPTIONS may name by a dotted path. redis-py 5 has renamed its parsers.
+_CLASSES: Final = ("CLIENT_CLASS", "CONNECTION_FACTORY", "CONNECTION_POOL_CLASS", "PARSER_CLASS", "REDIS_CLIENT_CLASS")
+# Packs what redis-py sends by itself, such as the number of the database. Its default is hiredis, which crashes the
+# process when a signal handler raises while it converts an int. Async connections of redis-py do not use hiredis.
+_PACKER: Final = PythonRespSerializer(6000, lambda word: word if isinstance(word, bytes) else str(word).encode())
 # A host and its port.
 Address = tuple[str, int]
 # What only redis-py's sync classes take.
@@ -66,6 +73,7 @@ class CacheEntry:
         options: its ``OPTIONS``, with timeouts where it has none.
         key_prefix: its ``KEY_PREFIX``.
         urls: all of its ``LOCATION``.
+        key_function: its ``KEY_FUNCTION``, if that is not Django's.
     """
 
     alias: str
@@ -73,6 +81,7 @@ class CacheEntry:
     options: Mapping[str, Any] = field(repr=False)
     key_prefix: str
     urls: tuple[str, ...] = field(repr=False)
+    key_function: Any = None
 
     @classmethod
     def of_sessions(cls) -> "CacheEntry":
@@ -98,7 +107,9 @@ class CacheEntry:
                 f"CACHES[{alias!r}] has no LOCATION. Give it a URL such as 'redis://host:6379/1'."
             )
         options = {**TIMEOUTS, **entry.get("OPTIONS", {})}
-        found = cls(alias, urls[0], options, entry.get("KEY_PREFIX", ""), tuple(urls))
+        function = entry.get("KEY_FUNCTION")
+        custom = None if function in _KEY_FUNCTIONS_OF_DJANGO else function
+        found = cls(alias, urls[0], options, entry.get("KEY_PREFIX", ""), tuple(urls), custom)
         found._check()
         return found
 
@@ -109,6 +120,21 @@ class CacheEntry:
 
     def _check(self) -> None:
         """Raise ``ImproperlyConfigured`` for what no session can be kept with."""
+        for name in _CLASSES:
+            if path := self.options.get(name):
+                try:
+                    import_string(path)
+                except ImportError as error:
+                    raise ImproperlyConfigured(
+                        f"CACHES[{self.alias!r}] has {name!r}: {path!r} in its OPTIONS, which cannot be imported: "
+                        f"{error}. Correct the dotted path, or take it out."
+                    ) from error
+        if not all(is_url(url) for url in (self.urls if self.is_cluster else self.urls[:1]) if url):
+            raise ImproperlyConfigured(
+                f"CACHES[{self.alias!r}] has a LOCATION that cannot be read as a URL. Write it like "
+                "'redis://user:password@host:6379/1', and in a password '%23' for '#', '%2F' for '/', '%3F' for '?', "
+                "'%40' for '@' and '%5B' for '['."
+            )
         if issubclass(self._client_class, ShardClient):
             raise ImproperlyConfigured(
                 f"{self}: the CLIENT_CLASS {self._client_class.__qualname__} spreads keys over several servers. Name "
@@ -180,11 +206,15 @@ class CacheEntry:
 
     def make_pool(self) -> Any:
         """Return a connection pool of our own; django-redis shares its pools by URL, whatever their timeouts are."""
-        pool = self._factory.get_connection_pool(self._factory.make_connection_params(self.url))
+        arguments = self._factory.make_connection_params(self.url)
+        pool = self._factory.get_connection_pool({**arguments, "command_packer": _PACKER})
         if isinstance(pool, redis.sentinel.SentinelConnectionPool):
-            pool.sentinel_manager = pool.proxy.sentinel_manager = Sentinel(  # type: ignore[no-untyped-call]
+            manager = Sentinel(  # type: ignore[no-untyped-call]
                 self.options["SENTINELS"], sentinel_kwargs=sentinel_arguments(self.options)
             )
+            for sentinel in manager.sentinels:
+                sentinel.connection_pool.connection_kwargs["command_packer"] = _PACKER
+            pool.sentinel_manager = pool.proxy.sentinel_manager = manager
         return pool
 
     def make_client(self, pool: Any) -> Any:
@@ -212,6 +242,17 @@ def urls_of(entry: Mapping[str, Any]) -> list[str]:
     """Return the URLs in ``LOCATION``: one, or several with commas between them, or in a list."""
     location = entry.get("LOCATION") or ""
     return location.split(",") if isinstance(location, str) else list(location)
+
+
+def is_url(url: str) -> bool:
+    """Return whether a URL can be read as it was meant: ``False`` where a sign in its password ends its host part."""
+    try:
+        addresses([url])
+    except ValueError:  # which quotes what it could not read
+        return False
+    parts = urlsplit(url.strip())
+    rest = parts.fragment if parts.scheme == "unix" else parts.path + parts.fragment
+    return "://" in url and "@" not in rest
 
 
 def database_of(url: str, options: Mapping[str, Any]) -> str:

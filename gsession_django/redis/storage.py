@@ -1,8 +1,10 @@
 """What the two Redis engines have in common: options, keys, and waiting for replicas."""
 
 import logging
+import re
 from collections.abc import Callable, Coroutine, Iterator
-from typing import Annotated, Any, ClassVar, Final, TypeVar
+from copy import copy
+from typing import Annotated, Any, ClassVar, Final, Self, TypeVar
 
 from django.core.checks import CheckMessage
 from django.core.exceptions import ImproperlyConfigured
@@ -13,6 +15,7 @@ from gsession_django.redis import checks
 from gsession_django.redis.client import RedisClient
 from gsession_django.redis.commands import Batch, Command, Operation, escaped
 from gsession_django.redis.move import Held, beside, move_between_nodes
+from gsession_django.redis.prefix import Prefix, function_of, text_of
 from gsession_django.redis.settings import WAIT_TIMEOUT, CacheEntry
 from gsession_django.storage import Storage
 from gsession_django.store import SessionStore
@@ -23,6 +26,8 @@ T = TypeVar("T")
 
 # Keys that one SCAN looks at: a few hundred microseconds of the server's time.
 _SCAN_COUNT: Final = 1000
+# An id that a session can have: its digest, or a key that a cookie can hold.
+_ID: Final = re.compile(rb"[A-Za-z0-9!#$%&'*+\-.^_`|~:]{8,}")
 
 
 def both(
@@ -31,7 +36,7 @@ def both(
     """Return the method and the async method that carry out an operation: that send its batches."""
 
     def method(self: "BaseRedisStorage", *args: Any, **kwargs: Any) -> T:
-        batches, send = operation(self, *args, **kwargs), self.client.send
+        batches, send = operation(self._now(), *args, **kwargs), self.client.send
         try:
             batch = next(batches)
             while True:
@@ -41,7 +46,7 @@ def both(
             return result
 
     async def amethod(self: "BaseRedisStorage", *args: Any, **kwargs: Any) -> T:
-        batches, send = operation(self, *args, **kwargs), self.client.asend
+        batches, send = operation(self._now(), *args, **kwargs), self.client.asend
         try:
             batch = next(batches)
             while True:
@@ -57,34 +62,54 @@ class BaseRedisStorage(Storage):
     """Base of the Redis storages.
 
     Args:
-        prefix: comes before the session id, and after the ``KEY_PREFIX`` of the entry in ``CACHES``.
+        prefix: comes before the session id, and after the ``KEY_PREFIX`` of the entry in ``CACHES``. A function without
+            arguments, or its dotted path with ``()`` after it, is asked at each operation: for a site with tenants.
         wait_replicas: how many replicas have to acknowledge a change before it counts as stored; with fewer it is
             kept, and a warning logged. 0 waits for none.
         wait_timeout: seconds to wait for them at most; it has to be less than the server may take to answer.
     """
 
     expires_itself = True
+    # What Redis calls what a session is kept in.
+    redis_type: ClassVar[str]
     # What stands around prefix and id in a key.
     around: ClassVar[tuple[str, str]] = ("", "")
 
     def __init__(
         self,
-        prefix: str = "gsession:",
+        prefix: Prefix = "gsession:",
         wait_replicas: Annotated[int, AtLeast(0)] = 0,
         wait_timeout: Annotated[float, AtLeast(0)] = WAIT_TIMEOUT,
     ) -> None:
         entry = CacheEntry.of_sessions()
         self.client = RedisClient(entry)
-        self._wait = ("WAIT", wait_replicas, max(1, round(wait_timeout * 1000))) if wait_replicas else None
+        milliseconds = max(1, round(wait_timeout * 1000))
+        self._replicas = wait_replicas
+        self._wait = ("WAIT", str(wait_replicas), str(milliseconds)) if wait_replicas else None
         # In a cluster: what requests have read, for as long as they hold it.
         self._held = Held() if entry.is_cluster else None
-        self._before, self._after = entry.key_prefix + self.around[0] + prefix, self.around[1]
+        self._function = function_of(prefix, entry)
+        self._after = self.around[1]
+        if self._function is None:
+            self._begin_with(str(prefix))
+
+    def _begin_with(self, prefix: str) -> None:
+        entry = self.client.entry
+        self._before = entry.key_prefix + self.around[0] + prefix
         key = self._key("0")
         if entry.is_cluster and key_slot(beside(key).encode()) != key_slot(key.encode()):
             raise ImproperlyConfigured(
                 f"{entry}: the keys of sessions would be like {key!r}, whose braces keep what belongs to one from "
                 "being in the same slot of the cluster. Take them out of KEY_PREFIX and of the engine's option prefix."
             )
+
+    def _now(self) -> Self:
+        """Return the storage for one operation: with keys of the current tenant, who may change before it ends."""
+        if self._function is None:
+            return self
+        storage = copy(self)
+        storage._begin_with(text_of(self._function))
+        return storage
 
     def _key(self, session_id: str) -> str:
         """Return the key without which there is no session."""
@@ -103,7 +128,7 @@ class BaseRedisStorage(Storage):
 
     def _move(self, session_id: str, new_id: str, ttl: int) -> Operation[bool]:
         if self._held is not None:
-            return (yield from move_between_nodes(self, session_id, new_id, ttl, self._held.get(session_id)))
+            return (yield from move_between_nodes(self, session_id, new_id, ttl, self._held.get(self._key(session_id))))
         return bool(self._changed((yield self._change(self._rename(session_id, new_id)))))
 
     def _rename(self, session_id: str, new_id: str) -> Command:
@@ -132,25 +157,27 @@ class BaseRedisStorage(Storage):
         if self._wait is None:
             return replies[-1]
         *_, reply, acknowledged = replies
-        if acknowledged < self._wait[1]:
+        if acknowledged < self._replicas:
             logger.warning(
                 "%s: %d of the %d replicas that the option wait_replicas asks for acknowledged a change within %d ms. "
                 "It is kept; a failover may lose it. Look at the replicas.",
                 self.client.entry,
                 acknowledged,
-                *self._wait[1:],
+                self._replicas,
+                int(self._wait[2]),
             )
         return reply
 
     def ids(self) -> Iterator[str]:
-        before, after = self._before, self._after
-        pattern = f"{escaped(before)}*{escaped(after)}"
-        seen = set()  # SCAN may return a key twice
-        for key in self.client.scan(pattern, _SCAN_COUNT):
-            session_id = key.decode().removeprefix(before).removesuffix(after)
-            if session_id not in seen:
-                seen.add(session_id)
-                yield session_id
+        return self._now()._ids()
+
+    def _ids(self) -> Iterator[str]:
+        before, after = self._before.encode(), self._after.encode()
+        pattern = f"{escaped(self._before)}*{escaped(self._after)}"
+        for key in self.client.scan(pattern, _SCAN_COUNT, self.redis_type):
+            session_id = key[len(before) : len(key) - len(after)]
+            if _ID.fullmatch(session_id):
+                yield session_id.decode()
 
     exists, aexists = both(_exists)
     remove_all, aremove_all = both(_remove_all)
