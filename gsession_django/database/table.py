@@ -8,6 +8,7 @@ from typing import Any, Concatenate, Final, ParamSpec, Protocol, TypeVar
 from django.db import InterfaceError, OperationalError, connections, router, transaction
 from django.db.backends.base.base import BaseDatabaseWrapper
 
+from gsession_django import recording
 from gsession_django.database.statements import Sessions, Statement
 from gsession_django.models import Session
 from gsession_django.storage import StorageUnavailable
@@ -18,6 +19,9 @@ T = TypeVar("T")
 
 # How often a statement is tried that others get in the way of: each time one of them gets further.
 _ATTEMPTS: Final = 100
+
+# OpenTelemetry's names of databases, where Django has another. MariaDB is known as what it is driven as.
+_SYSTEMS: Final = {"oracle": "oracle.db", "microsoft": "microsoft.sql_server"}
 
 _DATA: Any = Session._meta.get_field("data")
 _DATA_COLUMN = _DATA.get_col(Session._meta.db_table)
@@ -49,6 +53,7 @@ def available(method: Callable[Concatenate[Any, P], T]) -> Callable[Concatenate[
                     attempts -= 1
                     if not attempts or not _is_conflict(error) or self.table.in_transaction:
                         raise
+                    recording.retried()
                     continue
                 if not reconnect or connection.connection is None or self.table.in_transaction:
                     raise StorageUnavailable(
@@ -58,6 +63,7 @@ def available(method: Callable[Concatenate[Any, P], T]) -> Callable[Concatenate[
                     ) from error
             connection.close()
             reconnect = False
+            recording.retried()
 
     return wrapper
 
@@ -106,6 +112,20 @@ class SessionTable:
         return connections[self.alias]
 
     @property
+    def system(self) -> recording.System:
+        """The table, as tracing tools name it."""
+        connection = self.connection
+        settings = connection.settings_dict
+        return recording.System(
+            name=_SYSTEMS.get(connection.vendor, connection.vendor),
+            is_server=connection.vendor != "sqlite",
+            collection=Session._meta.db_table,
+            namespace=str(settings["NAME"]) or None,
+            address=settings["HOST"] or None,
+            port=int(settings["PORT"]) if str(settings["PORT"]).isdigit() else None,
+        )
+
+    @property
     def rows(self) -> Sessions:
         return Session._default_manager.using(self.alias)
 
@@ -126,6 +146,7 @@ class SessionTable:
 
     def data(self, stored: bytes) -> Any:
         """Return encoded pairs as the database takes them."""
+        recording.written(len(stored))
         return _DATA.get_db_prep_value(stored, self.connection)
 
     def data_of(self, column: Any) -> bytes:
@@ -133,7 +154,9 @@ class SessionTable:
         connection = self.connection
         for convert in connection.ops.get_db_converters(_DATA_COLUMN):
             column = convert(column, _DATA_COLUMN, connection)
-        return bytes(column)
+        data = bytes(column)
+        recording.read(len(data))
+        return data
 
     @property
     def in_transaction(self) -> bool:
