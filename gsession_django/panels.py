@@ -6,6 +6,7 @@ To be named in ``DEBUG_TOOLBAR_PANELS``; nothing else imports it.
 from collections.abc import Callable
 from contextvars import ContextVar
 from dataclasses import asdict
+from functools import partial
 from typing import Any, Final
 
 from debug_toolbar.panels import Panel
@@ -41,9 +42,7 @@ class SessionStoragePanel(Panel):
         _PANEL.set(None)
 
     def _observe(self, call: StorageCall) -> Callable[[], None]:
-        if _PANEL.get() is self:
-            self._calls.append(call)
-        return _nothing
+        return partial(self._calls.append, call) if _PANEL.get() is self else _nothing
 
     def generate_stats(self, request: HttpRequest, response: HttpResponseBase) -> None:
         calls = [{**asdict(call), "ms": call.seconds * 1000} for call in self._calls]

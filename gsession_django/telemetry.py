@@ -90,9 +90,9 @@ def _attributes(system: System, operation: str) -> Attributes:
 
 
 def start(**kwargs: Any) -> None:
-    """Observe from now on. Where the site has not set OpenTelemetry up, look again when a request begins.
+    """Observe from now on. Where the site has not set OpenTelemetry up yet, look again when a request begins.
 
-    So until then a call costs what it costs without OpenTelemetry. Calling it again does no harm.
+    Until then calls are not observed, and cost nothing more. Calling it again does no harm.
     """
     global _telemetry
     if _telemetry is None and _is_set_up():

@@ -333,6 +333,31 @@ def test_a_storage_says_what_it_stands_on(tools: Tools) -> None:
     assert (attributes_of(span)["server.address"], attributes_of(span)["server.port"]) == ("cache.example", 11211)
 
 
+class TracedStorage(storages.WholeMapStorage):
+    """A storage on a library that is traced too, as drivers of databases are."""
+
+    tracer: trace.Tracer
+
+    def get_session(self, session_id: str, ttl: int, data: Any = None) -> Any:
+        with self.tracer.start_as_current_span("SELECT", attributes={"db.system.name": "postgresql"}):
+            return {}
+
+
+class TracedStore(SessionStore):
+    storage_class = TracedStorage
+
+
+@each_mode
+def test_what_a_storage_calls_is_traced_beneath_its_call(
+    tools: Tools, mode: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(TracedStorage, "tracer", tools.traces.get_tracer("driver"), raising=False)
+    visit(mode, TracedStore("a" * 32))
+    inner, outer, *_ = tools.spans
+    assert (inner.name, outer.name) == ("SELECT", "get_session")
+    assert inner.parent == outer.context
+
+
 class HangingStorage(storages.AsyncStorage):
     async def aget_session(self, session_id: str, ttl: int, data: Any = None) -> Any:
         await asyncio.Event().wait()

@@ -120,7 +120,7 @@ class SessionTable:
             name=_SYSTEMS.get(connection.vendor, connection.vendor),
             is_server=connection.vendor != "sqlite",
             collection=Session._meta.db_table,
-            namespace=str(settings["NAME"]) or None,
+            namespace=str(settings["NAME"]) if settings["NAME"] else None,
             address=settings["HOST"] or None,
             port=int(settings["PORT"]) if str(settings["PORT"]).isdigit() else None,
         )
