@@ -22,6 +22,7 @@ from django.core.signals import setting_changed
 
 from gsession_django.conf import conf
 from gsession_django.locks import IdLocks, Turn
+from gsession_django.observing import OBSERVERS, Observer, Recorder
 from gsession_django.storage import Disabled, Storage
 
 if TYPE_CHECKING:
@@ -34,6 +35,7 @@ _METHODS: Final = (
     *("update_ttl", "exists", "create", "apply", "move"),
 )
 _COMMANDS: Final = ("purge", "ids")
+_TWINS: Final = frozenset(f"a{name}" for name in _METHODS)
 
 UNABLE: Final = object()
 """What a call returns when the storage does not have the method."""
@@ -107,6 +109,7 @@ class Engine:
         name: the storage and the engine, for messages.
         options: what the storage was made with.
         storage: the Storage object: one a process, shared by threads and event loops.
+        calls: what its methods are called on: the storage, or a Recorder before it while anybody observes.
         able: the methods that it has; one that raises ``Disabled`` at run time is taken out.
         is_async: whether it has native twins.
         hash_ids: whether it is given hashed session keys.
@@ -114,7 +117,7 @@ class Engine:
         fallback: what sessions are moved from on first touch that this engine does not have, if anything.
     """
 
-    __slots__ = ("able", "fallback", "hash_ids", "is_async", "locks", "name", "options", "storage")
+    __slots__ = ("able", "calls", "fallback", "hash_ids", "is_async", "locks", "name", "options", "storage")
 
     def __init__(self, store: "type[SessionStore]") -> None:
         if name := name_without_effect(store):
@@ -134,6 +137,12 @@ class Engine:
         self.locks: IdLocks = IdLocks() if kept is None else kept.locks
         self.is_async = not missing_twins(store.storage_class)
         self.fallback = _fallback_of(store)
+        _look_for_opentelemetry()
+        self.choose_calls()
+
+    def choose_calls(self) -> None:
+        """Call the storage itself, or where anybody observes, by way of a Recorder."""
+        self.calls: Any = Recorder(self.storage, _TWINS) if OBSERVERS else self.storage
 
     def id_of(self, session_key: str) -> str:
         """Return what the storage is given for a session key."""
@@ -141,13 +150,13 @@ class Engine:
 
     def run(self, operation: Operation) -> Any:
         """Carry out an operation with plain calls, and return what it returns."""
-        able, storage = self.able, self.storage
+        able, calls = self.able, self.calls
         try:
             call = next(operation)
             while True:
                 try:
                     if isinstance(call, tuple):
-                        result = getattr(storage, call[0])(*call[1:]) if call[0] in able else UNABLE
+                        result = getattr(calls, call[0])(*call[1:]) if call[0] in able else UNABLE
                     elif isinstance(call, Turn):
                         self.locks.wait(call)
                         result = None
@@ -166,13 +175,13 @@ class Engine:
         """The same, awaiting the native twins; for a storage that is not async, all of it in one thread hop."""
         if not self.is_async:
             return await sync_to_async(self.run)(operation)
-        able, storage = self.able, self.storage
+        able, calls = self.able, self.calls
         try:
             call = next(operation)
             while True:
                 try:
                     if isinstance(call, tuple):
-                        result = await getattr(storage, f"a{call[0]}")(*call[1:]) if call[0] in able else UNABLE
+                        result = await getattr(calls, f"a{call[0]}")(*call[1:]) if call[0] in able else UNABLE
                     elif isinstance(call, Turn):
                         await self.locks.await_turn(call)
                         result = None
@@ -226,6 +235,17 @@ def _fallback_of(store: "type[SessionStore]") -> "Source | None":
     return source
 
 
+def _look_for_opentelemetry() -> None:
+    """Let OpenTelemetry observe, where its API is installed and the site has set it up."""
+    try:
+        from gsession_django import telemetry
+    except ModuleNotFoundError as error:
+        if (error.name or "").partition(".")[0] != "opentelemetry":
+            raise
+    else:
+        telemetry.start()
+
+
 ENGINES: "Final[dict[type[SessionStore], Engine]]" = {}
 """Those that are there already, by SessionStore: see :func:`engine_of`."""
 _former: "Final[dict[type[SessionStore], Engine]]" = {}
@@ -240,6 +260,27 @@ def engine_of(store: "type[SessionStore]") -> Engine:
     except KeyError:
         with _engines_lock:
             return ENGINES.get(store) or ENGINES.setdefault(store, Engine(store))
+
+
+def observe(observer: Observer) -> None:
+    """Let `observer` see each call of a storage from now on, on every engine."""
+    with _engines_lock:
+        if observer not in OBSERVERS:
+            OBSERVERS.append(observer)
+        _choose_calls()
+
+
+def stop_observing(observer: Observer) -> None:
+    """Undo :func:`observe`, if that was called."""
+    with _engines_lock:
+        if observer in OBSERVERS:
+            OBSERVERS.remove(observer)
+            _choose_calls()
+
+
+def _choose_calls() -> None:
+    for engine in list(ENGINES.values()):
+        engine.choose_calls()
 
 
 def _forget(*, setting: str, **kwargs: Any) -> None:

@@ -18,6 +18,8 @@ from typing import NamedTuple
 
 from django.core.files import locks
 
+from gsession_django import recording
+
 MAGIC = b"GSF1"
 # magic, expiry (seconds since 1970), revision, offset, length and checksum of the body; then the header's own checksum.
 _FIELDS = struct.Struct("<4sdQIII")
@@ -138,10 +140,12 @@ class SessionFile:
             body = _read(self._fd, head.length)
         if len(body) != head.length or zlib.crc32(body) != head.checksum:
             raise Damaged("its body does not match its checksum")
+        recording.read(len(body))
         return body
 
     def write(self, body: bytes, expires: float) -> int:
         """Store `body` in place of the current one and return its revision."""
+        recording.written(len(body))
         old = self.header
         front = HEADER_SIZE + len(body) <= old.offset
         offset = HEADER_SIZE if front else old.offset + old.length
@@ -188,6 +192,7 @@ def write_new(path: str, scratch: str, body: bytes, expires: float, fsync: bool 
 
     The writers' lock must be held, so that nobody else uses `scratch`; what a killed process left in it is overwritten.
     """
+    recording.written(len(body))
     # Random, so that a session that was removed and made again under the same id is not taken for the old one.
     revision = int.from_bytes(os.urandom(8), "little")
     header = Header(expires, revision, HEADER_SIZE, len(body), zlib.crc32(body))

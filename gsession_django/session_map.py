@@ -7,7 +7,7 @@ from typing import Any, Final, Protocol
 
 from django.utils.asyncio import async_unsafe
 
-from gsession_django import serializers
+from gsession_django import recording, serializers
 from gsession_django.saving import Saving, storable_part, stored_key
 from gsession_django.serializers import DecodeError, decode, encode, is_deterministic
 from gsession_django.values import (
@@ -461,6 +461,7 @@ class SessionMap(MutableMapping[str, Any]):
             if name not in result and name not in removed:
                 result[name] = value
         self._merged = True
+        recording.merged()
         return result
 
     def in_order(self, stored: dict[str, Any]) -> dict[str, Any]:
@@ -472,6 +473,7 @@ class SessionMap(MutableMapping[str, Any]):
         """Return what becomes of one changed key when `current` is stored under it now, or nothing is."""
         save = self._save
         self._merged = True
+        recording.merged()
         return self._merged_value(save, save.changed.get(key, key), current)
 
     def _merged_value(self, save: "Saving", key: str, current: Any) -> Any:

@@ -27,6 +27,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any, ClassVar
 
 from gsession_django import serializers
+from gsession_django.recording import System
 from gsession_django.session_map import SessionMap
 from gsession_django.transactions import Transaction
 
@@ -206,6 +207,14 @@ class Storage:
         site uses too. When the transaction has been rolled back, the adapter makes the write again.
         """
         return None
+
+    def system(self) -> System:
+        """Return what the sessions are kept on, for tracing tools. Asked once, and it connects to nothing.
+
+        Without it the system has the name of the class. What a call of a method read and wrote, and that it was tried
+        again, the method tells with the functions of ``gsession_django.recording``.
+        """
+        return System(f"{type(self).__module__}.{type(self).__qualname__}".lower())
 
     def purge(self, batch_size: int, dry_run: bool = False) -> Iterator[int]:
         """Remove the expired sessions (with `dry_run`, only count them), `batch_size` at most in one step.

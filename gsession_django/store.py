@@ -667,7 +667,7 @@ class SessionStore(SessionBase):
             raise NotImplementedError(
                 f"{engine.name} cannot remove expired sessions: it has no purge(), and its expires_itself is False."
             )
-        for _ in engine.storage.purge(PURGE_BATCH_SIZE):
+        for _ in engine.calls.purge(PURGE_BATCH_SIZE):
             pass
 
     # A value of a per-key storage is fetched before it is used, so that no async method ever blocks.

@@ -10,6 +10,7 @@ from gsession_django.database import checks, walk
 from gsession_django.database import statements as sql
 from gsession_django.database.rows import check_new_id, is_id, new_version
 from gsession_django.database.table import SessionTable, available
+from gsession_django.recording import System
 from gsession_django.serializers import decode_pairs
 from gsession_django.session_map import SessionMap
 from gsession_django.storage import Storage
@@ -26,6 +27,9 @@ class DatabaseStorage(Storage):
 
     def __init__(self, using: str | None = None) -> None:
         self.table = SessionTable(using)
+
+    def system(self) -> System:
+        return self.table.system
 
     def _session(self, row: tuple[Any, Any, Any] | None) -> SessionMap | None:
         """Return the session in a row, if there is one that has not expired."""

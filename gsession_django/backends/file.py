@@ -8,6 +8,7 @@ from typing import Any
 from django.conf import settings
 from django.core.checks import CheckMessage, Error
 
+from gsession_django.recording import System
 from gsession_django.serializers import decode_pairs
 from gsession_django.session_file import SessionFile
 from gsession_django.session_folder import SessionFolder
@@ -28,6 +29,9 @@ class FileStorage(Storage):
     def __init__(self, fsync: bool = False) -> None:
         path = settings.SESSION_FILE_PATH
         self.folder = SessionFolder(None if path is None else os.fspath(path), fsync)
+
+    def system(self) -> System:
+        return System("file")
 
     def get_session(self, session_id: str, ttl: int, data: Any = None) -> SessionMap | None:
         return self.folder.read(session_id, self._session)

@@ -15,6 +15,7 @@ from django.conf import settings
 from django.core.checks import CheckMessage, Warning
 
 from gsession_django.options import AtLeast
+from gsession_django.recording import System
 from gsession_django.session_map import SessionMap
 from gsession_django.storage import Storage
 from gsession_django.store import SessionStore as BaseSessionStore
@@ -46,6 +47,9 @@ class MemoryStorage(Storage):
         self._revisions = itertools.count()
         # Nothing waits for anything under it, so the async twins take it too, without entering a thread.
         self._lock = threading.Lock()
+
+    def system(self) -> System:
+        return System("memory")
 
     def _live(self, session_id: str) -> _Entry | None:
         entry = self._entries.get(session_id)

@@ -11,6 +11,7 @@ from typing import Final, NamedTuple, TypeVar
 from django.db import Error, InterfaceError, OperationalError
 from django.db.backends.base.base import BaseDatabaseWrapper
 
+from gsession_django import recording
 from gsession_django.storage import StorageUnavailable
 
 T = TypeVar("T")
@@ -100,6 +101,7 @@ def answered(connected: Callable[[], BaseDatabaseWrapper], whose: str, ask: Call
             if outage is None:
                 attempts -= 1
                 if alone and attempts and _code(error) in _CONFLICTS:
+                    recording.retried()
                     continue
                 raise
             if outage.reconnects and (alone or (outage is _READ_ONLY and connection.in_atomic_block)):
@@ -110,6 +112,7 @@ def answered(connected: Callable[[], BaseDatabaseWrapper], whose: str, ask: Call
                     f"{outage.cure}"
                 ) from error
             may_reconnect = False
+            recording.retried()
 
 
 def _drop(connection: BaseDatabaseWrapper) -> None:

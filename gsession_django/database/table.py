@@ -3,11 +3,12 @@
 import functools
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any, Concatenate, ParamSpec, Protocol, TypeVar
+from typing import Any, Concatenate, Final, ParamSpec, Protocol, TypeVar
 
 from django.db import connections, router, transaction
 from django.db.backends.base.base import BaseDatabaseWrapper
 
+from gsession_django import recording
 from gsession_django.database import clock
 from gsession_django.database.failures import answered
 from gsession_django.database.statements import Sessions, Statement
@@ -16,6 +17,9 @@ from gsession_django.transactions import SiteTransaction, blocks_of_tests, call_
 
 P = ParamSpec("P")
 T = TypeVar("T")
+
+# OpenTelemetry's names of databases, where Django has another. MariaDB is known as what it is driven as.
+_SYSTEMS: Final = {"oracle": "oracle.db", "microsoft": "microsoft.sql_server"}
 
 _DATA: Any = Session._meta.get_field("data")
 _DATA_COLUMN = _DATA.get_col(Session._meta.db_table)
@@ -67,6 +71,20 @@ class SessionTable:
         return clock.parameter(self.connection)
 
     @property
+    def system(self) -> recording.System:
+        """The table, as tracing tools name it."""
+        connection = self.connection
+        settings = connection.settings_dict
+        return recording.System(
+            name=_SYSTEMS.get(connection.vendor, connection.vendor),
+            is_server=connection.vendor != "sqlite",
+            collection=Session._meta.db_table,
+            namespace=str(settings["NAME"]) if settings["NAME"] else None,
+            address=settings["HOST"] or None,
+            port=int(settings["PORT"]) if str(settings["PORT"]).isdigit() else None,
+        )
+
+    @property
     def rows(self) -> Sessions:
         return Session._default_manager.using(self.alias)
 
@@ -87,6 +105,7 @@ class SessionTable:
 
     def data(self, stored: bytes) -> Any:
         """Return encoded pairs as the database takes them."""
+        recording.written(len(stored))
         return _DATA.get_db_prep_value(stored, self.connection)
 
     def data_of(self, column: Any) -> bytes:
@@ -94,7 +113,9 @@ class SessionTable:
         connection = self.connection
         for convert in connection.ops.get_db_converters(_DATA_COLUMN):
             column = convert(column, _DATA_COLUMN, connection)
-        return bytes(column)
+        data = bytes(column)
+        recording.read(len(data))
+        return data
 
     @property
     def in_transaction(self) -> bool:

@@ -1,7 +1,7 @@
 """What the Redis engines send: commands, in batches, and scripts."""
 
 import hashlib
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Iterable
 from contextlib import suppress
 from typing import Any, Final, TypeVar
 
@@ -33,6 +33,15 @@ def escaped(text: str) -> str:
 def seconds(ttl: int) -> str:
     """Return a TTL as commands take it: 0 for one that is over, and :data:`LONGEST` at most."""
     return str(max(0, min(ttl, LONGEST)))
+
+
+def size_of(words: Any) -> int:
+    """Return how many bytes the words of commands, or of replies, take, at any depth and without what frames them."""
+    if isinstance(words, dict):
+        return size_of(words.items())
+    if isinstance(words, Iterable) and not isinstance(words, str | bytes):
+        return sum(map(size_of, words))
+    return 0 if words is None else len(words if isinstance(words, bytes) else str(words).encode())
 
 
 def _pack_in_python(command: Command) -> bytes:

@@ -27,6 +27,7 @@ from django_redis.pool import SentinelConnectionFactory, get_connection_factory
 from redis.connection import PythonRespSerializer, to_bool
 from redis.retry import Retry
 
+from gsession_django.recording import System
 from gsession_django.redis.cluster import ClusterClient, addresses
 from gsession_django.redis.sentinel import AsyncSentinel, Sentinel, sentinel_arguments
 
@@ -176,6 +177,17 @@ class CacheEntry:
     def is_cluster(self) -> bool:
         """Whether it is a Redis Cluster."""
         return issubclass(self._client_class, ClusterClient)
+
+    @property
+    def system(self) -> System:
+        """The server, as tracing tools name it. Sentinel knows where a master is, and the entry only its name."""
+        parts = urlsplit(self.url)
+        database = None if self.is_cluster else database_of(self.url, self.options)
+        if parts.scheme == "unix":
+            return System("redis", True, namespace=database, address=parts.path)
+        if isinstance(self._factory, SentinelConnectionFactory):
+            return System("redis", True, namespace=database)
+        return System("redis", True, None, database, parts.hostname or "localhost", parts.port or 6379)
 
     @property
     def nodes(self) -> list[Address]:

@@ -10,10 +10,11 @@ from django.core.checks import CheckMessage
 from django.core.exceptions import ImproperlyConfigured
 from redis.crc import key_slot
 
+from gsession_django import recording
 from gsession_django.options import AtLeast
 from gsession_django.redis import checks
 from gsession_django.redis.client import RedisClient
-from gsession_django.redis.commands import Batch, Command, Operation, escaped
+from gsession_django.redis.commands import Batch, Command, Operation, escaped, size_of
 from gsession_django.redis.move import Held, beside, move_between_nodes
 from gsession_django.redis.prefix import Prefix, function_of, text_of
 from gsession_django.redis.settings import WAIT_TIMEOUT, CacheEntry
@@ -40,7 +41,10 @@ def both(
         try:
             batch = next(batches)
             while True:
-                batch = batches.send(send(batch))
+                replies = send(batch)
+                if recording.CALL.get() is not None:
+                    _record(batch, replies)
+                batch = batches.send(replies)
         except StopIteration as stop:
             result: T = stop.value
             return result
@@ -50,12 +54,20 @@ def both(
         try:
             batch = next(batches)
             while True:
-                batch = batches.send(await send(batch))
+                replies = await send(batch)
+                if recording.CALL.get() is not None:
+                    _record(batch, replies)
+                batch = batches.send(replies)
         except StopIteration as stop:
             result: T = stop.value
             return result
 
     return method, amethod
+
+
+def _record(batch: Batch, replies: list[Any]) -> None:
+    recording.written(size_of(batch.commands))
+    recording.read(size_of(replies))
 
 
 class BaseRedisStorage(Storage):
@@ -102,6 +114,9 @@ class BaseRedisStorage(Storage):
                 f"{entry}: the keys of sessions would be like {key!r}, whose braces keep what belongs to one from "
                 "being in the same slot of the cluster. Take them out of KEY_PREFIX and of the engine's option prefix."
             )
+
+    def system(self) -> recording.System:
+        return self.client.entry.system
 
     def _now(self) -> Self:
         """Return the storage for one operation: with keys of the current tenant, who may change before it ends."""

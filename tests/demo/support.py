@@ -9,7 +9,7 @@ import sys
 import threading
 import urllib.error
 import urllib.request
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlencode
@@ -24,6 +24,8 @@ Serve = Callable[[str], "Server"]
 
 class Server:
     """The test site on a port that the system chose, with files of its own in `folder`."""
+
+    command: Sequence[str] = ("manage.py", "runserver", "--noreload", "127.0.0.1:0")
 
     def __init__(self, folder: Path, engine: str) -> None:
         (folder / "sessions").mkdir(mode=0o700)
@@ -56,7 +58,7 @@ class Server:
 
     def start(self) -> None:
         self._process = subprocess.Popen(
-            [sys.executable, "manage.py", "runserver", "--noreload", "127.0.0.1:0"],
+            [sys.executable, *self.command],
             cwd=ROOT,
             env=self.env,
             stdout=subprocess.PIPE,

@@ -4,61 +4,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from selenium.webdriver import Chrome, ChromeOptions
-from selenium.webdriver.chrome.service import Service
-from selenium.webdriver.common.by import By
-from selenium.webdriver.remote.webelement import WebElement
-from selenium.webdriver.support.expected_conditions import presence_of_element_located, url_to_be
-from selenium.webdriver.support.wait import WebDriverWait
 
-from tests import programs
-from tests.demo.support import TIMEOUT, Serve, Server
+from tests.demo.browser import Browser, opened
+from tests.demo.support import Serve, Server
 
 pytestmark = pytest.mark.once
-
-FLAGS = (
-    "--headless=new",
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-quic",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-)
-
-
-class Browser:
-    def __init__(self, driver: Chrome, url: str) -> None:
-        self.driver = driver
-        self.url = url
-
-    def open(self, path: str) -> None:
-        self.driver.get(self.url + path)
-
-    def all(self, css: str) -> list[WebElement]:
-        return self.driver.find_elements(By.CSS_SELECTOR, css)
-
-    def one(self, css: str) -> WebElement:
-        """The first such element, as soon as there is one."""
-        return WebDriverWait(self.driver, TIMEOUT).until(presence_of_element_located((By.CSS_SELECTOR, css)))
-
-    def wait_until_gone(self, css: str) -> None:
-        WebDriverWait(self.driver, TIMEOUT).until_not(lambda _: self.all(css))
-
-    def wait_for_path(self, path: str) -> None:
-        WebDriverWait(self.driver, TIMEOUT).until(url_to_be(self.url + path))
-
-    def sign_in(self, password: str) -> None:
-        self.open("/sign-in/")
-        self.one("#id_username").send_keys("demo")
-        self.one("#id_password").send_keys(password)
-        self.one("#sign-in").click()
-
-    def errors(self) -> list[str]:
-        """What the pages wrote to the console since the last call, of the kind that matters."""
-        log: list[dict[str, str]] = self.driver.get_log("browser")  # type: ignore[no-untyped-call]
-        return [entry["message"] for entry in log if entry["level"] in ("SEVERE", "WARNING")]
 
 
 @pytest.fixture
@@ -68,19 +18,8 @@ def server(serve: Serve) -> Server:
 
 @pytest.fixture
 def browser(server: Server, tmp_path: Path) -> Iterator[Browser]:
-    chromium, chromedriver = programs.chromium()
-    options = ChromeOptions()
-    options.binary_location = chromium
-    for flag in (*FLAGS, f"--user-data-dir={tmp_path / 'profile'}"):
-        options.add_argument(flag)
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
-    driver = Chrome(options, Service(chromedriver))
-    try:
-        browser = Browser(driver, server.url)
+    with opened(server.url, tmp_path) as browser:
         yield browser
-        assert browser.errors() == []
-    finally:
-        driver.quit()
 
 
 def test_right_password_signs_in_and_the_button_signs_out(browser: Browser) -> None:

@@ -10,9 +10,9 @@ from django.conf import settings
 from django.core.management.base import BaseCommand, CommandError, CommandParser
 from tqdm import tqdm
 
-from gsession_django.engine import abilities
+from gsession_django.engine import Engine, abilities, engine_of
 from gsession_django.management.common import interrupt, positive, seconds, session_store
-from gsession_django.storage import Disabled, Storage, StorageUnavailable
+from gsession_django.storage import Disabled, StorageUnavailable
 from gsession_django.store import PURGE_BATCH_SIZE, SessionStore
 
 _OTHERS: Final = "Use clearsessions for Django's own."
@@ -43,8 +43,8 @@ class Command(BaseCommand):
         named = options["engine"] is not None
         name = options["engine"] if named else settings.SESSION_ENGINE
         store = session_store(name, "--engine" if named else "SESSION_ENGINE", _OTHERS)
-        storage = store.get_storage()
-        if storage.expires_itself:
+        engine = engine_of(store)
+        if engine.storage.expires_itself:
             self.stdout.write(f"Nothing to do: expired sessions of {name} go by themselves.")
             return
         if "purge" not in abilities(store.storage_class):
@@ -54,8 +54,8 @@ class Command(BaseCommand):
             try:
                 # Whoever looks on wants to know how long it takes.
                 counts = sys.stderr.isatty() and not dry_run
-                total = _count(storage, options["batch_size"], interrupted) if counts else None
-                steps = () if interrupted.is_set() else storage.purge(options["batch_size"], dry_run=dry_run)
+                total = _count(engine, options["batch_size"], interrupted) if counts else None
+                steps = () if interrupted.is_set() else engine.calls.purge(options["batch_size"], dry_run=dry_run)
                 end = time.monotonic() + options["max_seconds"]
                 with tqdm(total=total, unit=" sessions", disable=None, leave=False) as bar:
                     for number in steps:
@@ -74,10 +74,10 @@ class Command(BaseCommand):
             self.stdout.write(f"There may be more: it stopped after {options['max_seconds']:g} seconds, as asked for.")
 
 
-def _count(storage: Storage, batch_size: int, interrupted: threading.Event) -> int:
+def _count(engine: Engine, batch_size: int, interrupted: threading.Event) -> int:
     """Return how many sessions there are to remove."""
     found = 0
-    for number in storage.purge(batch_size, dry_run=True):
+    for number in engine.calls.purge(batch_size, dry_run=True):
         found += number
         if interrupted.is_set():
             break
