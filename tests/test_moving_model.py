@@ -108,10 +108,9 @@ class World:
 
     def engine(self) -> Engine:
         engine = Engine(SessionStore)
-        engine.storage, engine.locks = (
-            self.storage,
-            IdLocks(),
-        )  # those of this world: another's actors hold theirs for ever
+        # Those of this world: another's actors hold theirs for ever.
+        engine.storage, engine.locks = self.storage, IdLocks()
+        engine.choose_calls()
         return engine
 
     def _go_on(self, actor: Actor, told: Any) -> None:
