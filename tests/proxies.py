@@ -38,6 +38,7 @@ class Proxy:
         self.on_reply: Callable[[int, bytes], Passed] = everything
         self.connections = 0
         self._open: set[socket.socket] = set()
+        self._clients: list[socket.socket] = []
         self._lock = threading.Lock()
         self._listener = socket.create_server(("127.0.0.1", 0), backlog=1024)
         self.port: int = self._listener.getsockname()[1]
@@ -63,8 +64,13 @@ class Proxy:
                 end.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             with self._lock:
                 self._open |= {client, server}
+            self._clients.append(client)
             for source, target, way in ((client, server, "on_request"), (server, client, "on_reply")):
                 threading.Thread(target=self._pass_on, args=(number, source, target, way), daemon=True).start()
+
+    def send_to_client(self, number: int, data: bytes) -> None:
+        """Send something on a connection, as if the server had."""
+        self._clients[number].sendall(data)
 
     def _pass_on(self, number: int, source: socket.socket, target: socket.socket, way: str) -> None:
         with suppress(OSError):

@@ -27,6 +27,7 @@ from gsession_django import SessionStore, StorageUnavailable
 from gsession_django.backends import redis, redis_hash
 from tests.processes import Parent
 from tests.proxies import Passed, Proxy
+from tests.redis_servers import LENT
 
 SESSIONS: Final = 1000
 WORKERS: Final = 8
@@ -36,12 +37,12 @@ SOCKET_TIMEOUT: Final = 0.5
 """Seconds, in the workers; the proxy holds some replies back for longer."""
 PATIENCE: Final = 400.0
 
-# Kept connections and redis-py's ordinary client, with both protocols.
+# Kept connections and those that a pool lends, with both protocols.
 CLIENTS: Final[dict[str, tuple[str, dict[str, Any]]]] = {
     "kept, RESP3": ("?protocol=3", {}),
     "kept, RESP2": ("?protocol=2", {}),
-    "ordinary, RESP3": ("?protocol=3", {"CONNECTION_POOL_CLASS": "redis.connection.BlockingConnectionPool"}),
-    "ordinary, RESP2": ("?protocol=2", {"CONNECTION_POOL_CLASS": "redis.connection.BlockingConnectionPool"}),
+    "lent, RESP3": ("?protocol=3", LENT),
+    "lent, RESP2": ("?protocol=2", LENT),
 }
 ENGINES: Final[dict[str, type[SessionStore]]] = {"redis": redis.SessionStore, "redis_hash": redis_hash.SessionStore}
 KINDS: Final = {"load": 40, "modify": 25, "touch": 10, "cycle_key": 10, "large": 15}

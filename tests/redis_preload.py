@@ -1,4 +1,4 @@
-"""What `python -m tests.redis_preload URL KIND` does: it has connections, forks, and goes on using them.
+"""What `python -m tests.redis_preload URL kept|lent` does: it has connections, forks, and goes on using them.
 
 As an application server does that loads the site before it forks its workers. It ends with an assertion if that goes
 wrong. A program of its own, since its children are to end as processes do, with all that they have finalised.
@@ -6,7 +6,6 @@ wrong. A program of its own, since its children are to end as processes do, with
 
 import asyncio
 import gc
-import json
 import os
 import sys
 import threading
@@ -21,7 +20,7 @@ from django.conf import settings
 PATIENCE = 30.0
 
 
-def main(url: str, options: dict[str, Any]) -> None:
+def main(url: str, kind: str) -> None:
     # 3.12 and later warn of a fork beside a thread.
     warnings.filterwarnings("ignore", message=".*multi-threaded", category=DeprecationWarning)
     os.environ.setdefault("DJANGO_SETTINGS_MODULE", "tests.settings")
@@ -29,9 +28,10 @@ def main(url: str, options: dict[str, Any]) -> None:
     # When a child has dropped the engines, and the Redis clients have not learnt yet that they are in a child.
     os.register_at_fork(after_in_child=gc.collect)
     from gsession_django.backends.redis import SessionStore
-    from tests.redis_servers import settings_for
+    from tests.redis_servers import LENT, settings_for
 
-    for name, value in settings_for(SessionStore.__module__, url, {"OPTIONS": options}, prefix="preload:").items():
+    entry = {"OPTIONS": LENT if kind == "lent" else {}}
+    for name, value in settings_for(SessionStore.__module__, url, entry, prefix="preload:").items():
         setattr(settings, name, value)
     control = redis.Redis.from_url(url)
 
@@ -85,4 +85,4 @@ def main(url: str, options: dict[str, Any]) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], json.loads(sys.argv[2]))
+    main(*sys.argv[1:])

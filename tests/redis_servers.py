@@ -17,6 +17,7 @@ from typing import Any, Self
 
 import redis
 from redis.backoff import NoBackoff
+from redis.credentials import UsernamePasswordCredentialProvider
 from redis.retry import Retry
 
 # The server ends with the process that started it, even if that is killed.
@@ -124,6 +125,22 @@ class ValkeyServer(RedisServer):
     """The same of Valkey."""
 
     program = staticmethod(valkey_program)
+
+
+# An entry's OPTIONS with which a pool of redis-py's lends its connections for each batch. The servers let the default
+# user in with any password.
+LENT = {
+    "CONNECTION_POOL_CLASS": "redis.connection.BlockingConnectionPool",
+    "CONNECTION_POOL_KWARGS": {"credential_provider": UsernamePasswordCredentialProvider("default", "any")},
+}
+
+
+def connection_of(connections: Any) -> Any:
+    """Return redis-py's connection that is going to be used next."""
+    if not connections._lends:
+        return connections._idle[-1].connection
+    pool = connections._pool
+    return pool._connections[-1] if hasattr(pool, "_connections") else pool._available_connections[-1]
 
 
 @functools.cache

@@ -1,12 +1,14 @@
 """The Redis engines, on a real server."""
 
 import asyncio
+import functools
 import json
 import logging
 import random
 import select
 import threading
 import time
+import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import ModuleType
@@ -23,22 +25,20 @@ from gsession_django.backends import redis_hash
 from gsession_django.checks import check_deployment, check_settings
 from gsession_django.redis.client import RedisClient
 from gsession_django.redis.commands import Batch
-from gsession_django.redis.exchange import Exchange
 from gsession_django.redis.fields import MARK
-from gsession_django.redis.kept import AsyncKept, Kept
-from gsession_django.redis.leased import Ordinary
+from gsession_django.redis.steps import Steps
 from gsession_django.redis.storage import BaseRedisStorage
 from gsession_django.testing import StorageContract
 from tests.engines import new_session
 from tests.processes import Parent, let_them_meet, workers
 from tests.proxies import Passed, Proxy, everything
-from tests.redis_servers import RedisServer, settings_for, shared
+from tests.redis_servers import LENT, RedisServer, connection_of, settings_for, shared
 
 pytestmark = pytest.mark.once
 
 MODULES = {"redis": redis_engine, "redis_hash": redis_hash}
 both_engines = pytest.mark.parametrize("module", MODULES.values(), ids=MODULES)
-BLOCKING = {"OPTIONS": {"CONNECTION_POOL_CLASS": "redis.connection.BlockingConnectionPool"}}
+POOL_LENDS = {"OPTIONS": LENT}
 # What is not about time does not fail on a machine that has something else to do.
 PATIENT = {"OPTIONS": {"SOCKET_CONNECT_TIMEOUT": 30, "SOCKET_TIMEOUT": 30}}
 LARGE = "x" * 1_000_000
@@ -78,11 +78,11 @@ class RedisHashTests(RedisContract, SimpleTestCase):
     store_class = redis_hash.SessionStore
 
 
-class RedisHashOnOrdinaryClientTests(RedisContract, SimpleTestCase):
+class RedisHashOnLentConnectionsTests(RedisContract, SimpleTestCase):
     module: ClassVar[ModuleType] = redis_hash
     store_class = redis_hash.SessionStore
     query = "?protocol=2"
-    entry = BLOCKING
+    entry = POOL_LENDS
 
 
 @contextmanager
@@ -104,26 +104,19 @@ def stored(store_class: type[SessionStore], key: str | None) -> dict[str, Any]:
     return dict(store_class(key).items())
 
 
-class CountedExchange:
-    """Counts the batches that are sent: each is one write and its replies."""
-
-    def __init__(self, exchange: Exchange) -> None:
-        self._exchange = exchange
-        self.count = 0
-
-    def __call__(self, batch: Batch) -> list[Any]:
-        self.count += 1
-        return self._exchange(batch)
-
-    def leave_to_parent(self) -> None:
-        self._exchange.leave_to_parent()
-
-
 def turns(store_class: type[SessionStore]) -> Callable[[], int]:
-    """Count the batches that are sent from now on."""
-    client = client_of(store_class)
-    client._exchange = counted = CountedExchange(client._exchange)
-    return lambda: counted.count
+    """Count the batches that are sent from now on: each is one write and its replies."""
+    connections, count = client_of(store_class)._way, 0
+    # Not the object itself, which would hold itself and so wait for the garbage collector.
+    exchange = functools.partial(type(connections).exchange, weakref.proxy(connections))
+
+    def counted(batch: Batch) -> Steps[list[Any]]:
+        nonlocal count
+        count += 1
+        return exchange(batch)
+
+    connections.exchange = counted  # type: ignore[method-assign]
+    return lambda: count
 
 
 def client_of(store_class: type[SessionStore]) -> RedisClient:
@@ -521,7 +514,8 @@ def test_nobody_reads_a_reply_that_was_meant_for_another(module: ModuleType) -> 
     async def tasks(keys: list[str], end: float) -> None:
         await asyncio.gather(*(task(keys, end, seed) for seed in range(10)))
 
-    with RedisServer() as server, site(module, server, {"OPTIONS": {"SOCKET_TIMEOUT": 0.02}}) as store_class:
+    options = {"OPTIONS": {"SOCKET_TIMEOUT": 0.02}}
+    with RedisServer() as server, site(module, server, options, fail_fast_after=0) as store_class:
         names = {visitor(store_class, name=str(number)): str(number) for number in range(200)}
         keys, end = list(names), time.monotonic() + 4
         threads = [threading.Thread(target=read, args=(keys, end, seed)) for seed in range(4)]
@@ -556,8 +550,7 @@ def test_a_surplus_reply_is_nobodys(module: ModuleType, query: str) -> None:
     async def use(ada: str, bob: str) -> None:
         assert await store_class(bob).aget("name") == "bob"
         exchange, _ = client_of(store_class)._of_loops[asyncio.get_running_loop()]
-        assert isinstance(exchange, AsyncKept)
-        (connection,) = exchange._idle
+        connection = connection_of(exchange)
         connection._writer.write(another_reply(store_class, ada))
         wait_for(connection._writer.get_extra_info("socket"))  # the loop stands still
         assert await store_class(bob).aget("name") == "bob"
@@ -567,9 +560,7 @@ def test_a_surplus_reply_is_nobodys(module: ModuleType, query: str) -> None:
         store_class = module.SessionStore
         ada, bob = visitor(store_class, name="ada"), visitor(store_class, name="bob")
         assert store_class(bob)["name"] == "bob"
-        exchange = client_of(store_class)._exchange
-        assert isinstance(exchange, Kept)
-        (connection,) = exchange._idle
+        connection = connection_of(client_of(store_class)._way)
         connection._sock.sendall(another_reply(store_class, ada))
         wait_for(connection._sock)
         assert store_class(bob)["name"] == "bob"
@@ -590,24 +581,11 @@ def test_connections_end_with_their_event_loop() -> None:
         assert len(client.client_list()) <= 3
 
 
-def test_max_connections_is_a_limit() -> None:
-    entry = {"OPTIONS": {"CONNECTION_POOL_KWARGS": {"max_connections": 1}}}
-
-    async def use(key: str) -> list[Any]:
-        loads = (store_class(key).aget("user") for _ in range(2))
-        return await asyncio.gather(*loads, return_exceptions=True)
-
-    with site(redis_engine, entry=entry) as store_class:
-        found = asyncio.run(use(visitor(store_class, user=1)))
-    assert 1 in found
-    assert any("max_connections" in str(each) for each in found)
-
-
-def test_what_is_not_known_uses_the_ordinary_client() -> None:
+def test_a_pool_that_connections_need_lends_them() -> None:
     with site(redis_engine) as store_class:
-        assert isinstance(client_of(store_class)._exchange, Kept)
-    with site(redis_engine, entry=BLOCKING) as store_class:
-        assert isinstance(client_of(store_class)._exchange, Ordinary)
+        assert not client_of(store_class)._way._lends  # type: ignore[union-attr]
+    with site(redis_engine, entry=POOL_LENDS) as store_class:
+        assert client_of(store_class)._way._lends  # type: ignore[union-attr]
         store = store_class(visitor(store_class, user=1))
         store["user"] = 2
         store.save()

@@ -20,7 +20,6 @@ from gsession_django.backends import redis as redis_engine
 from gsession_django.backends import redis_hash
 from gsession_django.checks import check_deployment, check_settings
 from gsession_django.redis.commands import Batch
-from gsession_django.redis.kept import AsyncKept, Kept
 from gsession_django.redis.storage import BaseRedisStorage
 from tests.engines import new_session as visitor
 from tests.redis_sentinels import wait_until
@@ -75,7 +74,7 @@ def use_all(store_class: type[SessionStore]) -> None:
     assert not store_class().exists(store.session_key)
     store = store_class(visitor(store_class, {"name": "eve"}))
     store.flush()
-    assert isinstance(storage_of(store_class).client._exchange, Kept)
+    assert not storage_of(store_class).client._way._lends  # type: ignore[union-attr]
 
 
 async def ause_all(store_class: type[SessionStore]) -> None:
@@ -90,8 +89,8 @@ async def ause_all(store_class: type[SessionStore]) -> None:
     assert await again.aget("name") == "bob"
     assert await again.aget("notes") == LARGE
     await again.aflush()
-    exchange, _ = storage_of(store_class).client._of_loops[asyncio.get_running_loop()]
-    assert isinstance(exchange, AsyncKept)
+    connections, _ = storage_of(store_class).client._of_loops[asyncio.get_running_loop()]
+    assert not connections._lends  # type: ignore[union-attr]
 
 
 @both_engines

@@ -35,13 +35,15 @@ from gsession_django.checks import check_deployment, check_settings
 from gsession_django.redis import nodes as redis_nodes
 from gsession_django.redis.client import RedisClient
 from gsession_django.redis.commands import Batch
-from gsession_django.redis.nodes import AsyncClusterExchange, ClusterExchange
+from gsession_django.redis.nodes import Nodes
 from gsession_django.redis.settings import CacheEntry
+from gsession_django.redis.steps import atake
 from gsession_django.redis.storage import BaseRedisStorage
 from gsession_django.testing import StorageContract
 from tests.engines import new_session
 from tests.processes import Parent, Worker
 from tests.redis_clusters import Node, RedisCluster, cluster_settings, shared, wait_for
+from tests.redis_servers import LENT
 from tests.redis_servers import shared as single
 
 pytestmark = pytest.mark.once
@@ -113,24 +115,15 @@ def name_of(store_class: type[SessionStore], key: str | None) -> str:
 class Turns:
     """Counts what is sent to any node, each a write and its replies: redirections and questions about slots too."""
 
-    def __init__(self, exchange: Any) -> None:
+    def __init__(self, nodes: Any) -> None:
         self.count = self._seen = 0
-        self._at: Any = functools.partial(type(exchange).at, weakref.proxy(exchange))
-        exchange.at = self._aat if isinstance(exchange, AsyncClusterExchange) else self._sat
+        find: Any = Nodes.at
+        self._find: Any = functools.partial(find, weakref.proxy(nodes))
+        nodes.at = self._at
 
-    def _sat(self, node: Any) -> Any:
-        def send(batch: Batch) -> Any:
-            self.count += 1
-            return self._at(node)(batch)
-
-        return send
-
-    def _aat(self, node: Any) -> Any:
-        async def send(batch: Batch) -> Any:
-            self.count += 1
-            return await self._at(node)(batch)
-
-        return send
+    def _at(self, node: Any) -> Any:
+        self.count += 1
+        return self._find(node)
 
     def since(self) -> int:
         """Return how many there were since this was last asked."""
@@ -139,11 +132,11 @@ class Turns:
 
 
 def turns(store_class: type[SessionStore]) -> Turns:
-    return Turns(client_of(store_class)._exchange)
+    return Turns(client_of(store_class)._way)
 
 
 def aturns(store_class: type[SessionStore]) -> Turns:
-    return Turns(aexchange_of(store_class))
+    return Turns(anodes_of(store_class))
 
 
 def warm_up(store_class: type[SessionStore]) -> None:
@@ -208,7 +201,7 @@ def test_round_trips_async(module: ModuleType) -> None:
         await store.aset("user", 1)
         await store.asave()
         for node in client_of(store_class).servers():  # each has a connection
-            await aexchange_of(store_class).at(node.nodes[0])(Batch(("PING",)))
+            await atake(anodes_of(store_class).at(node.nodes[0]).exchange(Batch(("PING",))))
         since = aturns(store_class).since
         store = store_class()
         await store.aset("cart", {})
@@ -240,10 +233,10 @@ def test_round_trips_async(module: ModuleType) -> None:
         asyncio.run(use())
 
 
-def aexchange_of(store_class: type[SessionStore]) -> AsyncClusterExchange:
-    exchange, _ = client_of(store_class)._of_loops[asyncio.get_running_loop()]
-    assert isinstance(exchange, AsyncClusterExchange)
-    return exchange
+def anodes_of(store_class: type[SessionStore]) -> Nodes:
+    nodes, _ = client_of(store_class)._of_loops[asyncio.get_running_loop()]
+    assert isinstance(nodes, Nodes)
+    return nodes
 
 
 @pytest.mark.parametrize(("signed_in", "expected"), [({SESSION_KEY: "1"}, 3), ({}, 4)], ids=["", "anonymous"])
@@ -849,8 +842,8 @@ def test_a_node_that_is_no_more_is_found_out(module: ModuleType) -> None:
 
     async def use_async() -> None:
         assert await store_class(key).aget("user") == 1
-        exchange = aexchange_of(store_class)
-        exchange._owners = dict.fromkeys(exchange._owners, (str(gone.hostname), int(gone.port or 0)))
+        nodes = anodes_of(store_class)
+        nodes._owners = dict.fromkeys(nodes._owners, (str(gone.hostname), int(gone.port or 0)))
         await store_class().asave()
 
     gone = urlsplit(RedisCluster.nobody())
@@ -865,9 +858,9 @@ def test_a_node_that_is_no_more_is_found_out(module: ModuleType) -> None:
 
 def send_to(store_class: type[SessionStore], node: tuple[str, int]) -> None:
     """Let the process think that a node has all slots."""
-    exchange = client_of(store_class)._exchange
-    assert isinstance(exchange, ClusterExchange)
-    exchange._owners = dict.fromkeys(range(16384), node)
+    nodes = client_of(store_class)._way
+    assert isinstance(nodes, Nodes)
+    nodes._owners = dict.fromkeys(range(16384), node)
 
 
 @both_engines
@@ -910,8 +903,8 @@ def test_what_went_wrong_is_not_left_to_the_garbage_collector() -> None:
                     stored(store_class, key)
             finally:
                 hung.resume()
-            exchange = weakref.ref(client_of(store_class)._exchange)
-        assert exchange() is None
+            nodes = weakref.ref(client_of(store_class)._way)
+        assert nodes() is None
     finally:
         gc.enable()
 
@@ -1088,24 +1081,22 @@ def test_no_connection_crosses_a_fork(tmp_path: Any) -> None:
             assert worker.hear() == [0] * 4
 
 
-def test_max_connections_is_a_limit_of_each_node() -> None:
+def test_max_connections_is_a_limit_of_each_node_and_is_waited_for() -> None:
     entry = {"OPTIONS": {"CONNECTION_POOL_KWARGS": {"max_connections": 1}}}
 
     async def use(key: str) -> list[Any]:
         await store_class(key).aget("user")
-        loads = (store_class(key).aget("user") for _ in range(2))
-        return await asyncio.gather(*loads, return_exceptions=True)
+        found = await asyncio.gather(*(store_class(key).aget("user") for _ in range(2)))
+        assert {len(each._links) for each in anodes_of(store_class)._nodes.values()} == {1}
+        return found
 
     with site(redis_engine, entry=entry) as store_class:
         assert all(stored(store_class, visitor(store_class, user=1)) for _ in range(10))
-        found = asyncio.run(use(visitor(store_class, user=1)))
-    assert 1 in found
-    assert any("max_connections" in str(each) for each in found)
+        assert asyncio.run(use(visitor(store_class, user=1))) == [1, 1]
 
 
-def test_other_pools_use_the_ordinary_client() -> None:
-    entry = {"OPTIONS": {"CONNECTION_POOL_CLASS": "redis.connection.BlockingConnectionPool"}}
-    with site(redis_hash, entry={**entry, **ONE_SLOT}) as store_class:
+def test_pools_may_lend_connections() -> None:
+    with site(redis_hash, entry={"OPTIONS": LENT, **ONE_SLOT}) as store_class:
         store = store_class(visitor(store_class, user=1))
         store.cycle_key()
         with shared().moving(name_of(store_class, store.session_key)):

@@ -5,7 +5,6 @@ tests/test_redis_hunt.py disturbs all of them at random.
 
 import asyncio
 import gc
-import json
 import os
 import random
 import select
@@ -28,19 +27,16 @@ from gsession_django import StorageUnavailable
 from gsession_django.backends import redis as redis_engine
 from gsession_django.redis.client import RedisClient
 from gsession_django.redis.commands import Batch
-from gsession_django.redis.kept import AsyncKept, Kept
-from gsession_django.redis.leased import Ordinary
 from tests.proxies import Passed, Proxy, everything
-from tests.redis_servers import RedisServer, settings_for, shared
+from tests.redis_servers import LENT, RedisServer, connection_of, settings_for, shared
 
 pytestmark = pytest.mark.once
 
-BLOCKING = {"CONNECTION_POOL_CLASS": "redis.connection.BlockingConnectionPool"}
 CLIENTS: dict[str, tuple[str, dict[str, Any]]] = {
     "kept, RESP3": ("?protocol=3", {}),
     "kept, RESP2": ("?protocol=2", {}),
-    "ordinary, RESP3": ("?protocol=3", BLOCKING),
-    "ordinary, RESP2": ("?protocol=2", BLOCKING),
+    "lent, RESP3": ("?protocol=3", LENT),
+    "lent, RESP2": ("?protocol=2", LENT),
 }
 every_client = pytest.mark.parametrize("client", CLIENTS)
 PATIENCE = 30.0
@@ -54,7 +50,11 @@ class Interrupted(BaseException):
 def site(client: str, url: str | None = None, storage: Any = None, **options: Any) -> Iterator[tuple[str, str]]:
     """Let sessions be on a server, through one of the clients; yield the session keys of Ada and Bob."""
     query, kind = CLIENTS[client]
-    entry, own = {"OPTIONS": {**kind, **options}}, {"prefix": f"{random.getrandbits(64):x}:", **(storage or {})}
+    arguments = {**kind.get("CONNECTION_POOL_KWARGS", {}), **options.pop("CONNECTION_POOL_KWARGS", {})}
+    entry, own = (
+        {"OPTIONS": {**kind, "CONNECTION_POOL_KWARGS": arguments, **options}},
+        {"prefix": f"{random.getrandbits(64):x}:", **(storage or {})},
+    )
     with override_settings(**settings_for(redis_engine.__name__, (url or shared().url()) + query, entry, **own)):
         yield visitor("ada"), visitor("bob")
 
@@ -78,14 +78,6 @@ async def aname_of(key: str) -> Any:
 def the_client() -> RedisClient:
     client: RedisClient = redis_engine.SessionStore.get_storage().client  # type: ignore[attr-defined]
     return client
-
-
-def idle_of(exchange: Any) -> Any:
-    """Return the connection that an exchange is going to use next."""
-    if isinstance(exchange, Kept | AsyncKept):
-        return exchange._idle[0]
-    pool = exchange._pool
-    return pool._connections[0] if isinstance(exchange, Ordinary) else pool._available_connections[0]
 
 
 # A reply that comes late.
@@ -193,13 +185,13 @@ def test_a_reply_that_lies_unread_on_an_idle_connection_is_nobodys(client: str) 
 
     async def use(ada: str, bob: str) -> None:
         assert await aname_of(bob) == "bob"
-        connection = idle_of(the_client()._of_loops[asyncio.get_running_loop()][0])
+        connection = connection_of(the_client()._of_loops[asyncio.get_running_loop()][0])
         connection._writer.write(surplus(ada))
         wait_for(connection._writer.get_extra_info("socket"))  # the loop stands still
         assert await aname_of(bob) == "bob"
 
     with site(client) as (ada, bob):
-        connection = idle_of(the_client()._exchange)
+        connection = connection_of(the_client()._way)
         connection._sock.sendall(surplus(ada))
         wait_for(connection._sock)
         assert name_of(bob) == "bob"
@@ -257,7 +249,7 @@ def test_a_reply_too_many_that_came_with_a_repeated_one_is_nobodys(client: str, 
         asyncio.run(use(ada, bob))
 
 
-@pytest.mark.parametrize("client", ["kept, RESP3", "ordinary, RESP3"])
+@pytest.mark.parametrize("client", ["kept, RESP3", "lent, RESP3"])
 def test_what_the_server_tells_while_a_connection_is_opened_is_no_reply(client: str, proxy: Proxy) -> None:
     """A server that is to be maintained may tell of it behind any reply."""
 
@@ -268,7 +260,7 @@ def test_what_the_server_tells_while_a_connection_is_opened_is_no_reply(client: 
         assert [await aname_of(key) for key in (bob, ada, bob)] == ["bob", "ada", "bob"]
 
     with site(client, proxy.url()) as (ada, bob):
-        idle_of(the_client()._exchange).disconnect()
+        connection_of(the_client()._way).disconnect()
         proxy.on_reply = with_news
         assert [name_of(key) for key in (bob, ada, bob)] == ["bob", "ada", "bob"]
         asyncio.run(use(ada, bob))
@@ -291,15 +283,15 @@ def test_a_slow_server_is_not_asked_with_one_more_where_the_timeout_is_pythons(c
         return data, False
 
     with site(client, proxy.url(), SOCKET_TIMEOUT=0.3) as (ada, _):
-        idle_of(the_client()._exchange).update_current_socket_timeout(-1)
+        connection_of(the_client()._way).update_current_socket_timeout(-1)
         proxy.on_request, proxy.on_reply = count, wait
-        with pytest.raises(StorageUnavailable, match="no answer in time"):
+        with pytest.raises(StorageUnavailable, match="no answer"):
             name_of(ada)
         assert asked == 1
         answer.set()
 
 
-@pytest.mark.parametrize("client", ["kept, RESP3", "ordinary, RESP3"])
+@pytest.mark.parametrize("client", ["kept, RESP3", "lent, RESP3"])
 def test_what_the_server_tells_of_its_own_accord_is_no_reply(client: str) -> None:
     """With CLIENT TRACKING it tells who has read a key of its being written, here in the middle of the replies."""
     batch = Batch(
@@ -326,7 +318,8 @@ def interrupted(number: int, use: Callable[[], object]) -> bool:
 
     def trace(frame: Any, event: str, arg: Any) -> Any:
         nonlocal count
-        if _OURS_AND_REDIS_PYS not in frame.f_code.co_filename:
+        # A trace can raise between the end of a block under a lock and the release of the lock. No signal handler can.
+        if _OURS_AND_REDIS_PYS not in frame.f_code.co_filename or frame.f_code.co_name == "_made_or_queued":
             return None
         if event == "line":
             count += 1
@@ -365,13 +358,12 @@ def test_an_exception_at_any_line_leaves_nothing_to_others(client: str, warm: bo
 
     limit = 1 if "kept" in client else 1000
     with site(client, CONNECTION_POOL_KWARGS={"max_connections": limit}) as (ada, bob):
-        exchange = redis_engine.SessionStore.get_storage().client._exchange  # type: ignore[attr-defined]
+        connections = redis_engine.SessionStore.get_storage().client._way  # type: ignore[attr-defined]
         number = 1
         while interrupted(number, lambda: name_of(ada)):
             assert read_bob() == "bob"
             if not warm:
-                exchange._idle[0].disconnect()
-                exchange._closed.append(exchange._idle.pop())
+                connections._close_idle()
             number += 1
         assert number > 50
 
@@ -381,10 +373,10 @@ def test_an_exception_at_any_line_leaves_nothing_to_others(client: str, warm: bo
 
 @every_client
 def test_no_connection_crosses_a_fork(client: str) -> None:
-    query, kind = CLIENTS[client]
+    query, _ = CLIENTS[client]
     with RedisServer() as server:
         done = subprocess.run(
-            [sys.executable, "-m", "tests.redis_preload", server.url(query), json.dumps(kind)],
+            [sys.executable, "-m", "tests.redis_preload", server.url(query), client[:4]],
             cwd=Path(__file__).parent.parent,
             capture_output=True,
             text=True,
@@ -478,7 +470,7 @@ def wait_until_connections_are(number: int, server: RedisServer) -> None:
             time.sleep(0.01)  # nothing tells when the server has seen it
 
 
-@pytest.mark.parametrize("client", ["kept, RESP3", "ordinary, RESP3"])
+@pytest.mark.parametrize("client", ["kept, RESP3", "lent, RESP3"])
 def test_a_connection_that_is_to_be_checked_is(client: str) -> None:
     """health_check_interval: redis-py sends a PING first where there has been no reply for longer."""
 
@@ -491,14 +483,14 @@ def test_a_connection_that_is_to_be_checked_is(client: str) -> None:
         connection.next_health_check = 0
 
     with site(client, CONNECTION_POOL_KWARGS={"health_check_interval": 3600}) as (ada, _):
-        let_it_be_over(idle_of(the_client()._exchange))
+        let_it_be_over(connection_of(the_client()._way))
         before = pings()
         assert name_of(ada) == "ada"
         assert pings() == before + 1
 
         async def use() -> None:
             assert await aname_of(ada) == "ada"
-            let_it_be_over(idle_of(the_client()._of_loops[asyncio.get_running_loop()][0]))
+            let_it_be_over(connection_of(the_client()._of_loops[asyncio.get_running_loop()][0]))
             before = pings()
             assert await aname_of(ada) == "ada"
             assert pings() == before + 1
@@ -511,13 +503,13 @@ def test_a_kept_connection_that_the_server_wants_to_be_rid_of_is_opened_anew() -
     who = Batch(("CLIENT", "ID"))
     with site("kept, RESP3"):
         before = the_client().send(who)
-        idle_of(the_client()._exchange).mark_for_reconnect()
+        connection_of(the_client()._way).mark_for_reconnect()
         after = the_client().send(who)
         assert before != after == the_client().send(who)
 
         async def use() -> None:
             before = await the_client().asend(who)
-            idle_of(the_client()._of_loops[asyncio.get_running_loop()][0]).mark_for_reconnect()
+            connection_of(the_client()._of_loops[asyncio.get_running_loop()][0]).mark_for_reconnect()
             after = await the_client().asend(who)
             assert before != after == await the_client().asend(who)
 

@@ -25,25 +25,24 @@ from redis.exceptions import BusyLoadingError, ResponseError
 from redis.retry import Retry
 
 from gsession_django.engine import engine_of
-from gsession_django.redis.kept import AsyncKept, Kept
+from gsession_django.redis.link import AsyncLink, Link
 from gsession_django.redis.storage import BaseRedisStorage
 from tests import sites
 from tests.processes import TIMEOUT, promised
 from tests.proxies import Passed, Proxy
-from tests.redis_servers import RedisServer, shared
+from tests.redis_servers import LENT, RedisServer, shared
 from tests.sites import BETWEEN, DJANGOS, ENGINES, LOGIN_REQUIRED, MESSAGES, Visitor, each_engine, is_503, store_class
 
 pytestmark = pytest.mark.once
 
 FULL = (LOGIN_REQUIRED, MESSAGES, BETWEEN)
-BLOCKING = {"CONNECTION_POOL_CLASS": "redis.connection.BlockingConnectionPool"}
 
 either_mode = pytest.mark.parametrize("mode", ["sync", "async"])
-# Both engines on connections that are kept, and one on redis-py's ordinary client.
+# Both engines on connections that are kept, and one on those that a pool lends.
 engines_and_clients = pytest.mark.parametrize(
     ("engine", "options"),
-    [(ENGINES[0], {}), (ENGINES[1], {}), (ENGINES[0], BLOCKING)],
-    ids=["redis", "redis_hash", "ordinary client"],
+    [(ENGINES[0], {}), (ENGINES[1], {}), (ENGINES[0], LENT)],
+    ids=["redis", "redis_hash", "lent"],
 )
 
 
@@ -381,7 +380,7 @@ def _no_more_clients(server: RedisServer) -> Iterator[None]:
 TROUBLES: dict[str, tuple[Callable[[RedisServer], AbstractContextManager[None]], bool]] = {
     "OOM": (_out_of_memory, True),
     "NOREPLICAS": (_too_few_replicas, True),
-    "READONLY": (_a_replica, True),
+    "READONLY": (_a_replica, False),
     "MASTERDOWN": (_a_replica_that_does_not_answer_either, False),
     "BUSY": (_busy, False),
     "NOAUTH": (_another_password, False),
@@ -516,11 +515,11 @@ def test_idle_connections_that_are_cut(engine: str, options: Any, mode: str, res
 
 @pytest.mark.parametrize("mode", ["sync", "async", "uvloop"])
 def test_a_connection_that_is_reset_after_it_was_looked_at(mode: str, monkeypatch: Any) -> None:
-    async def look(self: Any, connection: Any) -> bool:
-        return True
+    async def look(self: Any) -> bool:
+        return False
 
-    monkeypatch.setattr(Kept, "_is_clean", lambda self, connection: True)
-    monkeypatch.setattr(AsyncKept, "_is_clean", look)
+    monkeypatch.setattr(Link, "_is_unclean", lambda self: False)
+    monkeypatch.setattr(AsyncLink, "_is_unclean", look)
     with Proxy(shared().port) as proxy, site(mode, ENGINES[0], proxy.url(), more=[BETWEEN]) as runner:
         those = deeds(runner)
         monkeypatch.setattr(sites, "between", lambda: proxy.cut_all(reset=True))
@@ -808,10 +807,10 @@ def test_a_connection_is_cut_at_every_byte(engine: str, mode: str, kind: str) ->
 @pytest.mark.usefixtures("no_logs")
 @pytest.mark.parametrize("kind", ["apply", "move and apply", "create"])
 @either_mode
-def test_a_connection_of_the_ordinary_client_is_cut(mode: str, kind: str) -> None:
+def test_a_lent_connection_is_cut(mode: str, kind: str) -> None:
     with (
         Proxy(shared().port) as proxy,
-        site(mode, ENGINES[0], proxy.url(), entry={"OPTIONS": BLOCKING}) as runner,
+        site(mode, ENGINES[0], proxy.url(), entry={"OPTIONS": LENT}) as runner,
     ):
         Cuts(kind, proxy, runner).everywhere(16)
 

@@ -26,7 +26,7 @@ from gsession_django import SessionStore, StorageUnavailable
 from gsession_django.backends import redis as redis_engine
 from gsession_django.backends import redis_hash
 from gsession_django.checks import check_deployment, check_settings
-from gsession_django.redis.kept import AsyncKept, Kept
+from gsession_django.redis.link import AsyncLink, Link
 from gsession_django.redis.storage import BaseRedisStorage
 from gsession_django.testing import StorageContract
 from tests.engines import new_session as visitor
@@ -75,13 +75,13 @@ def another(module: ModuleType) -> type[SessionStore]:
     return made
 
 
-def exchange_of(store_class: type[SessionStore]) -> Any:
+def connections_of(store_class: type[SessionStore]) -> Any:
     storage = store_class.get_storage()
     assert isinstance(storage, BaseRedisStorage)
     try:
         return storage.client._of_loops[asyncio.get_running_loop()][0]
     except RuntimeError:
-        return storage.client._exchange
+        return storage.client._way
 
 
 class SentinelTests(StorageContract, SimpleTestCase):
@@ -118,8 +118,9 @@ def test_every_way_to_configure_it_finds_the_master(module: ModuleType, way: Cal
         store = store_class(key)
         await store.aset("name", "bob")
         await store.asave()
-        (connection,) = exchange_of(store_class)._idle
-        assert isinstance(exchange_of(store_class), AsyncKept)
+        (link,) = connections_of(store_class)._idle
+        connection = link.connection
+        assert isinstance(link, AsyncLink)
         return [connection.host, connection.port]
 
     with override_settings(**settings_for(module, **way(shared()))):
@@ -127,8 +128,9 @@ def test_every_way_to_configure_it_finds_the_master(module: ModuleType, way: Cal
         assert {message.id for message in check_deployment()} == {"gsession_django.W006"}  # it has been asked
         store_class = module.SessionStore
         key = visitor(store_class, {"name": "ada"})
-        (connection,) = exchange_of(store_class)._idle
-        assert isinstance(exchange_of(store_class), Kept)
+        (link,) = connections_of(store_class)._idle
+        connection = link.connection
+        assert isinstance(link, Link)
         master = ["127.0.0.1", shared().servers[0].port]
         assert [connection.host, connection.port] == asyncio.run(use(key)) == master
         assert stored(store_class, key) == {"name": "bob"}
@@ -216,7 +218,7 @@ def site(module: ModuleType, sentinels: Sentinels, **options: Any) -> Iterator[t
 
 
 def known_sentinels(store_class: type[SessionStore]) -> set[int]:
-    manager = exchange_of(store_class)._pool.sentinel_manager
+    manager = connections_of(store_class)._pool.sentinel_manager
     return {sentinel.connection_pool.connection_kwargs["port"] for sentinel in manager.sentinels}
 
 
@@ -543,20 +545,22 @@ def test_what_a_demoted_server_refuses_is_asked_of_the_master(module: ModuleType
         key = visitor(store_class, {"name": "ada"})
 
         def leave_one() -> None:
-            exchange = exchange_of(store_class)
-            exchange._ask_at = time.monotonic() + BOUND
-            (connection,) = exchange._idle
-            connection.disconnect()
-            connection.connect_to(replica)
-            exchange._pool.proxy.master_address = replica
+            connections = connections_of(store_class)
+            connections._ask_at = time.monotonic() + BOUND
+            (link,) = connections._idle
+            link.connection.connect = lambda: link.connection.connect_to(replica)
+            link.open()
+            link.used = time.monotonic()
+            del link.connection.connect
+            connections._pool.proxy.master_address = replica
 
         async def leave_one_async() -> None:
-            exchange = exchange_of(store_class)
-            exchange._ask_at = time.monotonic() + BOUND
-            (connection,) = exchange._idle
-            await connection.disconnect()
-            await connection.connect_to(replica)
-            exchange._pool.master_address = replica
+            connections = connections_of(store_class)
+            connections._ask_at = time.monotonic() + BOUND
+            (link,) = connections._idle
+            await link.connection.disconnect()
+            await link.connection.connect_to(replica)
+            connections._pool.master_address = replica
 
         async def use() -> None:
             store = store_class(key)

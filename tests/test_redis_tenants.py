@@ -351,9 +351,9 @@ def test_in_a_cluster_a_session_takes_nothing_of_another_tenants_along(
     """What one tenant's request holds of a session is what its move copies, and no other tenant's of the same id."""
     sent: list[Batch] = []
 
-    def counted(batch: Batch, exchange: Any = None) -> list[Any]:
+    def counted(batch: Batch) -> list[Any]:
         sent.append(batch)
-        replies: list[Any] = send(batch, exchange)
+        replies: list[Any] = send(batch)
         return replies
 
     key = "the-same-cookie-everywhere"

@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
+from importlib import import_module
 from io import StringIO
 from pathlib import Path
 from typing import Any
@@ -34,6 +35,7 @@ from tests import databases, redis_servers, storages
 from tests.database_servers import shared
 from tests.engines import EACH_ENGINE, ENGINES, engine, id_of, new_session, stored
 from tests.processes import TIMEOUT
+from tests.proxies import Passed, Proxy, everything
 
 each_engine = pytest.mark.parametrize("name", EACH_ENGINE)
 each_mode = pytest.mark.parametrize("mode", ["sync", "async", "thread"])
@@ -249,6 +251,31 @@ def test_a_call_that_is_tried_again_is_one_span_and_a_retry(tools: Tools, mode: 
             store._session["a"] = 2
 
         visit(mode, database.SessionStore(key), end_the_connection)
+    _, save = tools.spans
+    assert attributes_of(save)["gsession.retries"] == tools.total("gsession.retries") == 1
+    assert save.status.status_code is StatusCode.UNSET
+
+
+@each_mode
+@pytest.mark.parametrize("name", ["redis", "redis_hash"])
+def test_commands_that_are_sent_again_are_a_retry(tools: Tools, name: str, mode: str) -> None:
+    module = import_module(f"gsession_django.backends.{name}")
+    with (
+        Proxy(redis_servers.shared().port) as proxy,
+        override_settings(**redis_servers.settings_for(module.__name__, proxy.url())),
+    ):
+        key = new_session(module.SessionStore, {"a": 1})
+
+        def cut_the_connection(connection: int, data: bytes) -> Passed:
+            proxy.on_reply = everything
+            return b"", True
+
+        def lose_the_next_reply(store: SessionStore) -> None:
+            proxy.on_reply = cut_the_connection
+            store["a"] = 2
+
+        tools.forget_spans()
+        visit(mode, module.SessionStore(key), lose_the_next_reply)
     _, save = tools.spans
     assert attributes_of(save)["gsession.retries"] == tools.total("gsession.retries") == 1
     assert save.status.status_code is StatusCode.UNSET

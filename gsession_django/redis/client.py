@@ -9,12 +9,14 @@ from typing import Any
 from redis.exceptions import NoScriptError, RedisError, ResponseError
 
 from gsession_django.redis.commands import Batch
+from gsession_django.redis.connections import Connections, Limits
 from gsession_django.redis.errors import failure
-from gsession_django.redis.exchange import AsyncExchange, Exchange
-from gsession_django.redis.kept import AsyncKept, Kept, can_keep
-from gsession_django.redis.leased import AsyncOrdinary, Ordinary
-from gsession_django.redis.nodes import AsyncClusterExchange, ClusterExchange
+from gsession_django.redis.link import AsyncLink, Link
+from gsession_django.redis.nodes import Nodes
 from gsession_django.redis.settings import CacheEntry
+from gsession_django.redis.steps import Steps, atake, take
+
+Way = Connections | Nodes
 
 
 class RedisClient:
@@ -22,19 +24,31 @@ class RedisClient:
 
     Args:
         entry: where to connect to. Nothing is connected before the first batch.
+        limits: how long connections are used, and a server is waited for.
     """
 
-    def __init__(self, entry: CacheEntry) -> None:
+    def __init__(self, entry: CacheEntry, limits: Limits = Limits()) -> None:  # noqa: B008 - it is frozen
         self.entry = entry
-        self._exchange = self._make_exchange()
-        self._of_loops: dict[asyncio.AbstractEventLoop, tuple[AsyncExchange, AsyncGenerator[None]]] = {}
+        self._limits = limits
+        self._way = self._make_way()
+        self._of_loops: dict[asyncio.AbstractEventLoop, tuple[Way, AsyncGenerator[None]]] = {}
         _clients.add(self)
 
-    def _make_exchange(self) -> Exchange:
-        return ClusterExchange(self.entry, _server) if self.entry.is_cluster else _server(self.entry)
+    def _make_way(self) -> Way:
+        limits = self._limits
 
-    def _make_async_exchange(self) -> AsyncExchange:
-        return AsyncClusterExchange(self.entry, _aserver) if self.entry.is_cluster else _aserver(self.entry)
+        def connect(entry: CacheEntry) -> Connections:
+            return Connections(entry.make_pool(), Link, limits)
+
+        return Nodes(self.entry, connect, Link.pause) if self.entry.is_cluster else connect(self.entry)
+
+    def _make_async_way(self) -> Way:
+        limits = self._limits
+
+        def connect(entry: CacheEntry) -> Connections:
+            return Connections(entry.make_async_pool(), AsyncLink, limits)
+
+        return Nodes(self.entry, connect, AsyncLink.pause) if self.entry.is_cluster else connect(self.entry)
 
     def scan(self, pattern: str, count: int, kind: str) -> Iterator[bytes]:
         """Yield the keys of a type that match `pattern`, some of them perhaps twice; `count` are looked at in a step.
@@ -42,68 +56,64 @@ class RedisClient:
         In a cluster, one whose slot moves meanwhile may be missed.
         """
         for server in self.servers():
-            exchange = self._exchange
-            if isinstance(exchange, ClusterExchange):
-                exchange = exchange.at(server.nodes[0])
+            way = self._way
+            if isinstance(way, Nodes):
+                way = way.at(server.nodes[0])
             cursor: Any = b"0"
             while True:
                 step = Batch(("SCAN", cursor, "MATCH", pattern, "COUNT", str(count), "TYPE", kind))
-                ((cursor, keys),) = self.send(step, exchange)
+                ((cursor, keys),) = take(self._sent(step, way))
                 yield from keys
                 if int(cursor) == 0:
                     break
 
     def servers(self) -> list[CacheEntry]:
         """Return the servers that together have all keys: one, or in a cluster each primary as an entry of its own."""
-        if not isinstance(self._exchange, ClusterExchange):
+        if not isinstance(self._way, Nodes):
             return [self.entry]
         try:
-            return [self.entry.at(node) for node in self._exchange.primaries()]
+            return [self.entry.at(node) for node in take(self._way.primaries())]
         except (RedisError, OSError) as error:
             raise self._unavailable(error) from error
 
-    def send(self, batch: Batch, exchange: Exchange | None = None) -> list[Any]:
-        """Send a batch, in one write, and return the replies; by another exchange than the client's where one is given.
+    def send(self, batch: Batch) -> list[Any]:
+        """Send a batch, in one write, and return the replies.
 
         Raises what :func:`gsession_django.redis.errors.failure` says of an error.
         """
-        exchange = exchange or self._exchange
-        try:
-            try:
-                return _checked(exchange(batch))
-            except NoScriptError:
-                return _checked(exchange(batch.in_full()))
-        except (RedisError, OSError) as error:
-            raise self._unavailable(error) from error
+        return take(self._sent(batch, self._way))
 
     async def asend(self, batch: Batch) -> list[Any]:
         """The same, awaited, on connections of the running event loop."""
         try:
-            exchange = self._of_loops[asyncio.get_running_loop()][0]
+            way = self._of_loops[asyncio.get_running_loop()][0]
         except KeyError:
-            exchange = await self._of_new_loop()
+            way = await self._of_new_loop()
+        return await atake(self._sent(batch, way))
+
+    def _sent(self, batch: Batch, way: Way) -> Steps[list[Any]]:
         try:
             try:
-                return _checked(await exchange(batch))
+                return _checked((yield from way.exchange(batch)))
             except NoScriptError:
-                return _checked(await exchange(batch.in_full()))
+                return _checked((yield from way.exchange(batch.in_full())))
         except (RedisError, OSError) as error:
             raise self._unavailable(error) from error
 
     def _unavailable(self, error: Exception) -> Exception:
         return failure(self.entry, error)
 
-    async def _of_new_loop(self) -> AsyncExchange:
+    async def _of_new_loop(self) -> Way:
         for loop in list(self._of_loops):  # other threads, with loops of their own, may be here too
             if loop.is_closed():
                 self._of_loops.pop(loop, None)
-        exchange = self._make_async_exchange()
-        ending = self._until_loop_ends(exchange)
-        self._of_loops[asyncio.get_running_loop()] = exchange, ending
+        way = self._make_async_way()
+        ending = self._until_loop_ends(way)
+        self._of_loops[asyncio.get_running_loop()] = way, ending
         await anext(ending)
-        return exchange
+        return way
 
-    async def _until_loop_ends(self, exchange: AsyncExchange) -> AsyncGenerator[None]:
+    async def _until_loop_ends(self, way: Way) -> AsyncGenerator[None]:
         """Close the connections when ``loop.shutdown_asyncgens()`` finalises this generator, which the loop does when
         it ends: in ``asyncio.run()``, in ``async_to_sync()`` and in every server.
         """
@@ -111,26 +121,16 @@ class RedisClient:
             yield
         finally:
             self._of_loops.pop(asyncio.get_running_loop(), None)
-            await exchange.aclose()
+            await atake(way.closed())
 
     def forget(self) -> None:
         """Leave all connections to the process that this one was forked from."""
-        self._exchange.leave_to_parent()
-        for exchange, _ in self._of_loops.values():
-            exchange.leave_to_parent()
-        self._exchange = self._make_exchange()
+        self._way.leave_to_parent()
+        for way, _ in self._of_loops.values():
+            way.leave_to_parent()
+        self._way = self._make_way()
         _inherited.append(self._of_loops)
         self._of_loops = {}
-
-
-def _server(entry: CacheEntry) -> Exchange:
-    pool = entry.make_pool()
-    return Kept(pool) if can_keep(pool) else Ordinary(pool)
-
-
-def _aserver(entry: CacheEntry) -> AsyncExchange:
-    pool = entry.make_async_pool()
-    return AsyncKept(pool) if can_keep(pool) else AsyncOrdinary(pool)
 
 
 def _checked(replies: list[Any]) -> list[Any]:

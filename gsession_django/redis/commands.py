@@ -57,14 +57,25 @@ with suppress(ImportError):
     from hiredis import pack_command as _pack
 
 
+# Commands that a replica answers too, and the digests of scripts that it runs.
+_READING: Final = {"EXISTS", "GET", "HGET", "HGETALL", "SCAN"}
+
+
 class Script:
-    """A Lua script; called with keys and arguments, it returns the command that runs it."""
+    """A Lua script; called with keys and arguments, it returns the command that runs it.
+
+    Args:
+        text: the script.
+        reads: whether it changes nothing.
+    """
 
     _texts: Final[dict[Word, str]] = {}
 
-    def __init__(self, text: str) -> None:
+    def __init__(self, text: str, reads: bool = False) -> None:
         self._sha = digest(text.encode())
         self._texts[self._sha] = text
+        if reads:
+            _READING.add(self._sha)
 
     def __call__(self, keys: tuple[str, ...], *arguments: Word) -> Command:
         return "EVALSHA", self._sha, str(len(keys)), *keys, *arguments
@@ -95,6 +106,12 @@ class Batch:
         redis-py's own packing takes twice as long, as it allows for more types and splits what is long.
         """
         return b"".join(map(_pack, self.commands))
+
+    @property
+    def reads(self) -> bool:
+        """Whether it changes nothing, and a replica would answer it."""
+        command = self.commands[0]
+        return command[1 if command[0] == "EVALSHA" else 0] in _READING
 
     def in_full(self) -> "Batch":
         """Return the batch for a server that does not know its scripts."""

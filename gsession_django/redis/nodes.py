@@ -4,12 +4,11 @@ All keys of a batch are in one slot, and so on one node. The node is asked like 
 or does not answer, is there more to do: slots move, and nodes fail and are replaced.
 """
 
-import asyncio
 import random
 import time
-from collections.abc import Callable, Generator
+from collections.abc import Callable
 from copy import copy
-from typing import Any, Final, Generic, TypeVar
+from typing import Any, Final
 
 from redis.crc import key_slot
 from redis.exceptions import (
@@ -26,47 +25,51 @@ from redis.exceptions import (
 )
 
 from gsession_django.redis.commands import Batch
-from gsession_django.redis.exchange import AsyncExchange, Exchange
+from gsession_django.redis.connections import Connections
 from gsession_django.redis.settings import Address, CacheEntry
+from gsession_django.redis.steps import Steps
 
 PATIENCE: Final = 5.0
 """Seconds after which a batch is not tried again."""
 _PAUSE: Final = 0.1
 
-E = TypeVar("E", bound=Exchange | AsyncExchange)
-T = TypeVar("T")
-# What has to be sent where, or for how many seconds to wait.
-Route = Generator[tuple[Address, Batch] | float, Any, T]
 
-
-class _Nodes(Generic[E]):
-    """What is known of the cluster, and how a batch is brought to the node that has its keys.
+class Nodes:
+    """The nodes of a cluster, and how a batch is brought to the one that has its keys.
 
     Args:
         entry: names the nodes to begin with.
-        connect: makes the exchange with the one node that an entry names.
+        connect: makes the connections to the one node that an entry names.
+        pause: waits for some seconds, in a thread or a task.
     """
 
-    def __init__(self, entry: CacheEntry, connect: Callable[[CacheEntry], E]) -> None:
+    def __init__(
+        self, entry: CacheEntry, connect: Callable[[CacheEntry], Connections], pause: Callable[[float], Any]
+    ) -> None:
         self._entry = entry
         self._connect = connect
-        self._exchanges: dict[Address, E] = {}
+        self._pause = pause
+        self._nodes: dict[Address, Connections] = {}
         # The node that has a slot. Threads share it: it is replaced, or one slot is corrected.
         self._owners: dict[int, Address] = {}
         self._members = set(entry.nodes)
 
-    def at(self, node: Address) -> E:
-        """Return the exchange with one node."""
+    def at(self, node: Address) -> Connections:
+        """Return the connections to one node."""
         try:
-            return self._exchanges[node]
+            return self._nodes[node]
         except KeyError:
-            return self._exchanges.setdefault(node, self._connect(self._entry.at(node)))
+            return self._nodes.setdefault(node, self._connect(self._entry.at(node)))
 
     def leave_to_parent(self) -> None:
-        for exchange in self._exchanges.values():
-            exchange.leave_to_parent()
+        for connections in self._nodes.values():
+            connections.leave_to_parent()
 
-    def _deliver(self, batch: Batch) -> Route[list[Any]]:
+    def closed(self) -> Steps[None]:
+        for connections in self._nodes.values():
+            yield from connections.closed()
+
+    def exchange(self, batch: Batch) -> Steps[list[Any]]:
         """Send a batch to the node that has its keys, and return the replies.
 
         Nothing is sent twice where that does harm. A refusal by a node says that nothing was done.
@@ -81,7 +84,7 @@ class _Nodes(Generic[E]):
             node = asked or owner
             if node is not None:
                 try:
-                    replies: list[Any] = yield node, (_asking(batch) if asked else batch)
+                    replies = yield from self.at(node).exchange(_asking(batch) if asked else batch)
                 except MaxConnectionsError:  # which no other node can mend
                     raise
                 except (ConnectionError, TimeoutError) as error:
@@ -111,9 +114,9 @@ class _Nodes(Generic[E]):
             if time.monotonic() + pause > end:
                 raise copy(problem)
             if pause:
-                yield pause
+                yield self._pause, (pause,)
 
-    def _look(self, failed: Address | None, end: float) -> Route[None]:
+    def _look(self, failed: Address | None, end: float) -> Steps[None]:
         """Find out who has which slot: from any node, but from the one that has failed last."""
         nodes = self._members.union(self._entry.nodes)
         problem: RedisError = ConnectionError("No node of the cluster could be asked for its slots.")
@@ -121,12 +124,12 @@ class _Nodes(Generic[E]):
             if time.monotonic() > end:
                 break
             try:
-                (reply,) = yield node, Batch(("CLUSTER", "SLOTS"))
+                (reply,) = yield from self.at(node).exchange(Batch(("CLUSTER", "SLOTS")))
             except (ConnectionError, TimeoutError) as error:
                 problem = _alone(error)
                 continue
             if isinstance(reply, ResponseError):
-                problem = reply
+                problem = ConnectionError(f"it does not name its slots: {reply}")
             elif reply:
                 owners = {}
                 for first, last, *those in reply:
@@ -137,65 +140,10 @@ class _Nodes(Generic[E]):
                 return
         raise copy(problem)
 
-    def _primaries(self) -> Route[list[Address]]:
+    def primaries(self) -> Steps[list[Address]]:
+        """Return the nodes that together have all keys, as any node names them now."""
         yield from self._look(None, time.monotonic() + PATIENCE)
         return list(dict.fromkeys(self._owners.values()))
-
-
-class ClusterExchange(_Nodes[Exchange]):
-    """The way to the nodes of a cluster, for threads."""
-
-    def __call__(self, batch: Batch) -> list[Any]:
-        return self._take(self._deliver(batch))
-
-    def primaries(self) -> list[Address]:
-        """Return the nodes that together have all keys, as any node names them now."""
-        return self._take(self._primaries())
-
-    def _take(self, route: Route[T]) -> T:
-        try:
-            step = next(route)
-            while True:
-                if isinstance(step, tuple):
-                    try:
-                        replies = self.at(step[0])(step[1])
-                    except RedisError as error:
-                        step = route.throw(error)
-                    else:
-                        step = route.send(replies)
-                else:
-                    time.sleep(step)
-                    step = next(route)
-        except StopIteration as stop:
-            result: T = stop.value
-            return result
-
-
-class AsyncClusterExchange(_Nodes[AsyncExchange]):
-    """The way to the nodes of a cluster, for one event loop."""
-
-    async def __call__(self, batch: Batch) -> list[Any]:
-        route = self._deliver(batch)
-        try:
-            step = next(route)
-            while True:
-                if isinstance(step, tuple):
-                    try:
-                        replies = await self.at(step[0])(step[1])
-                    except RedisError as error:
-                        step = route.throw(error)
-                    else:
-                        step = route.send(replies)
-                else:
-                    await asyncio.sleep(step)
-                    step = next(route)
-        except StopIteration as stop:
-            result: list[Any] = stop.value
-            return result
-
-    async def aclose(self) -> None:
-        for exchange in self._exchanges.values():
-            await exchange.aclose()
 
 
 def _slot_of(batch: Batch) -> int:

@@ -157,7 +157,8 @@ return 1
 """)
 # KEYS[3] has the large values of a session that was moved a moment ago.
 READ_HASH = Script(
-    "return {redis.call('HGETALL', KEYS[1]), redis.call('HGETALL', KEYS[2]), redis.call('HGETALL', KEYS[3])}"
+    "return {redis.call('HGETALL', KEYS[1]), redis.call('HGETALL', KEYS[2]), redis.call('HGETALL', KEYS[3])}",
+    reads=True,
 )
 
 # Moving a session in a cluster: it has been copied to the new id, and leaves the old one here.

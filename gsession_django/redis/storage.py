@@ -15,6 +15,7 @@ from gsession_django.options import AtLeast
 from gsession_django.redis import checks
 from gsession_django.redis.client import RedisClient
 from gsession_django.redis.commands import Batch, Command, Operation, escaped, size_of
+from gsession_django.redis.connections import Limits
 from gsession_django.redis.move import Held, beside, move_between_nodes
 from gsession_django.redis.prefix import Prefix, function_of, text_of
 from gsession_django.redis.settings import WAIT_TIMEOUT, CacheEntry
@@ -79,6 +80,9 @@ class BaseRedisStorage(Storage):
         wait_replicas: how many replicas have to acknowledge a change before it counts as stored; with fewer it is
             kept, and a warning logged. 0 waits for none.
         wait_timeout: seconds to wait for them at most; it has to be less than the server may take to answer.
+        max_idle: seconds after which a connection that was idle is not used again.
+        fail_fast_after: requests in a row without an answer in time, after which others fail at once, but one each half
+            a second that tries. 0 lets each try.
     """
 
     expires_itself = True
@@ -92,9 +96,11 @@ class BaseRedisStorage(Storage):
         prefix: Prefix = "gsession:",
         wait_replicas: Annotated[int, AtLeast(0)] = 0,
         wait_timeout: Annotated[float, AtLeast(0)] = WAIT_TIMEOUT,
+        max_idle: Annotated[float, AtLeast(0)] = 60.0,
+        fail_fast_after: Annotated[int, AtLeast(0)] = 3,
     ) -> None:
         entry = CacheEntry.of_sessions()
-        self.client = RedisClient(entry)
+        self.client = RedisClient(entry, Limits(max_idle, fail_fast_after))
         milliseconds = max(1, round(wait_timeout * 1000))
         self._replicas = wait_replicas
         self._wait = ("WAIT", str(wait_replicas), str(milliseconds)) if wait_replicas else None
