@@ -30,25 +30,18 @@ class RedisClient:
     def __init__(self, entry: CacheEntry, limits: Limits = Limits()) -> None:  # noqa: B008 - it is frozen
         self.entry = entry
         self._limits = limits
-        self._way = self._make_way()
+        self._way = self._make_way(Link)
         self._of_loops: dict[asyncio.AbstractEventLoop, tuple[Way, AsyncGenerator[None]]] = {}
         _clients.add(self)
 
-    def _make_way(self) -> Way:
+    def _make_way(self, link_class: type[Link] | type[AsyncLink]) -> Way:
+        make_pool = CacheEntry.make_pool if link_class is Link else CacheEntry.make_async_pool
         limits = self._limits
 
         def connect(entry: CacheEntry) -> Connections:
-            return Connections(entry.make_pool(), Link, limits)
+            return Connections(make_pool(entry), link_class, limits)
 
-        return Nodes(self.entry, connect, Link.pause) if self.entry.is_cluster else connect(self.entry)
-
-    def _make_async_way(self) -> Way:
-        limits = self._limits
-
-        def connect(entry: CacheEntry) -> Connections:
-            return Connections(entry.make_async_pool(), AsyncLink, limits)
-
-        return Nodes(self.entry, connect, AsyncLink.pause) if self.entry.is_cluster else connect(self.entry)
+        return Nodes(self.entry, connect, link_class.pause) if self.entry.is_cluster else connect(self.entry)
 
     def scan(self, pattern: str, count: int, kind: str) -> Iterator[bytes]:
         """Yield the keys of a type that match `pattern`, some of them perhaps twice; `count` are looked at in a step.
@@ -74,7 +67,7 @@ class RedisClient:
         try:
             return [self.entry.at(node) for node in take(self._way.primaries())]
         except (RedisError, OSError) as error:
-            raise self._unavailable(error) from error
+            raise failure(self.entry, error) from error
 
     def send(self, batch: Batch) -> list[Any]:
         """Send a batch, in one write, and return the replies.
@@ -98,16 +91,13 @@ class RedisClient:
             except NoScriptError:
                 return _checked((yield from way.exchange(batch.in_full())))
         except (RedisError, OSError) as error:
-            raise self._unavailable(error) from error
-
-    def _unavailable(self, error: Exception) -> Exception:
-        return failure(self.entry, error)
+            raise failure(self.entry, error) from error
 
     async def _of_new_loop(self) -> Way:
         for loop in list(self._of_loops):  # other threads, with loops of their own, may be here too
             if loop.is_closed():
                 self._of_loops.pop(loop, None)
-        way = self._make_async_way()
+        way = self._make_way(AsyncLink)
         ending = self._until_loop_ends(way)
         self._of_loops[asyncio.get_running_loop()] = way, ending
         await anext(ending)
@@ -128,7 +118,7 @@ class RedisClient:
         self._way.leave_to_parent()
         for way, _ in self._of_loops.values():
             way.leave_to_parent()
-        self._way = self._make_way()
+        self._way = self._make_way(Link)
         _inherited.append(self._of_loops)
         self._of_loops = {}
 
