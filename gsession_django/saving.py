@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Final, NoReturn
 from django.conf import settings
 
 from gsession_django.serializers import decode, encode
-from gsession_django.values import MISSING, NEVER_ENCODED, PLAIN, Encoded, Sentinel, storable
+from gsession_django.values import MISSING, NEVER_ENCODED, PLAIN, Encoded, Sentinel, encoded, storable
 
 if TYPE_CHECKING:
     from gsession_django.session_map import SessionMap
@@ -156,8 +156,8 @@ class Saving:
 
 def _encoding_of(base: Any) -> bytes | None:
     """Return the encoding of what was read; ``None`` if it cannot be encoded again, which is nobody's mistake here."""
-    if isinstance(base, Encoded):
-        return base
+    if (stored := encoded(base)) is not None:
+        return stored
     try:
         return encode(base)
     except Exception:

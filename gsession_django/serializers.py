@@ -7,8 +7,7 @@ goes here and nowhere else.
 
 import json
 import logging
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, Final, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from django.conf import settings
 from django.contrib.sessions.serializers import JSONSerializer
@@ -44,7 +43,7 @@ class Serializer(Protocol):
     def loads(self, data: bytes) -> Any: ...
 
 
-class _KeptJSONSerializer(JSONSerializer):
+class KeptJSONSerializer(JSONSerializer):
     """Django's JSONSerializer, byte for byte, with an encoder that is kept: Django's makes a new one at each call, and
     that a new one in C, which is half of its time for a session of five keys. Reading leaves out looking for blanks
     around the value, which takes as long as reading a short one, and finds none in what was written here.
@@ -72,14 +71,6 @@ class _KeptJSONSerializer(JSONSerializer):
         except RecursionError:
             return self._encoder.encode(obj).encode("latin-1")  # which says what is wrong with a circle
 
-    def dumps_pairs(self, pairs: Mapping[str, Any], encodings: Mapping[str, bytes]) -> bytes:
-        """Return what ``dumps(pairs)`` does, given the encodings of some of the values."""
-        parts = [
-            self._text(key).encode("latin-1") + b":" + (encodings[key] if key in encodings else self.dumps(value))
-            for key, value in pairs.items()
-        ]
-        return b"{%b}" % b",".join(parts)
-
     def loads(self, data: bytes) -> Any:
         text = data.decode()  # JSON is UTF-8 (RFC 8259), and other programs make use of it, as Go's do
         try:
@@ -96,9 +87,6 @@ class DecodeError(ValueError):
     is signed out because of it, and what is stored is neither overwritten nor removed.
     """
 
-
-# Bytes that encode() writes in about the time that dumps_pairs() takes for one pair more.
-_BYTES_A_PAIR: Final = 100
 
 _serializer: Serializer | None = None
 
@@ -119,7 +107,7 @@ def _load() -> Serializer:
     global _serializer
     found = serializer_class()
     try:
-        serializer: Serializer = _KeptJSONSerializer() if found is JSONSerializer else found()
+        serializer: Serializer = KeptJSONSerializer() if found is JSONSerializer else found()
     except Exception as error:
         raise _unusable("constructed", error) from error
     for method in ("dumps", "loads"):
@@ -127,6 +115,11 @@ def _load() -> Serializer:
             raise _unusable("used", f"it has no {method}()")
     _serializer = serializer
     return serializer
+
+
+def current() -> Serializer:
+    """Return the serializer that ``SESSION_SERIALIZER`` names."""
+    return _serializer or _load()
 
 
 def _unusable(what: str, reason: object) -> ImproperlyConfigured:
@@ -145,21 +138,6 @@ def encode(value: Any) -> bytes:
     return (_serializer or _load()).dumps(value)
 
 
-def encode_pairs(pairs: Mapping[str, Any], encodings: Mapping[str, bytes]) -> bytes:
-    """Return ``encode(pairs)``. A serializer that can makes use of values that have been encoded already.
-
-    Args:
-        pairs: a whole session.
-        encodings: what :func:`encode` returned for some of the values, by key.
-    """
-    serializer = _serializer or _load()
-    if encodings and type(serializer) is _KeptJSONSerializer:
-        known = sum(map(len, encodings.values()))
-        if known > _BYTES_A_PAIR * len(pairs) and all(type(key) is str for key in pairs):
-            return serializer.dumps_pairs(pairs, encodings)
-    return serializer.dumps(pairs)
-
-
 def decode(data: bytes) -> Any:
     """Return the value that :func:`encode` made `data` from.
 
@@ -174,23 +152,12 @@ def decode(data: bytes) -> Any:
         raise DecodeError(f"SESSION_SERIALIZER = {settings.SESSION_SERIALIZER!r} cannot read it: {reason}") from error
 
 
-def decode_pairs(data: bytes) -> dict[str, Any]:
-    """Return a whole session, of a storage that keeps it in one piece.
-
-    Raises :class:`DecodeError` as :func:`decode` does, and when `data` is the encoding of anything but a dict.
-    """
-    pairs = decode(data)
-    if not isinstance(pairs, dict):
-        raise DecodeError(f"it holds a {type(pairs).__name__}, and a session is a dict")
-    return pairs
-
-
 def is_deterministic() -> bool:
     """Return whether the serializer is known to give equal values equal bytes: its attribute ``deterministic`` says so.
 
     Of a serializer without it nothing is known. It may encrypt, or sign with a timestamp.
     """
-    return getattr(_serializer or _load(), "deterministic", False)
+    return getattr(current(), "deterministic", False)
 
 
 def keeps_text() -> bool:
@@ -198,7 +165,7 @@ def keeps_text() -> bool:
 
     That is known of Django's ``JSONSerializer`` and TypedSerializer. What another one makes of it may be a secret.
     """
-    return getattr(_serializer or _load(), "writes_text_as_json", False)
+    return getattr(current(), "writes_text_as_json", False)
 
 
 def _forget(*, setting: str, **kwargs: Any) -> None:

@@ -1,13 +1,14 @@
 """SessionMap: one session's data, what the request did to it, and how that merges with what others did."""
 
 from collections.abc import ItemsView, Iterator, KeysView, Mapping, MutableMapping, ValuesView
+from collections.abc import Set as AbstractSet
 from contextlib import suppress
 from threading import get_ident
 from typing import Any, Final, Protocol
 
 from django.utils.asyncio import async_unsafe
 
-from gsession_django import recording, serializers
+from gsession_django import documents, recording, serializers
 from gsession_django.saving import Saving, storable_part, stored_key
 from gsession_django.serializers import DecodeError, decode, encode, is_deterministic
 from gsession_django.values import (
@@ -18,12 +19,15 @@ from gsession_django.values import (
     UNKNOWN,
     Canonical,
     Encoded,
+    Part,
     Sentinel,
+    encoded,
     merge,
     same_encoding,
 )
 
 _NO_KEYS: Final[frozenset[str]] = frozenset()
+_PENDING_IN_DOCUMENTS: Final = PENDING - {Part}
 _NO_TOKENS: Final[Mapping[str, bytes]] = {}
 
 EXPIRY_KEY: Final = "_session_expiry"
@@ -166,8 +170,8 @@ class SessionMap(MutableMapping[str, Any]):
             self._fetch(key)
             value = self._values[key]
         stored: bytes | None = None
-        if isinstance(value, Encoded):
-            stored, value = value, self._decode(key, value)
+        if (pending := encoded(value)) is not None:
+            stored, value = pending, self._decode(key, pending)
         if type(value) not in SCALARS and key not in self._snapshots and key not in self._originals:
             if stored is None:
                 with suppress(Exception):  # it was read, so it is nobody's mistake here
@@ -213,9 +217,9 @@ class SessionMap(MutableMapping[str, Any]):
         if isinstance(key, str) and key not in self._values and self._may_have(key):
             self._fetch(key)
         value = self._values.get(key, MISSING)  # type: ignore[call-overload]
-        if isinstance(value, Encoded) and isinstance(key, str):
+        if (stored := encoded(value)) is not None and isinstance(key, str):
             try:
-                self._decode(key, value)
+                self._decode(key, stored)
             except KeyError:
                 return False
         return value is not MISSING
@@ -231,9 +235,9 @@ class SessionMap(MutableMapping[str, Any]):
 
     def _decode_all(self) -> None:
         for key, value in self._values.copy().items():
-            if isinstance(value, Encoded):
+            if (stored := encoded(value)) is not None:
                 with suppress(KeyError):
-                    self._decode(key, value)
+                    self._decode(key, stored)
 
     def __len__(self) -> int:
         if self.partial and not self._originals and self.source is not None:
@@ -345,9 +349,8 @@ class SessionMap(MutableMapping[str, Any]):
         """Return the value that was read under `key`: for comparing and merging, not to be changed."""
         if (stored := self._snapshots.get(key)) is None:
             value = self._originals[key] if key in self._originals else self._values.get(key, MISSING)
-            if not isinstance(value, Encoded):
+            if (stored := encoded(value)) is None:
                 return value
-            stored = value
         try:
             return decode(stored)
         except DecodeError:
@@ -369,7 +372,7 @@ class SessionMap(MutableMapping[str, Any]):
             return b""
         if type(value) is Sentinel:
             return None
-        return value if isinstance(value, Encoded) else encode(value)
+        return encode(value) if (stored := encoded(value)) is None else stored
 
     def saving(self, explicit: bool = True) -> "Saving":
         """Return a context in which the session is saved: what is stored of it is encoded once, and here.
@@ -405,9 +408,13 @@ class SessionMap(MutableMapping[str, Any]):
 
     def as_dict(self) -> dict[str, Any]:
         """Return what the request knows of the session, for a storage to encode: the values are not copies."""
+        return self._known(PENDING)
+
+    def _known(self, pending: AbstractSet[type]) -> dict[str, Any]:
+        """Return the pairs that are known, those of them decoded that are of a type in `pending`."""
         values = self._values.copy()
         for value in values.values():
-            if type(value) in PENDING:
+            if type(value) in pending:
                 self._decode_all()
                 values = {key: value for key, value in self._values.copy().items() if value is not UNFETCHED}
                 break
@@ -416,15 +423,17 @@ class SessionMap(MutableMapping[str, Any]):
     def encoded(self) -> bytes:
         """Return the encoding of :meth:`as_dict`, for a storage that keeps whole sessions.
 
-        It is what ``storage.encode(session.as_dict())`` returns, but makes use of what was encoded for comparing.
+        It makes use of what was encoded for comparing, and of large values that were read and not used. Behind JSON
+        that is large comes white space: see :mod:`gsession_django.documents`.
         """
-        data, save = self.as_dict(), self._save
+        data, save = self._known(_PENDING_IN_DOCUMENTS), self._save
         try:
-            return serializers.encode_pairs(data, save.encodings)
+            return documents.encode_pairs(data, save.encodings)
         except Exception:
             for key, value in data.items():  # one of the two raises for what is to blame, and names it
                 stored_key(key)
-                save.encode(key, value)
+                if type(value) is not Part:
+                    save.encode(key, value)
             raise
 
     def encoding_of(self, key: str, value: Any) -> bytes:

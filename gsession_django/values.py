@@ -45,13 +45,38 @@ class Canonical(Encoded):
     __slots__ = ()
 
 
+class Part:
+    """A value that was read as a part of a whole session: where its encoding is among the session's bytes."""
+
+    __slots__ = ("_whole", "end", "start")
+
+    def __init__(self, whole: bytes, start: int, end: int) -> None:
+        self._whole = whole
+        self.start = start
+        self.end = end
+
+    def __len__(self) -> int:
+        return self.end - self.start
+
+    def view(self) -> memoryview:
+        """Return the encoding, not copied."""
+        return memoryview(self._whole)[self.start : self.end]
+
+
+def encoded(value: Any) -> Encoded | None:
+    """Return the encoding of a value that is not decoded yet; ``None`` of any other."""
+    if type(value) is Part:
+        return Encoded(value.view())
+    return value if isinstance(value, Encoded) else None
+
+
 SCALARS: Final = frozenset({str, int, float, bool, bytes, type(None)})
 """Values of these types cannot be changed in place, so handing one out needs no watching."""
 PLAIN: Final = SCALARS - {float}
 """Of these, two values are the same if they are equal and of one type. (Not so floats: 0.0 == -0.0.)"""
 NEVER_ENCODED: Final = (SCALARS - {bytes}) | {Sentinel}
 """Every serializer takes these, and what a sentinel stands for is not encoded. (JSON takes no bytes.)"""
-PENDING: Final = frozenset({Encoded, Canonical, Sentinel})
+PENDING: Final = frozenset({Encoded, Canonical, Part, Sentinel})
 """A value of these is not what the request will see."""
 
 

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from gsession_django import SessionStore, Storage, recording
+from gsession_django.documents import encode_pairs
 from gsession_django.engine import observe, stop_observing
 from gsession_django.recording import StorageCall
 from gsession_django.serializers import encode
@@ -50,7 +51,7 @@ def test_bytes_are_those_that_were_stored_and_on_redis_those_of_the_commands(
     store["a"] = 2
     store.save()
     create, load, save = calls
-    stored = len(encode(data))
+    stored = len(encode(data) if name == "redis_hash" else encode_pairs(data, {}))
     sizes = [(call.bytes_read, call.bytes_written) for call in (create, load, save)]
     if name == "memory":
         assert sizes == [(None, None)] * 3

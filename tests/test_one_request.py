@@ -175,14 +175,15 @@ class TestThreads:
         store = store_class(key)
         store["new"] = 2
         original: Any = SessionMap
-        as_dict, changed = original.as_dict, original.changed.fget
+        as_dict, encoded, changed = original.as_dict, original.encoded, original.changed.fget
 
-        def after(found: dict[str, Any]) -> dict[str, Any]:
+        def after(found: Any) -> Any:
             store.pop("new", None)  # as another thread would, between two lines of the storage
             return found
 
         with monkeypatch.context() as patch:
             patch.setattr(SessionMap, "as_dict", lambda session: after(as_dict(session)))
+            patch.setattr(SessionMap, "encoded", lambda session: after(encoded(session)))
             patch.setattr(SessionMap, "changed", property(lambda session: after(changed(session))))
             store.save()
         assert stored(store_class, key) == {"old": 1, "new": 2}

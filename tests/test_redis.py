@@ -270,12 +270,22 @@ def test_both_hashes_live_equally_long_and_move_together() -> None:
 # Round trips.
 
 
-@pytest.mark.parametrize("size", [10, 10_000])  # of a small session the script is sent what was read, not its digest
+def test_a_large_session_is_compared_by_its_stamp_and_stays_where_it_is() -> None:
+    with site(redis_engine) as store_class, shared().client() as client:
+        store = store_class(visitor(store_class, text="x" * 10_000))
+        store["a"] = 1
+        client.config_resetstat()
+        store.save()
+        calls = client.info("commandstats")
+        assert (calls["cmdstat_getrange"]["calls"], calls["cmdstat_get"]["calls"]) == (1, 1)  # the second is its load
+
+
+@pytest.mark.parametrize("size", [10, 10_000])  # a large session is compared by its stamp
 @both_engines
 def test_round_trips(module: ModuleType, size: int) -> None:
     with site(module) as store_class:
         visitor(store_class)  # connections and scripts are warm
-        warm = store_class(visitor(store_class, a=1))
+        warm = store_class(visitor(store_class, text="x" * size))
         warm["b"] = {}
         warm.save()
         warm.modified = True

@@ -10,8 +10,8 @@ from gsession_django.database import checks, walk
 from gsession_django.database import statements as sql
 from gsession_django.database.rows import check_new_id, is_id, new_version
 from gsession_django.database.table import SessionTable, available
+from gsession_django.documents import decode_pairs, encode_pairs
 from gsession_django.recording import System
-from gsession_django.serializers import decode_pairs
 from gsession_django.session_map import SessionMap
 from gsession_django.storage import Storage
 from gsession_django.store import SessionStore as BaseSessionStore
@@ -97,7 +97,7 @@ class DatabaseStorage(Storage):
     def _merge(self, session_id: str, session: SessionMap, version: int, ttl: int) -> bool:
         while (current := self._reread(session_id)) is not None:
             renews = session.renews_ttl(current)
-            data = self.encode(session.merged_onto(current))
+            data = encode_pairs(session.merged_onto(current), {})
             if self._save(session_id, data, version, ttl if renews else None, current.version):
                 return True
         return False

@@ -8,8 +8,8 @@ from typing import Any
 from django.conf import settings
 from django.core.checks import CheckMessage, Error
 
+from gsession_django.documents import decode_pairs, encode_pairs
 from gsession_django.recording import System
-from gsession_django.serializers import decode_pairs
 from gsession_django.session_file import SessionFile
 from gsession_django.session_folder import SessionFolder
 from gsession_django.session_map import SessionMap
@@ -56,7 +56,7 @@ class FileStorage(Storage):
                 body = session.encoded()
             else:
                 current = self._session(file)
-                body = self.encode(session.merged_onto(current))
+                body = encode_pairs(session.merged_onto(current), {})
                 if not session.renews_ttl(current):
                     expires = file.header.expires
             session.version = file.write(body, expires)

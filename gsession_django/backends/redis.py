@@ -2,22 +2,15 @@
 
 from typing import Any, Final
 
+from gsession_django.documents import LARGE, decode_pairs, encode_pairs, stamp_of
 from gsession_django.redis.commands import Batch, Command, Operation, digest, seconds
 from gsession_django.redis.move import REMEMBERED, beside
-from gsession_django.redis.scripts import LEAVE_STRING, MOVE_STRING, REPLACE_STRING
+from gsession_django.redis.scripts import LEAVE_STRING, MOVE_STRING, REPLACE_STAMPED, REPLACE_STRING
 from gsession_django.redis.storage import BaseRedisSessionStore, BaseRedisStorage, both
-from gsession_django.serializers import decode_pairs
 from gsession_django.session_map import SessionMap
 
-# Bytes of a session up to which it is sent itself, to be compared: its digest takes both sides longer.
-_SHORT: Final = 1000
 # Is compared with in place of a session that was not read: what is stored comes back, as it is no session.
 _UNREAD: Final = b"(unread)"
-
-
-def _known(stored: bytes) -> bytes | str:
-    """Return what a script compares with what is stored."""
-    return stored if len(stored) <= _SHORT else digest(stored)
 
 
 class RedisStorage(BaseRedisStorage):
@@ -48,23 +41,25 @@ class RedisStorage(BaseRedisStorage):
         return self._changed((yield self._change(("SET", key, stored, "EX", seconds(ttl), "NX")))) is not None
 
     def _apply(self, session_id: str, session: SessionMap, ttl: int) -> Operation[bool]:
-        key = self._key(session_id)
-        known: bytes | str
-        if session.cleared:
-            known, stored = b"*", session.encoded()
-        elif session.version is None:
-            known, stored = _UNREAD, b""
-        else:
-            known, stored = _known(session.version), session.encoded()
         expiry = full = seconds(ttl)
+        known = b"*" if session.cleared else _UNREAD if session.version is None else session.version
+        stored = b"" if known is _UNREAD else session.encoded()
         while True:
-            reply = self._changed((yield self._change(REPLACE_STRING((key,), known, stored, expiry))))
+            reply = self._changed((yield self._change(self._replace(session_id, known, stored, expiry))))
             if not isinstance(reply, bytes):
                 session.version = stored
                 return bool(reply)
-            current = decode_pairs(reply)
+            known, current = reply, SessionMap(decode_pairs(reply))
             expiry = full if session.renews_ttl(current) else ""
-            known, stored = _known(reply), self.encode(session.merged_onto(current))
+            stored = encode_pairs(session.merged_onto(current), {})
+
+    def _replace(self, session_id: str, known: bytes, stored: bytes, expiry: str) -> Command:
+        """Return the command that stores a session, if what is stored is what is known."""
+        keys = (self._key(session_id),)
+        if (stamp := stamp_of(known)) is not None:
+            return REPLACE_STAMPED(keys, stamp, stored, expiry)
+        # A digest takes both sides longer than the session itself, if it is short.
+        return REPLACE_STRING(keys, known if len(known) <= LARGE else digest(known), stored, expiry)
 
     def _rename(self, session_id: str, new_id: str) -> Command:
         return MOVE_STRING((self._key(session_id), self._key(new_id)))

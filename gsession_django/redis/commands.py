@@ -105,7 +105,8 @@ class Batch:
 
         redis-py's own packing takes twice as long, as it allows for more types and splits what is long.
         """
-        return b"".join(map(_pack, self.commands))
+        commands = self.commands
+        return _pack(commands[0]) if len(commands) == 1 else b"".join(map(_pack, commands))
 
     @property
     def reads(self) -> bool:

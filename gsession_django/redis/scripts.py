@@ -9,11 +9,7 @@ from gsession_django.redis.commands import Script
 
 # A session in one string.
 
-# Stores the new session if the old one is what was read, itself or its digest, and otherwise answers what there is.
-REPLACE_STRING = Script("""
-local stored = redis.call('GET', KEYS[1])
-if not stored then return 0 end
-if ARGV[1] ~= stored and ARGV[1] ~= '*' and ARGV[1] ~= redis.sha1hex(stored) then return stored end
+_REPLACE: Final = """
 if ARGV[3] == '' then
     redis.call('SET', KEYS[1], ARGV[2], 'KEEPTTL')
 elseif tonumber(ARGV[3]) > 0 then
@@ -22,7 +18,23 @@ else
     redis.call('UNLINK', KEYS[1])
 end
 return 1
-""")
+"""
+# Stores the new session if the old one is what was read, itself or its digest, and otherwise answers what there is.
+REPLACE_STRING = Script(
+    """
+local stored = redis.call('GET', KEYS[1])
+if not stored then return 0 end
+if ARGV[1] ~= stored and ARGV[1] ~= '*' and ARGV[1] ~= redis.sha1hex(stored) then return stored end
+"""
+    + _REPLACE
+)
+# The same for one that ends in a stamp, without a look at the rest of it.
+REPLACE_STAMPED = Script(
+    """
+if redis.call('GETRANGE', KEYS[1], -#ARGV[1], -1) ~= ARGV[1] then return redis.call('GET', KEYS[1]) or 0 end
+"""
+    + _REPLACE
+)
 MOVE_STRING = Script("""
 local moved = redis.pcall('RENAMENX', KEYS[1], KEYS[2])
 if type(moved) == 'number' then return moved end
