@@ -19,8 +19,7 @@ extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphin
 myst_heading_anchors = 3
 
 autodoc_member_order = "bysource"
-autodoc_typehints = "description"
-autodoc_typehints_description_target = "documented"
+python_maximum_signature_line_length = 88
 # Types in signatures that lead nowhere: those of other projects, as the build asks no network, and private ones.
 nitpick_ignore_regex = [
     ("py:.*", r"(collections|contextlib|django)\..*"),
@@ -28,5 +27,7 @@ nitpick_ignore_regex = [
 ]
 
 html_theme = "furo"
+html_static_path = ["_static"]
+html_css_files = ["site.css"]
 html_title = f"gsession-django {release}"
 html_copy_source = False

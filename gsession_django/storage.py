@@ -4,7 +4,7 @@ It is the one of GoFrame's ``gsession`` (https://goframe.org/en/docs/core/gsessi
 methods, none of them mandatory by itself, and a few extensions for what Django needs done atomically. Three are enough:
 ``get_session``, ``set_session`` and ``remove_all``. A storage overrides what it can do; the adapter,
 :class:`gsession_django.SessionStore`, makes a complete Django session engine of that. ``docs/writing-a-storage.md``
-builds two, step by step.
+builds one, step by step.
 
 What holds for every method:
 

@@ -355,6 +355,12 @@ def test_relative_links_resolve(page: Path) -> None:
         assert not anchor or anchor in anchors_of(file), f"{page.name} links to {target}"
 
 
+def test_pages_that_messages_name_exist() -> None:
+    sources = "".join(file.read_text("utf-8") for file in ROOT.glob("gsession_django/**/*.py"))
+    for page in set(re.findall(r"\bdocs/[\w-]+\.md\b", sources)):
+        assert (ROOT / page).exists(), f"a message of the package names {page}"
+
+
 def test_place_for_the_figures_is_kept() -> None:
     assert "figures" in anchors_of(ENGINES_PAGE)
     assert re.search(r"^<!-- figures -->$", ENGINES_PAGE.read_text("utf-8"), re.MULTILINE)
