@@ -26,6 +26,10 @@ demo: $(READY)  ## Serve the test site on http://127.0.0.1:8000/ (PORT=8000)
 	$(VENV)/bin/python manage.py demo_setup
 	$(VENV)/bin/python manage.py runserver 127.0.0.1:$(PORT) --noreload
 
+.PHONY: docs
+docs: $(READY)  ## Build the documentation site, build/docs/index.html
+	$(VENV)/bin/tox run --quiet -e docs
+
 .PHONY: bench
 bench: $(BENCH_READY)  ## Measure our engines beside Django's
 	$(VENV)/bin/python -m benchmarks

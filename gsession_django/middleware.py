@@ -23,7 +23,7 @@ from gsession_django.store import SessionStore
 class SessionMiddleware(DjangoSessionMiddleware):
     """Stands in ``MIDDLEWARE`` where Django's would.
 
-    A request whose session could not be read or saved is answered by :func:`gsession_django.outages.answer`, wherever
+    A request whose session could not be read or saved is answered by ``gsession_django.outages.answer()``, wherever
     in the request that was found out, and even if the error was swallowed (as ``{% if %}`` does). A view that
     :func:`gsession_django.decorators.answers_outages` answers itself. No cookie is touched, except that the new key is
     sent where this request had already given the session one. It is logged once, to ``gsession_django``. Django neither

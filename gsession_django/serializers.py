@@ -141,7 +141,7 @@ def encode(value: Any) -> bytes:
 def decode(data: bytes) -> Any:
     """Return the value that :func:`encode` made `data` from.
 
-    Raises :class:`DecodeError` when the serializer fails, for whatever reason: the bytes may be another serializer's,
+    Raises :exc:`.DecodeError` when the serializer fails, for whatever reason: the bytes may be another serializer's,
     or its own code may be wrong.
     """
     serializer = _serializer or _load()

@@ -75,8 +75,8 @@ class SessionMap(MutableMapping[str, Any]):
     one that cannot be encoded was made for display: the parts that can be encoded count, the others do not.
 
     Args:
-        data: the pairs as they were read; the map takes the object over. A value may be :class:`Encoded`, or
-            :data:`UNFETCHED`.
+        data: the pairs as they were read; the map takes the object over. A value may be ``Encoded``, or
+            ``UNFETCHED``.
         version: whatever the storage wants back in ``apply`` to know whether anybody wrote in between.
         ttl_left: seconds that the session still had to live when it was read; ``None`` where the storage does not tell.
 

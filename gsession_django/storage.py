@@ -4,18 +4,18 @@ It is the one of GoFrame's ``gsession`` (https://goframe.org/en/docs/core/gsessi
 methods, none of them mandatory by itself, and a few extensions for what Django needs done atomically. Three are enough:
 ``get_session``, ``set_session`` and ``remove_all``. A storage overrides what it can do; the adapter,
 :class:`gsession_django.SessionStore`, makes a complete Django session engine of that. ``docs/writing-a-storage.md``
-builds two, step by step.
+builds one, step by step.
 
 What holds for every method:
 
 * ``session_id`` is a ``str``: the SHA-256 of the session key in hexadecimal, or the key itself where
-  :attr:`Storage.hash_ids` is off. An id that the storage does not know, one it could never have stored (too long,
+  :attr:`.Storage.hash_ids` is off. An id that the storage does not know, one it could never have stored (too long,
   strange characters) and one whose TTL is over are the same thing: an unknown session, never an exception.
 * ``ttl`` is whole seconds from now. Zero and below mean that the session is expired at once.
 * ``data`` maps ``str`` to any value that ``SESSION_SERIALIZER`` can take. A storage neither keeps the object that it is
-  given nor hands out the one that it keeps: it keeps bytes (:meth:`Storage.encode`) or copies.
+  given nor hands out the one that it keeps: it keeps bytes (:meth:`.Storage.encode`) or copies.
 * A storage that cannot answer raises :class:`StorageUnavailable`; it never answers as if the session were not there.
-* ``DecodeError``, which :meth:`Storage.decode` raises, comes through from every method. It means that there is
+* ``DecodeError``, which :meth:`.Storage.decode` raises, comes through from every method. It means that there is
   something and that it cannot be read: the adapter neither removes nor overwrites it.
 * One storage object serves the whole process: all its threads and event loops at once, and a child that is forked from
   it. Connections that cannot be shared are kept by thread, by process (``os.getpid()``) and by event loop. Nobody

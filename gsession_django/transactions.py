@@ -26,8 +26,8 @@ class Transaction(Protocol):
 
     @property
     def certain(self) -> bool:
-        """Whether a write that counts as rolled back was never committed. A session is created again only then: else it
-        may have been committed, and ended since."""
+        """Whether a write that counts as rolled back was never committed. A session is created again only then, as it
+        may otherwise have been committed, and ended since."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -10,7 +10,9 @@ from markdown_it import MarkdownIt
 from markdown_it.token import Token
 
 ROOT = Path(__file__).resolve().parent.parent
-STORAGE_PAGE = ROOT / "docs" / "writing-a-storage.md"
+DOCS = ROOT / "docs"
+STORAGE_PAGE = DOCS / "writing-a-storage.md"
+STORAGE_PAGES = [STORAGE_PAGE, DOCS / "per-key-storages.md", DOCS / "async-storages.md"]
 _MODULE = re.compile(r"<!-- (file|part of): (\S+) -->")
 
 

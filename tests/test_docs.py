@@ -30,21 +30,33 @@ from django.core.management import load_command_class
 from django.test import override_settings
 from markdown_it.token import Token
 
+import gsession_django
 from gsession_django import checks, conf
 from gsession_django.backends.database import DatabaseStorage
 from gsession_django.backends.file import FileStorage
 from gsession_django.backends.memory import MemoryStorage
+from gsession_django.backends.redis import RedisStorage
+from gsession_django.backends.redis_hash import RedisHashStorage
 from gsession_django.storage import Storage
 from tests.databases import connected
-from tests.pages import ROOT, STORAGE_PAGE, Block, blocks_of, tokens_of
+from tests.pages import DOCS, ROOT, STORAGE_PAGE, Block, blocks_of, tokens_of
 
 pytestmark = pytest.mark.once
 
 README = ROOT / "README.md"
-CHECKS_PAGE = ROOT / "docs" / "checks.md"
-PAGES = [README, *sorted(ROOT.glob("docs/*.md"))]
+CHECKS_PAGE = DOCS / "checks.md"
+ENGINES_PAGE = DOCS / "engines.md"
+SETTINGS_PAGE = DOCS / "settings.md"
+PAGES = [README, *sorted(DOCS.glob("*.md"))]
+TESTED = {
+    "writing-a-storage.md": ["SQLiteStorageTests", "CompleteStorageTests"],
+    "per-key-storages.md": ["PairStorageTests"],
+    "async-storages.md": ["HTTPStorageTests"],
+}
 LINKING = [*PAGES, ROOT / "CHANGELOG.md", ROOT / "CONTRIBUTING.md"]
 APPS_WITH_COMMANDS = ("gsession_django", "django.contrib.sessions", "testproject.demo", "django.core")
+LANGUAGES = {"python", "pycon", "sh", "text"}
+DIRECTIVES = {"{eval-rst}", "{include}", "{svgbob}", "{toctree}"}  # of Sphinx
 CHECK_ID = re.compile(r"gsession_django\.[EW]\d{3}")
 MANAGE = re.compile(r"manage\.py ([a-z_]+)((?: +(?!\d?>|&&|\|)\S+)*)")
 MAKE = re.compile(r"(?:^|\s)make ([a-z]+)")
@@ -224,18 +236,12 @@ def test_examples_run(page: Path, runner: Page) -> None:
     for block in blocks_of(page):
         if block.language in ("python", "pycon"):
             runner.run(block)
-    if page == STORAGE_PAGE:
-        assert runner.tested == [
-            "SQLiteStorageTests",
-            "CompleteStorageTests",
-            "PairStorageTests",
-            "HTTPStorageTests",
-        ]
+    assert runner.tested == TESTED.get(page.name, [])
 
 
 @each_page
 def test_blocks_are_in_languages_that_are_known(page: Path) -> None:
-    assert {block.language for block in blocks_of(page)} <= {"python", "pycon", "sh", "crontab"}
+    assert {block.language.partition(" ")[0] for block in blocks_of(page)} <= LANGUAGES | DIRECTIVES
 
 
 # The storage that is built up step by step.
@@ -276,7 +282,7 @@ def shown(parameter: inspect.Parameter) -> str:
 
 
 def test_settings_are_those_of_the_code() -> None:
-    rows = rows_under(README, "The `GSESSION` setting")
+    rows = rows_under(SETTINGS_PAGE, "The `GSESSION` setting")
     assert [row[0] for row in rows] == list(conf.KEYS)
     defaults = {row[0]: ast.literal_eval(row[1]) for row in rows}
     assert defaults == {key: getattr(conf.Conf(), name) for key, name in conf.KEYS.items()}
@@ -289,16 +295,23 @@ def test_engine_options_are_those_of_the_code() -> None:
         for name, parameter in inspect.signature(storage).parameters.items()
     }
     options |= {("every engine", name): getattr(Storage, name) for name in checks.OPTIONS_OF_EVERY_ENGINE}
-    rows = rows_under(README, "Options of the engines")
+    rows = rows_under(SETTINGS_PAGE, "Options of the engines")
     assert {(row[1], row[0]): ast.literal_eval(row[2]) for row in rows} == options
 
 
 def test_check_ids_are_those_of_the_code() -> None:
     sources = "".join(file.read_text("utf-8") for file in ROOT.glob("gsession_django/**/*.py"))
     in_code = set(CHECK_ID.findall(sources))
-    assert {f"gsession_django.{row[0]}" for row in rows_under(CHECKS_PAGE, "System checks")} == in_code
+    assert {f"gsession_django.{row[0]}" for row in rows_under(CHECKS_PAGE, "The checks")} == in_code
     for page in PAGES:
         assert set(CHECK_ID.findall(page.read_text("utf-8"))) <= in_code
+
+
+def test_public_names_are_in_the_api_reference() -> None:
+    documented = re.findall(r"^\.\. auto\w+:: (\S+)$", (DOCS / "api.md").read_text("utf-8"), re.MULTILINE)
+    public = {f"gsession_django.{name}" for name in gsession_django.__all__}
+    storages = (MemoryStorage, FileStorage, DatabaseStorage, RedisStorage, RedisHashStorage)
+    assert public | {f"{storage.__module__}.{storage.__name__}" for storage in storages} <= set(documented)
 
 
 @each_linking_page
@@ -342,9 +355,15 @@ def test_relative_links_resolve(page: Path) -> None:
         assert not anchor or anchor in anchors_of(file), f"{page.name} links to {target}"
 
 
+def test_pages_that_messages_name_exist() -> None:
+    sources = "".join(file.read_text("utf-8") for file in ROOT.glob("gsession_django/**/*.py"))
+    for page in set(re.findall(r"\bdocs/[\w-]+\.md\b", sources)):
+        assert (ROOT / page).exists(), f"a message of the package names {page}"
+
+
 def test_place_for_the_figures_is_kept() -> None:
-    assert "figures" in anchors_of(README)
-    assert re.search(r"^<!-- figures -->$", README.read_text("utf-8"), re.MULTILINE)
+    assert "figures" in anchors_of(ENGINES_PAGE)
+    assert re.search(r"^<!-- figures -->$", ENGINES_PAGE.read_text("utf-8"), re.MULTILINE)
 
 
 @each_linking_page

@@ -1,6 +1,6 @@
-"""Runs mypy on the code of docs/writing-a-storage.md as somebody does who copied it: strict, with no plugin.
+"""Runs mypy on the code of the pages about storages as somebody does who copied it: strict, with no plugin.
 
-The modules of the page stand where it says. The blocks after the first of them make up one more,
+The modules of the pages stand where they say. The other blocks after the first of them make up one more,
 ``mysite/variants.py``; those before it are its parts.
 """
 
@@ -8,17 +8,18 @@ import os
 import subprocess
 import sys
 import tempfile
-from itertools import dropwhile
+from itertools import chain, dropwhile
 from pathlib import Path
 
-from tests.pages import ROOT, STORAGE_PAGE, blocks_of
+from tests.pages import ROOT, STORAGE_PAGES, blocks_of
 
 
 def write_modules(folder: Path) -> list[str]:
-    """Write the page's code to files, and return their names."""
+    """Write the code of the pages to files, and return their names."""
     modules = {"mysite/__init__.py": ""}
-    blocks = [block for block in blocks_of(STORAGE_PAGE) if block.language == "python" and block.part_of is None]
-    for block in dropwhile(lambda block: block.file is None, blocks):
+    blocks = chain.from_iterable(map(blocks_of, STORAGE_PAGES))
+    code = [block for block in blocks if block.language == "python" and block.part_of is None]
+    for block in dropwhile(lambda block: block.file is None, code):
         name = block.file or "mysite/variants.py"
         modules[name] = f"{modules.get(name, '')}\n{block.text}"
     for name, text in modules.items():

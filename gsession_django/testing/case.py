@@ -26,7 +26,7 @@ else:
 
 F = TypeVar("F", bound=Callable[..., None])
 
-PAGE: Final = "docs/writing-a-storage.md"
+PAGE: Final = "docs/async-storages.md"
 _SHOWN: Final = 300
 
 
