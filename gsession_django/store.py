@@ -5,7 +5,7 @@ import math
 import re
 import secrets
 from collections.abc import Callable, ItemsView, Iterator, KeysView, Mapping, Sequence, ValuesView
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from datetime import datetime
 from functools import partial
 from itertools import takewhile
@@ -17,10 +17,10 @@ from django.core.checks import CheckMessage
 from django.utils import timezone
 from django.utils.functional import cached_property
 
-from gsession_django import operations, serializers
+from gsession_django import serializers
 from gsession_django.conf import conf, django_setting
-from gsession_django.engine import ENGINES, UNABLE, Engine, Operation, engine_of
-from gsession_django.moving import fallback
+from gsession_django.driving import UNABLE, Operation
+from gsession_django.engine import ENGINES, Engine, engine_of
 from gsession_django.saving import Saving
 from gsession_django.serializers import DecodeError
 from gsession_django.session_map import EXPIRY_KEY, SessionMap
@@ -131,9 +131,7 @@ class SessionStore(SessionBase):
 
     async def _arun(self, operation: Operation) -> Any:
         engine = self._engine
-        # One thread carries out the operations of a storage that is not async, and the calls of a fallback: they follow
-        # each other anyhow, and whoever waits for a lock in that thread would wait for ever.
-        if not engine.is_async or engine.fallback is not None:
+        if not engine.takes_turns:
             return await self._arun_now(operation)
         loop, held = asyncio.get_running_loop(), self.__dict__.get("_lock")
         if held is None or held[0] is not loop:
@@ -247,7 +245,7 @@ class SessionStore(SessionBase):
                 session = yield from self._stored(key)
             except DecodeError as error:
                 # The key stays: the session may be readable again once a setting has been mended.
-                operations.log_unreadable(self._engine, self._id_of(key), error)
+                self._engine.log_unreadable(self._id_of(key), error)
                 session = SessionMap({})
                 session.unreadable = True
         if session is None:
@@ -259,10 +257,7 @@ class SessionStore(SessionBase):
 
     def _stored(self, key: str) -> Operation:
         """Return what is stored under a session key, as a SessionMap, or ``None``."""
-        engine, session_id, age = self._engine, self._id_of(key), self.get_session_cookie_age
-        if engine.fallback is None:
-            return operations.load(engine, session_id, age)
-        return fallback.load(engine, engine.fallback, key, session_id, age)
+        return self._engine.find(key, self._id_of(key), self)
 
     def _get_session(self, no_load: bool = False) -> SessionMap:
         self.accessed = True
@@ -301,7 +296,7 @@ class SessionStore(SessionBase):
     def _fetch(self, session: SessionMap, key: str | None) -> Operation:
         """Bring in the value of `key`, or with ``None`` everything, if it is still in the storage."""
         if session.lacks(key) and self.session_id is not None:
-            yield from operations.fetch(self._engine, self.session_id, session, key)
+            yield from self._engine.fetch(self.session_id, session, key)
             if not session.lacks(None):
                 session.source = None  # the two would keep each other alive until the garbage collector comes
 
@@ -309,7 +304,7 @@ class SessionStore(SessionBase):
         age: int = django_setting("SESSION_COOKIE_AGE")
         return age
 
-    def _ttl_of(self, expiry: Any) -> int:
+    def ttl_of(self, expiry: Any) -> int:
         """Return what a session lives from now on, in whole seconds, if `expiry` is what ``set_expiry()`` was given."""
         if type(self).get_expiry_age is SessionBase.get_expiry_age:
             if not expiry:  # what that would answer, but for asking the clock for a time that it does not use
@@ -327,13 +322,7 @@ class SessionStore(SessionBase):
     def _exists(self, session_key: str | None) -> Operation:
         if session_key is None or not self._validate_session_key(session_key):
             return False
-        if self._engine.fallback is not None:
-            try:
-                return (yield from self._stored(session_key)) is not None
-            except DecodeError:
-                return True
-        session_id = self._id_of(session_key)
-        return (yield from operations.exists(self._engine, session_id, self.get_session_cookie_age))
+        return (yield from self._engine.has(session_key, self._id_of(session_key), self))
 
     # Creating.
 
@@ -349,10 +338,10 @@ class SessionStore(SessionBase):
         session = self._get_session(no_load=True)
         if session.source is not None:
             yield from self._fetch(session, None)
-        ttl = self._ttl_of(session.get(EXPIRY_KEY))
+        ttl = self.ttl_of(session.get(EXPIRY_KEY))
         for _ in range(_KEY_ATTEMPTS):
             key = yield from self._new_key(ttl)
-            if (yield from operations.create(self._engine, self._id_of(key), session, ttl)):
+            if (yield from self._engine.create(self._id_of(key), session, ttl)):
                 self._session_key = key
                 self._gone = None
                 self.modified = True
@@ -394,12 +383,12 @@ class SessionStore(SessionBase):
             yield from self._create()
             return
         self.accessed = True
-        engine, session_id, age = self._engine, self._id_of(key), self.get_session_cookie_age
-        if engine.fallback is not None and session.cleared:
-            session = self._session_cache = yield from self._cleared_by_keys(key, session)
+        engine, session_id = self._engine, self._id_of(key)
+        if session.cleared:
+            session = self._session_cache = yield from engine.emptied(key, session_id, self, session)
         if session.partial:
             yield from self._fetch(session, EXPIRY_KEY)
-        ttl = self._ttl_of(session.get(EXPIRY_KEY))
+        ttl = self.ttl_of(session.get(EXPIRY_KEY))
         # Without the flag, and where nobody has looked whether anything has changed, it is the site that saves.
         explicit, self._asked = self._modified or not self._asked, False
         prepared, self._prepared = self._prepared, None
@@ -412,50 +401,22 @@ class SessionStore(SessionBase):
                 there = True
             elif changed:
                 try:
-                    apply = partial(operations.apply, engine, session_id, save, ttl, age, self._ttl_of)
-                    there = yield from self._found(key, apply)
+                    apply = partial(engine.apply, session_id, save, ttl, self)
+                    there = yield from engine.write(key, session_id, self, apply)
                 except DecodeError as error:
-                    operations.log_unreadable(engine, session_id, error)
+                    engine.log_unreadable(session_id, error)
                     there = unreadable = True
             elif self._may_wait(session, ttl):
                 return
             else:
-                there = yield from self._found(key, partial(operations.touch, engine, session_id, save, ttl, age))
+                touch = partial(engine.touch, session_id, save, ttl, self)
+                there = yield from engine.write(key, session_id, self, touch)
         if not there:
             raise UpdateError
         if not unreadable:
             self._note(save)
         if unreadable and changed:  # what nobody can read is not overwritten
             yield from self._create()
-
-    def _found(self, key: str, write: Callable[[], Operation]) -> Operation:
-        """Write to the stored session, and return whether there is one.
-
-        It may have to be moved here again, if the transaction in which it was moved was rolled back.
-        """
-        there = yield from write()
-        if not there and self._engine.fallback is not None and (yield from self._stored(key)) is not None:
-            there = yield from write()
-        return there
-
-    def _cleared_by_keys(self, key: str, session: SessionMap) -> Operation:
-        """Return a session that was cleared as one whose keys were all removed.
-
-        It may be that it has to be moved first. And what says how far a move has come must not go with the rest.
-        """
-        try:
-            stored: SessionMap | None = yield from self._stored(key)
-        except DecodeError:
-            return session
-        if stored is None:
-            raise UpdateError
-        if stored.lacks(None):
-            yield from self._fetch(stored, None)
-        data = session.as_dict()
-        for name in stored.as_dict():
-            del stored[name]
-        stored.update(data)
-        return stored
 
     def _may_wait(self, session: SessionMap, ttl: int) -> bool:
         """Whether the touch is one that only ``SESSION_SAVE_EVERY_REQUEST`` asked for, and not due yet."""
@@ -467,21 +428,16 @@ class SessionStore(SessionBase):
         session = self._get_session(no_load=True)
         if session.source is not None:
             yield from self._fetch(session, None)
-        ttl = self._ttl_of(session.get(EXPIRY_KEY))
+        ttl = self.ttl_of(session.get(EXPIRY_KEY))
         engine = self._engine
-        if engine.fallback is not None:
-            taken = yield from fallback.taken(engine.fallback, key)
-        else:
-            # Composed, create knows nothing of other sessions. For a random key of ours it need not; this one is given.
-            taken = "create" not in engine.able and (yield from self._exists(key))
-        if taken or not (yield from operations.create(engine, self._id_of(key), session, ttl)):
+        taken = yield from engine.is_taken(key, self._id_of(key), self)
+        if taken or not (yield from engine.create(self._id_of(key), session, ttl)):
             raise CreateError
         yield from self._created_at(key)
 
     def _created_at(self, key: str) -> Operation:
         """Do what follows the creation of a session under a key that was given."""
-        if self._engine.fallback is not None:
-            yield from fallback.created(self._engine, self._id_of(key))
+        yield from self._engine.was_created(key, self._id_of(key))
         self._note(None, SessionStore._create_again, key, True)
 
     # Ending, and changing the key.
@@ -510,18 +466,9 @@ class SessionStore(SessionBase):
             yield from self._remove(key)
 
     def _remove(self, key: str) -> Operation:
-        yield from self._end_at_fallback(key, moving=False)
-        yield from operations.remove(self._engine, self._id_of(key))
+        yield from self._engine.leave(key, self._id_of(key), self)
+        yield from self._engine.remove(self._id_of(key))
         self._note(None, SessionStore._remove_again, key)
-
-    def _end_at_fallback(self, key: str, moving: bool) -> Operation:
-        """Remove a session at the fallback, if there is one; with `moving`, after it was moved here."""
-        if self._engine.fallback is None:
-            return
-        if moving:
-            with suppress(DecodeError):
-                yield from self._stored(key)
-        yield from fallback.remove(self._engine, self._engine.fallback, key, self._id_of(key))
 
     def cycle_key(self) -> None:
         self._run(self._cycle_key())
@@ -540,15 +487,15 @@ class SessionStore(SessionBase):
         anonymous = not session.lacks(SESSION_KEY) and not session.was_set(SESSION_KEY)
         if session.source is not None:  # all of it where it may have to be stored anew
             yield from self._fetch(session, None if anonymous else EXPIRY_KEY)
-        ttl = self._ttl_of(session.get(EXPIRY_KEY))
-        # Nobody may have looked for a session that was cleared. Then it has to be moved first.
-        yield from self._end_at_fallback(old_key, moving=session.cleared)
+        ttl = self.ttl_of(session.get(EXPIRY_KEY))
+        # Nobody may have looked for a session that was cleared.
+        yield from self._engine.leave(old_key, old_id, self, unseen=session.cleared)
         try:
             if session.is_unreadable():
                 raise DecodeError("nothing in it could be read")
             new_key, moved = yield from self._move(old_id, ttl)
         except DecodeError as error:
-            operations.log_unreadable(self._engine, old_id, error)
+            self._engine.log_unreadable(old_id, error)
             yield from self._create()
             yield from self._remove(old_key)
             self.was_moved = True
@@ -565,13 +512,13 @@ class SessionStore(SessionBase):
 
     def _move(self, old_id: str, ttl: int) -> Operation:
         """Give the stored session a new key. Return the key, and whether there was such a session."""
-        age = self.get_session_cookie_age
+        engine = self._engine
         for _ in range(_KEY_ATTEMPTS):
             new_key = yield from self._new_key(ttl)
             new_id = self._id_of(new_key)
-            moved = yield from operations.move(self._engine, old_id, new_id, ttl, age, self._ttl_of)
+            moved = yield from engine.move(old_id, new_id, ttl, self)
             # A random key is never taken, so that the session is gone; one that the storage made may be.
-            if moved or "new" not in self._engine.able or not (yield from operations.exists(self._engine, new_id, age)):
+            if moved or "new" not in engine.able or not (yield from engine.exists(new_id, self)):
                 return new_key, moved
         raise self._no_key()
 
@@ -619,8 +566,8 @@ class SessionStore(SessionBase):
         if not certain:  # it may have been committed, and have ended since
             return
         session = self._get_session(no_load=True)
-        ttl = self._ttl_of(session.get(EXPIRY_KEY))
-        there = yield from operations.create(self._engine, self._id_of(key), session, ttl)
+        ttl = self.ttl_of(session.get(EXPIRY_KEY))
+        there = yield from self._engine.create(self._id_of(key), session, ttl)
         if given:
             if not there:
                 raise CreateError
@@ -633,9 +580,9 @@ class SessionStore(SessionBase):
 
     def _move_again(self, certain: bool, old_key: str, new_key: str, anonymous: bool) -> Operation:
         engine, old_id, new_id = self._engine, self._id_of(old_key), self._id_of(new_key)
-        ttl = self._ttl_of(self._get_session(no_load=True).get(EXPIRY_KEY))
-        yield from self._end_at_fallback(old_key, moving=True)
-        moved = yield from operations.move(engine, old_id, new_id, ttl, self.get_session_cookie_age, self._ttl_of)
+        ttl = self.ttl_of(self._get_session(no_load=True).get(EXPIRY_KEY))
+        yield from engine.leave(old_key, old_id, self, unseen=True)
+        moved = yield from engine.move(old_id, new_id, ttl, self)
         if moved:
             self._note(None, SessionStore._move_again, old_key, new_key, anonymous)
         elif anonymous and certain:
@@ -682,7 +629,7 @@ class SessionStore(SessionBase):
 
     def fetch_size(self) -> int:
         """Part of the adapter: see :class:`gsession_django.session_map.Source`."""
-        size: int = self._run(operations.size(self._engine, str(self.session_id)))
+        size: int = self._run(self._engine.size(str(self.session_id)))
         return size
 
     async def _afetched(self, key: str) -> None:

@@ -12,9 +12,10 @@ from django.conf import settings
 from django.db import connections, router
 from django.test import override_settings
 
-from gsession_django import operations
-from gsession_django.engine import Engine, Operation
-from gsession_django.moving import fallback, steps
+from gsession_django.driving import Operation
+from gsession_django.engine import Engine
+from gsession_django.moving import steps
+from gsession_django.moving.fallback import FallbackEngine
 from tests import databases, processes, sites
 from tests.old_sites import DJANGOS, OURS, old_site, store_of
 
@@ -101,21 +102,20 @@ def at_source(key: str) -> dict[str, Any] | None:
 
 def at_target(key: str) -> tuple[dict[str, Any], float] | None:
     """Return all pairs that the new engine has stored of a session, those that no user sees too, and its TTL."""
-    engine = new_engine()
-    age = store_of(settings.SESSION_ENGINE).get_session_cookie_age
-    session = engine.run(operations.load_all(engine, engine.id_of(key), age, moving=True))
+    engine = Engine(type(store_of(settings.SESSION_ENGINE)))
+    session = engine.run(engine.load_all(engine.id_of(key), store_of(settings.SESSION_ENGINE), reserved=True))
     return None if session is None else (session.as_dict(), session.ttl_left)
 
 
-def new_engine() -> Engine:
+def new_engine() -> FallbackEngine:
     """Return an engine as another process would have it."""
-    return Engine(type(store_of(settings.SESSION_ENGINE)))
+    return FallbackEngine(type(store_of(settings.SESSION_ENGINE)))
 
 
 class Mover:
     """Another process that moves a session, step by step: a request, or ``migrate_sessions``."""
 
-    def __init__(self, operation: Callable[[Engine, str], Operation], key: str) -> None:
+    def __init__(self, operation: Callable[[FallbackEngine, str], Operation], key: str) -> None:
         self._engine = new_engine()
         self._operation = operation(self._engine, key)
         self._call: Any = next(self._operation)
@@ -134,18 +134,16 @@ class Mover:
         return self._call is not None
 
 
-def first_touch(engine: Engine, key: str) -> Operation:
+def first_touch(engine: FallbackEngine, key: str) -> Operation:
     """What a request does."""
-    assert engine.fallback is not None
-    age = store_of(settings.SESSION_ENGINE).get_session_cookie_age
-    return fallback.load(engine, engine.fallback, key, engine.id_of(key), age)
+    return engine.find(key, engine.id_of(key), store_of(settings.SESSION_ENGINE))
 
 
-def command(engine: Engine, key: str) -> Operation:
+def command(engine: FallbackEngine, key: str) -> Operation:
     """What ``migrate_sessions`` does."""
     source = engine.fallback
-    assert source is not None
-    ref, age = source.ref_of(key), store_of(settings.SESSION_ENGINE).get_session_cookie_age
+    ref = source.ref_of(key)
     found = (yield partial(source.read, [ref])).get(ref)
     if found is not None:
-        yield from steps.move(engine, source, {ref: (engine.id_of(key), found)}, age)
+        batch = {ref: (engine.id_of(key), found)}
+        yield from steps.move(engine, source, batch, store_of(settings.SESSION_ENGINE))

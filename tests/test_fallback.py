@@ -21,9 +21,10 @@ from django.db import connections, transaction
 from django.test import TestCase, override_settings
 
 from gsession_django import SessionMap, StorageUnavailable
-from gsession_django.engine import engine_of
+from gsession_django.engine import Engine, engine_of
 from gsession_django.moving import steps
-from gsession_django.operations import BEGUN, MOVING_KEY
+from gsession_django.moving.steps import MOVING_KEY
+from gsession_django.reading import UNFINISHED
 from tests import databases, engine_that_purges, processes
 from tests.old_sites import OURS, new_session, store_of, stored
 from tests.redis_servers import RedisServer
@@ -145,7 +146,7 @@ def test_it_is_for_the_engine_of_session_engine_alone(tmp_path: Path) -> None:
         key = old_session({"user": 1})
         for engine in (OURS["redis"], OURS["file"]):
             assert stored(engine, key) is None
-            assert engine_of(type(store_of(engine))).fallback is None
+            assert type(engine_of(type(store_of(engine)))) is Engine
         assert stored(settings.SESSION_ENGINE, key) == {"user": 1}
 
 
@@ -224,11 +225,10 @@ def test_one_that_was_copied_is_moved_by_removing_what_was_copied() -> None:
 def test_one_that_is_in_use_since_another_has_moved_it_counts_as_moved() -> None:
     key = old_session({"user": 1})
     engine = new_engine()
-    assert engine.fallback is not None
     found = engine.fallback.read([key])[key]
     assert found is not None
     clears_and_saves(store(key))
-    outcomes = engine.run(steps.move(engine, engine.fallback, {key: (engine.id_of(key), found)}, lambda: 1000))
+    outcomes = engine.run(steps.move(engine, engine.fallback, {key: (engine.id_of(key), found)}, store()))
     assert outcomes == {key: steps.Outcome.MOVED}
     assert moved(key) == {"new": 1}
 
@@ -244,9 +244,8 @@ def at(key: str, data: dict[str, Any]) -> Any:
 def run_move(key: str, move: Any = steps.move) -> Any:
     engine = new_engine()
     source = engine.fallback
-    assert source is not None
     batch = {ref: (engine.id_of(key), found) for ref, found in source.read([source.ref_of(key)]).items()}
-    return engine.run(move(engine, source, batch, lambda: 1000))
+    return engine.run(move(engine, source, batch, store()))
 
 
 # What else a request does first.
@@ -785,7 +784,7 @@ def test_a_slow_old_engine_does_not_block_the_event_loop(tmp_path: Path) -> None
 
 def moving_session(state: str, number: int = 0) -> str:
     """Let there be a session that somebody has begun to move here and not completed; return its key."""
-    engine, key = new_engine(), f"a-key-of-somebody-{number}"
+    engine, key = engine_of(type(store())), f"a-key-of-somebody-{number}"
     data = {"user": 1, "cart": {"apple": 1}, "large": "x" * 50_000, f"{MOVING_KEY}0123": state}
     assert engine_of(type(store())).storage.create(engine.id_of(key), SessionMap(data), 1000)
     return key
@@ -805,24 +804,25 @@ def test_without_the_setting_what_says_that_a_session_is_moved_is_not_seen(tmp_p
             request["cart"]["pear"] = 1
             request.save()
             assert store(key)["cart"] == {"apple": 1, "pear": 1}
-            assert stored(settings.SESSION_ENGINE, moving_session(BEGUN, 1)) is None
+            assert stored(settings.SESSION_ENGINE, moving_session(UNFINISHED, 1)) is None
 
 
 def test_nor_where_sessions_are_fetched_key_by_key(tmp_path: Path) -> None:
     with rollout(tmp_path, SOURCES["db"], "tests.engine_by_keys"):
         key = old_session({"user": 1, "cart": {"apple": 1}})
         engine = engine_of(type(store()))
-        session = SessionMap({"user": 1, "cart": {"apple": 1}, f"{MOVING_KEY}0123": BEGUN})
+        session = SessionMap({"user": 1, "cart": {"apple": 1}, f"{MOVING_KEY}0123": UNFINISHED})
         assert engine.storage.create(engine.id_of(key), session, 1000)
         request = store(key)
         assert sorted(request.keys()) == ["cart", "user"]
         request["cart"]["pear"] = 1
         request.save()
         assert engine.storage.get_map(engine.id_of(key)) == {"user": 1, "cart": {"apple": 1, "pear": 1}}
-        session = SessionMap({"user": 1, f"{MOVING_KEY}0123": steps.CERTAIN})
-        assert engine.storage.create(engine.id_of("a-key-of-somebody"), session, 1000)
-        engine.fallback = None
-        assert list(store("a-key-of-somebody").keys()) == ["user"]
+        with override_settings(GSESSION={**settings.GSESSION, "FALLBACK_ENGINE": None}):
+            session = SessionMap({"user": 1, f"{MOVING_KEY}0123": steps.CERTAIN})
+            engine = engine_of(type(store()))
+            assert engine.storage.create(engine.id_of("a-key-of-somebody"), session, 1000)
+            assert list(store("a-key-of-somebody").keys()) == ["user"]
 
 
 # The settings.

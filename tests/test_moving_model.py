@@ -15,11 +15,14 @@ import pytest
 from django.core.exceptions import ImproperlyConfigured
 
 from gsession_django import SessionMap
+from gsession_django.abilities import abilities
 from gsession_django.backends.memory import MemoryStorage, SessionStore
-from gsession_django.engine import UNABLE, Engine, Operation, abilities
+from gsession_django.driving import UNABLE, Operation
+from gsession_django.engine import Engine
 from gsession_django.locks import IdLocks
-from gsession_django.moving import fallback, steps
-from gsession_django.moving.source import Found
+from gsession_django.moving import steps
+from gsession_django.moving.fallback import FallbackEngine
+from gsession_django.moving.source import Found, Source
 
 pytestmark = pytest.mark.once
 
@@ -83,6 +86,14 @@ class Actor:
         return "" if self.call is None else self.call[0] if isinstance(self.call, tuple) else self.call.func.__name__
 
 
+class _Engine(FallbackEngine):
+    """An engine beside a source that no setting names."""
+
+    def __init__(self, source: Source) -> None:
+        Engine.__init__(self, SessionStore)
+        self.fallback = source
+
+
 class World:
     """The two engines and those who take part, after some steps.
 
@@ -106,8 +117,8 @@ class World:
         for number in path:
             self.step(number)
 
-    def engine(self) -> Engine:
-        engine = Engine(SessionStore)
+    def engine(self) -> FallbackEngine:
+        engine = _Engine(self.source)
         # Those of this world: another's actors hold theirs for ever.
         engine.storage, engine.locks = self.storage, IdLocks()
         engine.choose_calls()
@@ -143,11 +154,11 @@ class World:
         return self.engine().run(operation)
 
     def visit(self, session_id: str = ID, session_key: str = KEY) -> dict[str, Any] | None:
-        session = self.alone(fallback.load(self.engine(), self.source, session_key, session_id, age))
+        session = self.alone(self.engine().find(session_key, session_id, AGE))
         return None if session is None else session.as_dict()
 
     def visitor_changes_something(self) -> None:
-        session = self.alone(fallback.load(self.engine(), self.source, KEY, ID, age))
+        session = self.alone(self.engine().find(KEY, ID, AGE))
         self.changed = session is not None
         if session is not None:
             session["cart"]["pear"] = 1
@@ -177,8 +188,15 @@ class World:
         return repr(told)
 
 
-def age() -> int:
-    return 1000
+class _Lifetimes:
+    def get_session_cookie_age(self) -> int:
+        return 1000
+
+    def ttl_of(self, expiry: Any) -> int:
+        return 1000
+
+
+AGE = _Lifetimes()
 
 
 # Those who take part.
@@ -186,7 +204,7 @@ def age() -> int:
 
 def first_touch(world: World) -> Operation:
     """A request of the site."""
-    session = yield from fallback.load(world.engine(), world.source, KEY, ID, age)
+    session = yield from world.engine().find(KEY, ID, AGE)
     assert session is not None or world.ended
 
 
@@ -194,14 +212,14 @@ def command(world: World) -> Operation:
     """``migrate_sessions``."""
     found = (yield functools.partial(world.source.read, [KEY])).get(KEY)
     if found is not None:
-        yield from steps.move(world.engine(), world.source, {KEY: (ID, found)}, age)
+        yield from steps.move(world.engine(), world.source, {KEY: (ID, found)}, AGE)
 
 
 def copying(world: World) -> Operation:
     """``migrate_sessions --copy``."""
     found = (yield functools.partial(world.source.read, [KEY])).get(KEY)
     if found is not None:
-        yield from steps.copy(world.engine(), world.source, {KEY: (ID, found)}, age)
+        yield from steps.copy(world.engine(), world.source, {KEY: (ID, found)}, AGE)
 
 
 def sign_out(world: World) -> Operation:
@@ -215,7 +233,7 @@ def sign_out(world: World) -> Operation:
 def sign_in(world: World) -> Operation:
     """A request that gives the session another key."""
     # In one go, to keep the number of states small: that of a first touch is tried by others.
-    load = fallback.load(world.engine(), world.source, KEY, ID, age)
+    load = world.engine().find(KEY, ID, AGE)
     assert (yield functools.partial(world.alone, load)) is not None
     yield functools.partial(world.source.remove, [KEY])
     world.ended = 1
@@ -326,7 +344,7 @@ def test_a_session_that_is_moved_is_never_lost_and_never_comes_back(
 
 def test_what_a_session_has_left_to_live_is_rounded_up() -> None:
     world = World([], [])
-    call = next(steps.move(world.engine(), world.source, {KEY: (ID, Found(DATA, LEFT))}, age))
+    call = next(steps.move(world.engine(), world.source, {KEY: (ID, Found(DATA, LEFT))}, AGE))
     assert isinstance(call, tuple)
     assert (call[0], call[1], call[3]) == ("create", ID, 100)
 

@@ -12,7 +12,7 @@ from django.core.exceptions import ImproperlyConfigured
 from django.test import override_settings
 from redis.crc import key_slot
 
-from gsession_django import SessionMap, SessionStore, StorageUnavailable, operations
+from gsession_django import SessionMap, SessionStore, StorageUnavailable
 from gsession_django.backends import redis as redis_engine
 from gsession_django.backends import redis_hash
 from gsession_django.checks import check_settings
@@ -137,10 +137,10 @@ def test_a_touch_whose_expiry_is_over_ends_nothing_that_another_request_has_prol
         session_id = store_class(key).session_id
         assert session_id is not None
         engine, held = engine_of(store_class), store_class(key)._session
-        assert engine.run(operations.touch(engine, session_id, held.saving(), 0, lambda: 60))
+        assert engine.run(engine.touch(session_id, held.saving(), 0, store_class()))
         assert dict(store_class(key).items()) == {"a": 1}
         store_class(key).delete()
-        assert not engine.run(operations.touch(engine, session_id, held.saving(), 0, lambda: 60))
+        assert not engine.run(engine.touch(session_id, held.saving(), 0, store_class()))
 
 
 def test_the_reason_of_an_outage_is_a_sentence_of_its_own() -> None:

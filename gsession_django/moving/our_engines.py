@@ -1,14 +1,15 @@
 """The engines of this package, and those that sites write with it, as what sessions are moved from."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import islice
 from typing import Any
 
 from django.core.exceptions import ImproperlyConfigured
 
-from gsession_django import operations
-from gsession_django.engine import Engine, Operation, engine_of
+from gsession_django.driving import Operation
+from gsession_django.engine import Engine, engine_of
 from gsession_django.moving.source import Found
+from gsession_django.reading import RESERVED_KEY, Lifetimes, is_reserved
 from gsession_django.serializers import DecodeError
 from gsession_django.session_map import EXPIRY_KEY, SessionMap
 from gsession_django.storage import Disabled
@@ -53,23 +54,23 @@ class OurSource:
             raise ImproperlyConfigured(f"{self.engine.name} cannot list its sessions: it has no ids().") from error
 
     def read(self, refs: Sequence[str]) -> Mapping[str, Found | None]:
-        engine, age = self.engine, self.store_class().get_session_cookie_age
+        engine, lifetimes = self.engine, self.store_class()
         found: dict[str, Found | None] = {}
         for ref in refs:
             try:
-                session = engine.run(self._read(engine, ref, age))
+                session = engine.run(self._read(engine, ref, lifetimes))
             except DecodeError:
                 session = None
             # What cannot be read is loaded like what is not there.
-            if session is None and engine.run(operations.exists(engine, ref, age)):
+            if session is None and engine.run(engine.exists(ref, lifetimes)):
                 found[ref] = None
             elif session is not None and session.ttl_left > 0:
                 found[ref] = session
         return found
 
-    def _read(self, engine: Engine, session_id: str, age: Callable[[], int]) -> Operation:
+    def _read(self, engine: Engine, session_id: str, lifetimes: Lifetimes) -> Operation:
         """Return a session, if it can be read."""
-        session: SessionMap | None = yield from operations.load(engine, session_id, age)
+        session: SessionMap | None = yield from engine.load(session_id, lifetimes)
         if session is None:
             return None
         there = bool(session)
@@ -80,18 +81,18 @@ class OurSource:
         if there and not data:  # each of its values is absent, as it cannot be decoded
             return None
         left = session.ttl_left
-        return Found(data, self.store_class()._ttl_of(data.get(EXPIRY_KEY)) if left is None else left)
+        return Found(data, lifetimes.ttl_of(data.get(EXPIRY_KEY)) if left is None else left)
 
     def present(self, refs: Sequence[str]) -> set[str]:
-        engine, age = self.engine, self.store_class().get_session_cookie_age
-        return {ref for ref in refs if engine.run(operations.exists(engine, ref, age))}
+        engine, lifetimes = self.engine, self.store_class()
+        return {ref for ref in refs if engine.run(engine.exists(ref, lifetimes))}
 
     def remove(self, refs: Sequence[str]) -> None:
         engine = self.engine
         for ref in refs:
-            engine.run(operations.remove(engine, ref))
+            engine.run(engine.remove(ref))
 
 
 def _is_ours(key: str) -> bool:
     """Whether a key is one that no user ever sees."""
-    return key == operations.RESERVED_KEY or operations.is_moving(key)
+    return key == RESERVED_KEY or is_reserved(key)

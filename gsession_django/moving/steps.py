@@ -39,15 +39,17 @@ from typing import Any, Final
 
 from django.core.exceptions import ImproperlyConfigured
 
-from gsession_django import operations
-from gsession_django.engine import UNABLE, Engine, Operation
+from gsession_django.driving import UNABLE, Operation
+from gsession_django.engine import Engine
 from gsession_django.moving.source import Found, Source
-from gsession_django.operations import BEGUN, MOVING_KEY, Age
+from gsession_django.reading import RESERVED_PREFIX, UNFINISHED, Lifetimes
 from gsession_django.serializers import DecodeError, decode, encode
 from gsession_django.session_map import EXPIRY_KEY, SessionMap
 
+MOVING_KEY: Final = RESERVED_PREFIX + "moving."
+"""Begins the keys that a session has only while it is moved to its engine."""
 CERTAIN: Final = "certain"
-"""The counterpart of ``BEGUN``: the session is at the target, whatever becomes of it at the source."""
+"""The counterpart of ``UNFINISHED``: the session is at the target, whatever becomes of it at the source."""
 
 Pairs = Mapping[str, str]
 """The pairs of a session at the target that say how far its move has come; none when it is complete."""
@@ -84,7 +86,7 @@ class Refused:
     reason: str
 
 
-def move(engine: Engine, source: Source, batch: Mapping[str, tuple[str, Found]], age: Age) -> Operation:
+def move(engine: Engine, source: Source, batch: Mapping[str, tuple[str, Found]], lifetimes: Lifetimes) -> Operation:
     """Move sessions. For all of them it is one call of the source's ``present`` and one of its ``remove``.
 
     What raises in between, and what kills the process, leaves a state that the next move, or :func:`finish`, completes.
@@ -93,33 +95,33 @@ def move(engine: Engine, source: Source, batch: Mapping[str, tuple[str, Found]],
         engine: the target. Its storage must have ``create`` and ``apply``, or this is ``ImproperlyConfigured``.
         source: where the sessions are.
         batch: for each of the source's refs the session's id at the target, and what was read at the source.
-        age: as for :func:`gsession_django.operations.load`.
+        lifetimes: what sessions of this site live.
 
     Returns:
         An :class:`Outcome` for each ref, or :class:`Refused`.
     """
-    moving, others, refused = yield from _begin_all(engine, batch, age)
-    outcomes = yield from finish(engine, source, moving, age)
+    moving, others, refused = yield from _begin_all(engine, batch, lifetimes)
+    outcomes = yield from finish(engine, source, moving, lifetimes)
     # Where the source has none any more, it is the same session, and in use since somebody else has moved it.
     differ = (yield partial(source.present, others)) if others else set()
     return outcomes | refused | {ref: Outcome.SKIPPED if ref in differ else Outcome.MOVED for ref in others}
 
 
-def copy(engine: Engine, source: Source, batch: Mapping[str, tuple[str, Found]], age: Age) -> Operation:
+def copy(engine: Engine, source: Source, batch: Mapping[str, tuple[str, Found]], lifetimes: Lifetimes) -> Operation:
     """Copy sessions: like :func:`move`, but for steps 4 and 5, so that the source stays as it is."""
-    moving, others, refused = yield from _begin_all(engine, batch, age)
-    outcomes = yield from finish(engine, source, moving, age, keep=True)
+    moving, others, refused = yield from _begin_all(engine, batch, lifetimes)
+    outcomes = yield from finish(engine, source, moving, lifetimes, keep=True)
     return outcomes | refused | dict.fromkeys(others, Outcome.SKIPPED)
 
 
-def foresee(engine: Engine, batch: Mapping[str, tuple[str, Found]], age: Age) -> Operation:
+def foresee(engine: Engine, batch: Mapping[str, tuple[str, Found]], lifetimes: Lifetimes) -> Operation:
     """Return what :func:`move` or :func:`copy` would do with each session now, as far as reading tells.
 
     Nothing is changed.
     """
     outcomes: dict[str, Outcome | Refused] = {}
     for ref, (session_id, found) in batch.items():
-        session = yield from _tried(partial(_load, engine, session_id, age), partial(_look, engine, age))
+        session = yield from _tried(partial(_load, engine, session_id, lifetimes), partial(_look, engine, lifetimes))
         if isinstance(session, Refused):
             outcomes[ref] = session
         else:
@@ -140,22 +142,22 @@ def probe(engine: Engine, meanwhile: Callable[[str], Any] | None = None) -> Oper
     """
     session_key = yield "new", _PROBE_TTL
     session_id = engine.id_of(secrets.token_hex(16) if session_key is UNABLE else session_key)
-    yield from operations.create(engine, session_id, SessionMap({}), _PROBE_TTL)
+    yield from engine.create(session_id, SessionMap({}), _PROBE_TTL)
     try:
         if meanwhile is not None:
             return (yield partial(meanwhile, session_id))
-        yield from _mark(engine, session_id, {MOVING_KEY: CERTAIN}, lambda: _PROBE_TTL, BEGUN)
+        yield from _mark(engine, session_id, {MOVING_KEY: CERTAIN}, _PROBE_TTL, UNFINISHED)
     finally:
-        yield from operations.remove(engine, session_id)
+        yield from engine.remove(session_id)
 
 
 def finish(
-    engine: Engine, source: Source, moving: Mapping[str, tuple[str, Pairs]], age: Age, keep: bool = False
+    engine: Engine, source: Source, moving: Mapping[str, tuple[str, Pairs]], lifetimes: Lifetimes, keep: bool = False
 ) -> Operation:
     """Take over moves, from step 3 on: what :func:`move` does with sessions that are at the target.
 
     Args:
-        engine, source, age: as for :func:`move`.
+        engine, source, lifetimes: as for :func:`move`.
         moving: for each ref the session's id at the target, and its pairs there: see :func:`pairs_of`.
         keep: whether the source stays as it is.
 
@@ -163,22 +165,26 @@ def finish(
         An :class:`Outcome` for each ref, or :class:`Refused`.
     """
     outcomes: dict[str, Outcome | Refused] = dict.fromkeys(moving, Outcome.ENDED)
-    begun = [ref for ref, (_, pairs) in moving.items() if BEGUN in pairs.values()]
+    ttl = lifetimes.get_session_cookie_age()
+    begun = [ref for ref, (_, pairs) in moving.items() if UNFINISHED in pairs.values()]
     there: set[str] = (yield partial(source.present, begun)) if begun else set()
     staying: dict[str, tuple[str, Pairs]] = {}
     for ref, (session_id, pairs) in moving.items():
         if ref in begun and ref not in there:
-            session = yield from _load(engine, session_id, age)
+            session = yield from _load(engine, session_id, lifetimes)
             if session is None:
                 continue
             pairs = pairs_of(session)
-            if BEGUN in pairs.values():
-                yield from operations.remove(engine, session_id)
+            if UNFINISHED in pairs.values():
+                yield from engine.remove(session_id)
                 continue
         elif ref in begun and not keep:
-            certain = yield from _tried(partial(_mark, engine, session_id, pairs, age, CERTAIN), partial(probe, engine))
+            certain = yield from _tried(
+                partial(_mark, engine, session_id, pairs, ttl, CERTAIN),
+                partial(probe, engine),
+            )
             if isinstance(certain, Refused):
-                yield from _withdraw(engine, session_id, pairs, age)
+                yield from _withdraw(engine, session_id, pairs, lifetimes)
                 outcomes[ref] = certain
                 continue
             if not certain:
@@ -188,10 +194,13 @@ def finish(
         yield partial(source.remove, list(staying))
     for ref, (session_id, pairs) in staying.items():
         complete = not pairs or (
-            yield from _tried(partial(_mark, engine, session_id, pairs, age, None), partial(probe, engine))
+            yield from _tried(
+                partial(_mark, engine, session_id, pairs, ttl, None),
+                partial(probe, engine),
+            )
         )
         if isinstance(complete, Refused) and keep:
-            yield from _withdraw(engine, session_id, pairs, age)
+            yield from _withdraw(engine, session_id, pairs, lifetimes)
             outcomes[ref] = complete
         elif complete:  # with a pair that the target does not let go of as well: nobody sees it
             outcomes[ref] = Outcome.MOVED
@@ -214,7 +223,7 @@ def _is_another(session: SessionMap, found: Found) -> bool:
     return not pairs_of(session) and session.as_dict() != decode(encode(found.data))
 
 
-def _begin_all(engine: Engine, batch: Mapping[str, tuple[str, Found]], age: Age) -> Operation:
+def _begin_all(engine: Engine, batch: Mapping[str, tuple[str, Found]], lifetimes: Lifetimes) -> Operation:
     """Take step 2. Return those to go on with, for :func:`finish`, the refs whose id another session has, and those
     that are refused.
     """
@@ -223,9 +232,9 @@ def _begin_all(engine: Engine, batch: Mapping[str, tuple[str, Found]], age: Age)
     refused: dict[str, Refused] = {}
     for ref, (session_id, found) in batch.items():
         made: dict[str, str] = {}
-        begun = yield from _tried(partial(_begin, engine, session_id, found, made, age), partial(probe, engine))
+        begun = yield from _tried(partial(_begin, engine, session_id, found, made, lifetimes), partial(probe, engine))
         if isinstance(begun, Refused):
-            yield from _withdraw(engine, session_id, made, age)
+            yield from _withdraw(engine, session_id, made, lifetimes)
             refused[ref] = begun
         elif begun is None:
             others.append(ref)
@@ -234,23 +243,23 @@ def _begin_all(engine: Engine, batch: Mapping[str, tuple[str, Found]], age: Age)
     return moving, others, refused
 
 
-def _begin(engine: Engine, session_id: str, found: Found, made: dict[str, str], age: Age) -> Operation:
+def _begin(engine: Engine, session_id: str, found: Found, made: dict[str, str], lifetimes: Lifetimes) -> Operation:
     """Take step 2 for one session. Return the pairs of its copy, or ``None`` if another session has its id.
 
     `made` takes in the pairs of each copy that this tries to make. Where there are some already, an earlier attempt has
     failed, and may have left a part of the session.
     """
     if made:
-        yield from _withdraw(engine, session_id, made, age, found)
+        yield from _withdraw(engine, session_id, made, lifetimes, found)
     for _ in range(_ATTEMPTS):
-        pairs: Pairs = {MOVING_KEY + secrets.token_hex(8): BEGUN}
+        pairs: Pairs = {MOVING_KEY + secrets.token_hex(8): UNFINISHED}
         made.update(pairs)
         if (yield from _create(engine, session_id, found, pairs)):
             return pairs
-        session = yield from _load(engine, session_id, age)
+        session = yield from _load(engine, session_id, lifetimes)
         if session is not None:
             return None if _is_another(session, found) else pairs_of(session)
-    if not (yield from operations.exists(engine, session_id, age)):
+    if not (yield from engine.exists(session_id, lifetimes)):
         raise ValueError("its create() answers that the id is taken, and there is no session with this id")
     return None
 
@@ -280,36 +289,38 @@ def _succeeds(check: Callable[[], Operation]) -> Operation:
     return True
 
 
-def _look(engine: Engine, age: Age) -> Operation:
+def _look(engine: Engine, lifetimes: Lifetimes) -> Operation:
     """Look for a session that nobody has."""
-    yield from _load(engine, engine.id_of(secrets.token_hex(16)), age)
+    yield from _load(engine, engine.id_of(secrets.token_hex(16)), lifetimes)
 
 
-def _withdraw(engine: Engine, session_id: str, pairs: Pairs, age: Age, unless: Found | None = None) -> Operation:
+def _withdraw(
+    engine: Engine, session_id: str, pairs: Pairs, lifetimes: Lifetimes, unless: Found | None = None
+) -> Operation:
     """Remove the copy of a session that the target refuses, if it has one of these pairs and is still ``begun``.
 
     With `unless` it stays if it is all of that session, with a TTL: then only the reply was lost.
     """
     with suppress(Exception):  # what cannot be looked at is not this copy
-        session = yield from _load(engine, session_id, age)
-        if session is None or all(session.get(key) != BEGUN for key in pairs):
+        session = yield from _load(engine, session_id, lifetimes)
+        if session is None or all(session.get(key) != UNFINISHED for key in pairs):
             return
         if unless is not None and session.ttl_left is not None:
             whole = decode(encode({**unless.data, **pairs_of(session)}))
             if session.as_dict() == whole:
                 return
-        yield from operations.remove(engine, session_id)
+        yield from engine.remove(session_id)
 
 
-def _load(engine: Engine, session_id: str, age: Age) -> Operation:
+def _load(engine: Engine, session_id: str, lifetimes: Lifetimes) -> Operation:
     """Return a session at the target, with the pairs that say how far its move has come; ``None`` if none can be read.
 
     A session that cannot be read is left alone, and keeps its id.
     """
     try:
-        return (yield from operations.load_all(engine, session_id, age, moving=True))
+        return (yield from engine.load_all(session_id, lifetimes, reserved=True))
     except DecodeError as error:
-        operations.log_unreadable(engine, session_id, error)
+        engine.log_unreadable(session_id, error)
         return None
 
 
@@ -324,7 +335,7 @@ def _create(engine: Engine, session_id: str, found: Found, pairs: Pairs) -> Oper
     return created
 
 
-def _mark(engine: Engine, session_id: str, pairs: Pairs, age: Age, value: str | None) -> Operation:
+def _mark(engine: Engine, session_id: str, pairs: Pairs, ttl: int, value: str | None) -> Operation:
     """Set the pairs to `value`, or take them away; ``False`` when the session is gone.
 
     Nothing else of it changes. An expiry that it does not have is the way to tell ``apply`` to leave its TTL alone.
@@ -336,7 +347,7 @@ def _mark(engine: Engine, session_id: str, pairs: Pairs, age: Age, value: str | 
         else:
             session[key] = value
     try:
-        applied = yield "apply", session_id, session, age()
+        applied = yield "apply", session_id, session, ttl
     except DecodeError:
         return False
     if applied is UNABLE:

@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING, Any, ClassVar, Final, NoReturn, TypeVar, cast
 
 from django.core.exceptions import ImproperlyConfigured
 
+from gsession_django.abilities import abilities, missing_twins
 from gsession_django.conf import conf
-from gsession_django.engine import abilities, engine_of, missing_twins
-from gsession_django.operations import RESERVED_KEY
+from gsession_django.engine import engine_of
+from gsession_django.reading import RESERVED_KEY
 from gsession_django.session_map import SessionMap
 from gsession_django.storage import Storage
 from gsession_django.store import SessionStore

@@ -147,7 +147,7 @@ class _Migration:
                 f"No session can be moved to {self._engine.name}: its storage has no {'() and no '.join(lacking)}()."
             )
         self._id_of = _ids(self.source, self._engine)
-        self._age = store().get_session_cookie_age
+        self._lifetimes = store()
         self._steps = steps.copy if options["copy"] else steps.move
         self._limit: Limit | None = None
 
@@ -185,9 +185,9 @@ class _Migration:
             else:
                 batch[ref] = session_id, session
         if self.dry_run:
-            outcomes = self._engine.run(steps.foresee(self._engine, batch, self._age))
+            outcomes = self._engine.run(steps.foresee(self._engine, batch, self._lifetimes))
         else:
-            outcomes = self._engine.run(self._steps(self._engine, self.source, batch, self._age))
+            outcomes = self._engine.run(self._steps(self._engine, self.source, batch, self._lifetimes))
         self.report.add({batch[ref][0]: outcome for ref, outcome in outcomes.items()})
 
     def _foreseen(self, session_id: str, session: Found) -> Refused | None:

@@ -1,0 +1,142 @@
+"""Reading sessions, whatever methods the storage has for it."""
+
+from collections.abc import Mapping
+from typing import Any, Final, Protocol
+
+from django.core.exceptions import ImproperlyConfigured
+
+from gsession_django.driving import UNABLE, Driver, Operation
+from gsession_django.serializers import DecodeError, logger
+from gsession_django.session_map import EXPIRY_KEY, SessionMap
+
+RESERVED_KEY: Final = "_gsession"
+"""What a per-key storage is given to keep where a session has no pairs. No user ever sees it."""
+RESERVED_PREFIX: Final = RESERVED_KEY + "."
+"""Begins the keys of further pairs that no user ever sees."""
+UNFINISHED: Final = "begun"
+"""The value of a reserved pair, while whoever stored the session is not done with it. It counts as missing until then.
+"""
+
+
+class Lifetimes(Protocol):
+    """What sessions of this site live: a SessionStore knows it."""
+
+    def get_session_cookie_age(self) -> int:
+        """Return the seconds that a session lives without an expiry of its own."""
+
+    def ttl_of(self, expiry: Any) -> int:
+        """Return the whole seconds that a session lives from now on, if ``set_expiry()`` was given this."""
+
+
+def is_reserved(key: Any) -> bool:
+    """Whether no user ever sees a pair with this key: it begins with :data:`RESERVED_PREFIX`."""
+    return isinstance(key, str) and key.startswith(RESERVED_PREFIX)
+
+
+class Reader(Driver):
+    """Reads sessions by their ids.
+
+    Attributes:
+        name: the storage and the engine, for messages.
+    """
+
+    __slots__ = ("name",)
+
+    name: str
+
+    def load(self, session_id: str, lifetimes: Lifetimes, reserved: bool = False) -> Operation:
+        """Return what is stored, as a SessionMap, or ``None``. Raises ``DecodeError`` if it cannot be read.
+
+        Args:
+            session_id: the session's id.
+            lifetimes: what sessions of this site live.
+            reserved: whether the session is wanted with its reserved pairs, also where they say that it is unfinished.
+        """
+        found = yield "get_session", session_id, lifetimes.get_session_cookie_age(), None
+        if found is None:
+            return None
+        if found is UNABLE:
+            raise self.cannot_hold_a_session("get_session")
+        if isinstance(found, SessionMap):
+            session = found
+        else:
+            session = SessionMap(found)
+            session.partial = not session and "get" in self.able
+        if keys := session.held(RESERVED_KEY):
+            if self._needs_a_pair():
+                session.hide(RESERVED_KEY)
+            if not reserved and (keys := list(filter(is_reserved, keys))):
+                if UNFINISHED in map(session.get, keys):
+                    return None
+                for key in keys:
+                    session.hide(key)
+        return session
+
+    def load_all(self, session_id: str, lifetimes: Lifetimes, reserved: bool = False) -> Operation:
+        """The same, with all its pairs."""
+        session = yield from self.load(session_id, lifetimes, reserved)
+        if session is not None and session.lacks(None):
+            session.learn((yield from self._all_pairs(session_id, reserved)), complete=True)
+        return session
+
+    def fetch(self, session_id: str, session: SessionMap, key: str | None) -> Operation:
+        """Bring the value of `key` into a session that is served key by key; with ``None`` all that there is."""
+        if key is not None:
+            value = yield from self._one_value(session_id, key)
+            if value is not UNABLE and value is not None:
+                session.learn({key: value})
+                return
+            if value is None and (key == EXPIRY_KEY or session.promises(key)):
+                # Settled: Django never keeps None there, and no storage promises a value that is none.
+                session.learn_absent(key)
+                return
+        try:
+            session.learn((yield from self._all_pairs(session_id)), complete=True)
+        except DecodeError as error:
+            self.log_unreadable(session_id, error)
+            session.learn({}, complete=True)
+            session.unreadable = not session.as_dict()
+
+    def size(self, session_id: str) -> Operation:
+        """Return the number of pairs that are stored."""
+        number = yield "get_size", session_id
+        if number is UNABLE:
+            return len((yield from self._all_pairs(session_id)))
+        reserved = yield "get", session_id, RESERVED_KEY
+        return number if reserved is None else number - 1
+
+    def _one_value(self, session_id: str, key: str) -> Operation:
+        try:
+            return (yield "get", session_id, key)
+        except DecodeError as error:
+            self.log_unreadable(session_id, error)
+            return None
+
+    def _all_pairs(self, session_id: str, reserved: bool = False) -> Operation:
+        data: Mapping[str, Any] = yield from self.need("get_map", session_id)
+        return {key: value for key, value in data.items() if key != RESERVED_KEY and (reserved or not is_reserved(key))}
+
+    def log_unreadable(self, session_id: str, error: DecodeError) -> None:
+        logger.warning("The session %r of %s cannot be read, and is left as it is: %s", session_id, self.name, error)
+
+    def exists(self, session_id: str, lifetimes: Lifetimes) -> Operation:
+        """Return whether there is such a session, readable or not."""
+        try:
+            found = yield "exists", session_id
+            return (yield from self.load(session_id, lifetimes)) is not None if found is UNABLE else found
+        except DecodeError:
+            return True
+
+    def _needs_a_pair(self) -> bool:
+        return "get" in self.able or "set_session" not in self.able
+
+    def need(self, name: str, *args: Any) -> Operation:
+        """Call a method without which no session can be held."""
+        result = yield name, *args
+        if result is UNABLE:
+            raise self.cannot_hold_a_session(name)
+        return result
+
+    def cannot_hold_a_session(self, name: str) -> ImproperlyConfigured:
+        """Return what to raise where the storage does not have the method `name`, without which there is no session."""
+        return ImproperlyConfigured(f"{self.name} cannot hold a session: its {name}() is disabled, or not there.")
