@@ -280,7 +280,7 @@ def _cells(result: Result) -> Iterator[str]:
 
 
 def _curves(results: Sequence[Result], curves: Mapping[str, Curve]) -> Table:
-    """Return the ratio at each point, and our time; a row for each pair of engines that has more than one point."""
+    """Return the ratio at each point, with the target; a row for each pair of engines that has more than one point."""
     table: Table = [("operation", "engine", "beside", *next(iter(curves.values())))]
     for operation, curve in curves.items():
         for ours, peer in dict.fromkeys((result.ours, result.peer) for result in results):
@@ -292,7 +292,10 @@ def _curves(results: Sequence[Result], curves: Mapping[str, Curve]) -> Table:
 
 
 def _point(result: Result | None) -> str:
-    return "" if result is None else f"{result.ratio:.2f} ({_duration(result.ours_ns)})"
+    if result is None:
+        return ""
+    target = "" if result.target is None else f" ({result.target:g}: {'yes' if result.reached else 'NO'})"
+    return f"{result.ratio:.2f}{target}"
 
 
 def _page_cells(result: PageResult) -> Iterator[str]:
