@@ -12,12 +12,13 @@ from pathlib import Path
 import django
 
 from benchmarks import database_engines, engines, http, purging, redis_engines, report, serializers, sizes
+from benchmarks.curves import CURVES
 from benchmarks.engines import UNTIL_THE_END, Comparison
 from benchmarks.measure import Operation, Plan, WrongResult, measure, one_core
 from benchmarks.operations import OPERATIONS
 
 COMPARISONS = (*engines.COMPARISONS, *redis_engines.COMPARISONS, *database_engines.COMPARISONS)
-HTTP, BYTES, PURGING, SERIALIZERS = "http", "bytes", "purging", "serializers"
+OVER_RANGES, HTTP, BYTES, PURGING, SERIALIZERS = _PARTS = "curves", "http", "bytes", "purging", "serializers"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -37,9 +38,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     with UNTIL_THE_END:
         with nullcontext() if options.spread else one_core():
             for comparison, operation in itertools.product(COMPARISONS, OPERATIONS):
-                if wanted(comparison.name, operation.name):
+                plan = operation.quick if options.quick else operation.plan
+                parts = [OVER_RANGES] if operation.name in CURVES else []
+                if plan is not None and wanted(comparison.name, operation.name, *parts):
                     try:
-                        results += _compare(comparison, operation, operation.quick if options.quick else operation.plan)
+                        results += _compare(comparison, operation, plan)
                     except WrongResult as error:
                         wrong.append(f"{comparison.name}, {operation.name}: {error}")
             if wanted(SERIALIZERS):
@@ -87,7 +90,7 @@ def _compare(comparison: Comparison, operation: Operation, plan: Plan) -> list[r
             times[engine.name],
             peer.engine.name,
             times[peer.engine.name],
-            peer.targets.get(operation.name),
+            peer.targets.get(engine.name, {}).get(operation.name),
         )
         for engine in ours
         for peer in peers
@@ -96,7 +99,7 @@ def _compare(comparison: Comparison, operation: Operation, plan: Plan) -> list[r
 
 def _parser() -> argparse.ArgumentParser:
     comparisons = {comparison.name for comparison in COMPARISONS}
-    names = sorted({*comparisons, *(operation.name for operation in OPERATIONS), HTTP, BYTES, PURGING, SERIALIZERS})
+    names = sorted({*comparisons, *(operation.name for operation in OPERATIONS), *_PARTS})
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description="Measures our engines beside Django's.")
     parser.add_argument("--quick", action="store_true", help="measure less, and with more noise")
     parser.add_argument(
@@ -104,8 +107,7 @@ def _parser() -> argparse.ArgumentParser:
         action="append",
         choices=names,
         metavar="NAME",
-        help=f"a comparison, an operation, {HTTP}, {BYTES}, {PURGING} or {SERIALIZERS}; may be repeated. One of: "
-        f"{', '.join(names)}",
+        help=f"a comparison, an operation, or one of {', '.join(_PARTS)}; may be repeated. One of: {', '.join(names)}",
     )
     parser.add_argument("--spread", action="store_true", help="do not keep client and server on one core")
     parser.add_argument("--markdown", action="store_true", help="print the table as Markdown")

@@ -103,14 +103,14 @@ class Operation(ABC):
     """Something that an engine does. Only :meth:`act` is timed; it may be a coroutine function.
 
     Attributes:
-        plan, quick: how much is measured, normally and with ``--quick``.
+        plan, quick: how much is measured, normally and with ``--quick``, which leaves out an operation without.
         save_every_request: ``SESSION_SAVE_EVERY_REQUEST``.
         touch_interval: ``GSESSION["TOUCH_INTERVAL"]``; ``None`` leaves the default.
     """
 
     name: str
     plan: Plan
-    quick: Plan
+    quick: Plan | None
     save_every_request: bool = False
     touch_interval: float | None = None
 

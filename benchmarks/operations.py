@@ -5,11 +5,14 @@ import reprlib
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cache
 from itertools import count
+from random import Random
 from typing import Any
 
 from django.contrib.sessions.backends.base import SessionBase
 
+from benchmarks.curves import LIVE, OVER_LIVE, OVER_SIZE, SIZES, Curve
 from benchmarks.measure import Operation, Plan, Subject, WrongResult
 from gsession_django import SessionStore
 
@@ -20,6 +23,11 @@ USER = {
 }
 VISITOR = {"cart": {"apple": 3, "pear": 1, "plum": 12}, "language": "en"}
 SESSION = {**USER, **VISITOR}
+
+_PARAGRAPH = (
+    "If nobody is at home on that day please leave the parcel with the neighbour on the second floor as it is a "
+    "present and do not ring after eight in the evening since the children are asleep by then.\n"
+)
 
 _short = reprlib.Repr()
 _short.maxdict = _short.maxstring = 100  # what is read beside a large value is the whole session
@@ -42,22 +50,35 @@ def read_back(subject: Subject, key: str) -> dict[str, Any]:
     return dict(subject.store(key).items())
 
 
+@cache
+def _drafts(size: int) -> dict[str, Any]:
+    """Return what a visitor has written into a long form so far: four texts, of so many bytes together."""
+    chosen, words = Random(size), _PARAGRAPH.split(" ")
+    return {f"draft {number}": " ".join(chosen.choices(words, k=size // 8))[: size // 4] for number in range(4)}
+
+
 @dataclass(frozen=True)
 class OnSessions(Operation):
     """An operation on sessions of a signed-in user, of which many are there already.
 
     Attributes:
-        large: the size of one more value in each of these sessions, which the operation has nothing to do with.
+        size: how many bytes each of these sessions has besides, which the operation has nothing to do with.
+        live: how many sessions there are in all; the operation uses those of its plan.
     """
 
-    large: int = 0
+    size: int = 0
+    live: int = 0
 
     @property
     def session(self) -> dict[str, Any]:
-        return {**SESSION, "photo": "x" * self.large} if self.large else SESSION
+        return {**SESSION, **_drafts(self.size)} if self.size else SESSION
 
     def fill(self, subject: Subject, sessions: int) -> list[str]:
-        return [new_session(subject, self.session) for _ in range(sessions)]
+        keys = [new_session(subject, self.session) for _ in range(sessions)]
+        if self.live > sessions:
+            assert subject.setup.copy is not None
+            subject.setup.copy(self.live // sessions - 1)
+        return keys
 
     def prepare(self, subject: Subject, keys: Sequence[str]) -> Sequence[Any]:
         return keys
@@ -112,7 +133,6 @@ class ChangeInPlace(OnSessions):
         size: about the number of bytes of the dict, as JSON.
     """
 
-    size: int = 0
     _values = count()
 
     @property
@@ -304,14 +324,40 @@ QUICK = Plan(stages=1, rounds=40, calls=10, sessions=2000)
 MIDDLE = Plan(stages=1, rounds=100, calls=20, sessions=200)
 LARGE = Plan(stages=1, rounds=60, calls=20, sessions=20)
 QUICK_LARGE = Plan(stages=1, rounds=10, calls=20, sessions=20)
+MEGABYTE = Plan(stages=1, rounds=40, calls=4, sessions=20)
+QUICK_MEGABYTE = Plan(stages=1, rounds=10, calls=2, sessions=20)
+AMONG = Plan(stages=1, rounds=100, calls=20, sessions=1000)
+QUICK_AMONG = Plan(stages=1, rounds=20, calls=10, sessions=1000)
 PURGE = Plan(stages=3, rounds=1, calls=1, sessions=100_000, warm_up=False)
 QUICK_PURGE = Plan(stages=3, rounds=1, calls=1, sessions=5000, warm_up=False)
 
+_OF_SIZE = {
+    "1 kB": (MIDDLE, QUICK_LARGE),
+    "10 kB": (MIDDLE, QUICK_LARGE),
+    "100 kB": (LARGE, QUICK_LARGE),
+    "1 MB": (MEGABYTE, QUICK_MEGABYTE),
+}
+# A million takes too long for a quick run.
+_OF_LIVE = {"1,000": (AMONG, QUICK_AMONG), "100,000": (AMONG, QUICK_AMONG), "1,000,000": (AMONG, None)}
+
+
+def _over_size(operation: type[OnSessions], curve: Curve) -> Iterator[Operation]:
+    return (operation(curve[point], *plans, size=SIZES[point]) for point, plans in _OF_SIZE.items())
+
+
+def _over_live(operation: type[OnSessions], curve: Curve) -> Iterator[Operation]:
+    return (operation(curve[point], *plans, live=LIVE[point]) for point, plans in _OF_LIVE.items())
+
+
 OPERATIONS: tuple[Operation, ...] = (
     Load("load", NORMAL, QUICK),
+    *_over_size(Load, OVER_SIZE["load"]),
+    *_over_live(Load, OVER_LIVE["load"]),
     # Before what removes files, Django's renaming of one over another too: see UNTIL_THE_END in engines.py.
     Create("create", NORMAL, QUICK),
+    *_over_live(Create, OVER_LIVE["create"]),
     Modify("modify", NORMAL, QUICK),
+    *_over_size(Modify, OVER_SIZE["modify"]),
     Touch("touch", NORMAL, QUICK),
     Touch("touch, due", NORMAL, QUICK, touch_interval=0),
     SaveUnchanged("save, not due", NORMAL, QUICK),
@@ -320,8 +366,6 @@ OPERATIONS: tuple[Operation, ...] = (
     ChangeInPlace("change in place, 1 kB", NORMAL, QUICK, size=1000),
     ChangeInPlace("change in place, 10 kB", MIDDLE, QUICK_LARGE, size=10_000),
     ChangeInPlace("change in place, 100 kB", LARGE, QUICK_LARGE, size=100_000),
-    Load("load, 1 MB", LARGE, QUICK_LARGE, large=1_000_000),
-    Modify("modify, 1 MB", LARGE, QUICK_LARGE, large=1_000_000),
     AsyncLoad("async load", NORMAL, QUICK),
     AsyncCreate("async create", NORMAL, QUICK),
     AsyncModify("async modify", NORMAL, QUICK),

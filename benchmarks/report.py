@@ -5,13 +5,15 @@ import os
 import platform
 import statistics
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import django
+
+from benchmarks.curves import OVER_LIVE, OVER_SIZE, Curve
 
 _HEADINGS = ("operation", "engine", "time", "beside", "time", "ratio", "middle half", "target", "reached", "rounds")
 _PAGE_HEADINGS = ("page", "served by", "engine", "per second", "beside", "per second", "ratio", "middle half", "rounds")
@@ -255,6 +257,10 @@ def _machine(machine: dict[str, str]) -> str:
 def _tables(report: Report) -> Iterator[Table]:
     if report.results:
         yield [_HEADINGS, *(tuple(_cells(result)) for result in report.results)]
+        for curves in (OVER_SIZE, OVER_LIVE):
+            table = _curves(report.results, curves)
+            if len(table) > 1:
+                yield table
     if report.pages:
         yield [_PAGE_HEADINGS, *(tuple(_page_cells(result)) for result in report.pages)]
     if report.sizes:
@@ -271,6 +277,25 @@ def _cells(result: Result) -> Iterator[str]:
     yield "" if result.target is None else f"{result.target:g}"
     yield "" if result.reached is None else "yes" if result.reached else "NO"
     yield str(result.rounds)
+
+
+def _curves(results: Sequence[Result], curves: Mapping[str, Curve]) -> Table:
+    """Return the ratio at each point, with the target; a row for each pair of engines that has more than one point."""
+    table: Table = [("operation", "engine", "beside", *next(iter(curves.values())))]
+    for operation, curve in curves.items():
+        for ours, peer in dict.fromkeys((result.ours, result.peer) for result in results):
+            found = {result.operation: result for result in results if (result.ours, result.peer) == (ours, peer)}
+            points = [found.get(name) for name in curve.values()]
+            if len(points) - points.count(None) > 1:
+                table.append((operation, ours, peer, *map(_point, points)))
+    return table
+
+
+def _point(result: Result | None) -> str:
+    if result is None:
+        return ""
+    target = "" if result.target is None else f" ({result.target:g}: {'yes' if result.reached else 'NO'})"
+    return f"{result.ratio:.2f}{target}"
 
 
 def _page_cells(result: PageResult) -> Iterator[str]:
