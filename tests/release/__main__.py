@@ -19,7 +19,10 @@ from tests.redis_servers import RedisServer
 ROOT = Path(__file__).resolve().parents[2]
 DIST = ROOT / "dist"
 SMOKE = Path(__file__).with_name("smoke.py")
-NOT_COPIED = shutil.ignore_patterns(".git", ".tox", ".venv", ".*_cache", "__pycache__")
+# Some of them change meanwhile, as tests run.
+NOT_COPIED = shutil.ignore_patterns(
+    ".git", ".hypothesis", ".tox", ".venv", ".*_cache", "__pycache__", "*.egg-info", "build", "dist"
+)
 
 
 def run(*command: object) -> None:
