@@ -1,7 +1,7 @@
 """What tests.release runs where the package is installed: a visitor signs in and out, on each engine.
 
-``python smoke.py URL SERIALIZER``: the URL of a Redis server, and the `SESSION_SERIALIZER`. At its end it prints the
-versions of what is installed.
+``python smoke.py URL EXTRA...``: the URL of a Redis server, and the extras that the package was installed with. At its
+end it prints the versions of what is installed.
 """
 
 import sys
@@ -18,6 +18,7 @@ from django.test import Client, override_settings
 from django.urls import path
 
 ENGINES = [f"gsession_django.backends.{name}" for name in ("memory", "file", "database", "redis", "redis_hash")]
+JSON, TYPED = "django.contrib.sessions.serializers.JSONSerializer", "gsession_django.serializers.TypedSerializer"
 VISITOR = {"username": "ada", "password": "a password"}
 
 
@@ -38,6 +39,16 @@ def sign_out(request: HttpRequest) -> HttpResponse:
 urlpatterns = [path("", who), path("sign-in/", sign_in), path("sign-out/", sign_out)]
 
 
+def set_up_opentelemetry() -> None:
+    """Set up what does nothing, as a site does that has its own provider."""
+    from opentelemetry import metrics
+
+    class Provider(metrics.NoOpMeterProvider):
+        pass
+
+    metrics.set_meter_provider(Provider())
+
+
 def sign_in_and_out(engine: str) -> None:
     with override_settings(SESSION_ENGINE=engine):
         call_command("check", fail_level="WARNING", stdout=StringIO())
@@ -49,7 +60,9 @@ def sign_in_and_out(engine: str) -> None:
 
 
 def main() -> None:
-    url, serializer = sys.argv[1:]
+    url, *extras = sys.argv[1:]
+    if "otel" in extras:
+        set_up_opentelemetry()
     with tempfile.TemporaryDirectory() as folder:
         settings.configure(
             SECRET_KEY="not a secret",
@@ -67,7 +80,7 @@ def main() -> None:
             },
             SESSION_CACHE_ALIAS="sessions",
             SESSION_FILE_PATH=folder,
-            SESSION_SERIALIZER=serializer,
+            SESSION_SERIALIZER=TYPED if "typed" in extras else JSON,
             SILENCED_SYSTEM_CHECKS=["gsession_django.W001"],  # memory is for one process, as this is
         )
         django.setup()
