@@ -47,7 +47,7 @@ LINKING = [*PAGES, ROOT / "CHANGELOG.md", ROOT / "CONTRIBUTING.md"]
 APPS_WITH_COMMANDS = ("gsession_django", "django.contrib.sessions", "testproject.demo", "django.core")
 CHECK_ID = re.compile(r"gsession_django\.[EW]\d{3}")
 MANAGE = re.compile(r"manage\.py ([a-z_]+)((?: +(?!\d?>|&&|\|)\S+)*)")
-MAKE = re.compile(r"(?:^|\s)make ([a-z]+)")
+MAKE = re.compile(r"(?:^|\s)make ([a-z-]+)")
 
 
 def by_name(page: Path) -> str:
@@ -303,7 +303,7 @@ def test_check_ids_are_those_of_the_code() -> None:
 
 @each_linking_page
 def test_make_targets_exist(page: Path) -> None:
-    targets = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text("utf-8"), re.MULTILINE))
+    targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text("utf-8"), re.MULTILINE))
     assert {name for text in commands_in(page) for name in MAKE.findall(text)} <= targets
 
 
