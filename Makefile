@@ -7,7 +7,7 @@ RESULT := .tox/result.json
 
 .PHONY: help
 help:  ## Show this list
-	@awk -F ':.*  ## ' '/^[a-z-]+:.*  ## / { printf "make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*  ## ' '/^[a-z-]+:.*  ## / { printf "make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 .PHONY: test
 test: $(READY)  ## What a commit has to pass: ruff, mypy and all tests, on this Python
@@ -20,6 +20,10 @@ test-all: $(READY)  ## The same on every Python and Django, as in CI
 # As many environments at once as there are cores, those that take longest first. It ends with what ran and what did not.
 RUN = rm -f $(RESULT); $(VENV)/bin/tox run-parallel --result-json $(RESULT)
 END = status=$$?; test ! -e $(RESULT) || $(VENV)/bin/python .ci/report.py $(RESULT); exit $$status
+
+.PHONY: release-check
+release-check: $(READY)  ## Build the release in dist/, check it, and sign in where it is installed
+	$(VENV)/bin/tox run -e release
 
 .PHONY: demo
 demo: $(READY)  ## Serve the test site on http://127.0.0.1:8000/ (PORT=8000)
@@ -36,7 +40,7 @@ bench: $(BENCH_READY)  ## Measure our engines beside Django's
 
 .PHONY: clean
 clean:  ## Remove everything that the other commands made
-	rm -rf $(VENV) .tox .mypy_cache .pytest_cache .ruff_cache build *.egg-info testproject/demo.*
+	rm -rf $(VENV) .tox .mypy_cache .pytest_cache .ruff_cache build dist *.egg-info testproject/demo.*
 	find . -name __pycache__ -prune -exec rm -rf {} +
 
 # One environment for all commands, made anew when what it holds may have changed.

@@ -59,7 +59,7 @@ LANGUAGES = {"python", "pycon", "sh", "text"}
 DIRECTIVES = {"{eval-rst}", "{include}", "{svgbob}", "{toctree}"}  # of Sphinx
 CHECK_ID = re.compile(r"gsession_django\.[EW]\d{3}")
 MANAGE = re.compile(r"manage\.py ([a-z_]+)((?: +(?!\d?>|&&|\|)\S+)*)")
-MAKE = re.compile(r"(?:^|\s)make ([a-z]+)")
+MAKE = re.compile(r"(?:^|\s)make ([a-z-]+)")
 
 
 def by_name(page: Path) -> str:
@@ -316,7 +316,7 @@ def test_public_names_are_in_the_api_reference() -> None:
 
 @each_linking_page
 def test_make_targets_exist(page: Path) -> None:
-    targets = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text("utf-8"), re.MULTILINE))
+    targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text("utf-8"), re.MULTILINE))
     assert {name for text in commands_in(page) for name in MAKE.findall(text)} <= targets
 
 
