@@ -15,7 +15,7 @@ from django.urls import path
 from psycopg import IsolationLevel
 from psycopg.errors import SerializationFailure
 
-from gsession_django import SessionMap, SessionStore, engine
+from gsession_django import SessionMap, SessionStore, driving
 from gsession_django.backends import database
 from gsession_django.models import Session
 from tests.database_servers import shared
@@ -495,5 +495,5 @@ def test_under_async_each_operation_is_one_thread_hop(
         await count(store.aflush())
         return counts
 
-    monkeypatch.setattr(engine, "sync_to_async", Counted)
+    monkeypatch.setattr(driving, "sync_to_async", Counted)
     assert asyncio.run(visit()) == [1] * 6

@@ -23,6 +23,7 @@ from pytest_django import Settings
 from gsession_django import StorageUnavailable
 from gsession_django.moving.choice import source_of
 from gsession_django.moving.source import Found
+from gsession_django.moving.steps import MOVING_KEY
 from tests import databases, redis_clusters
 from tests.old_sites import DJANGOS, OURS, Router, new_session, old_site, store_of, stored
 from tests.redis_clusters import cluster_settings
@@ -395,7 +396,7 @@ def test_what_is_kept_for_us_is_no_part_of_a_session(site: None, engine: str) ->
     if engine in OURS.values():
         store = store_of(engine, key)
         assert store["key"] == "value"
-        store["_gsession_moving.1"] = "certain"
+        store[f"{MOVING_KEY}1"] = "certain"
         store.save()
     assert data_of(engine, key) == {"key": "value"}
 
