@@ -7,7 +7,6 @@ from types import SimpleNamespace
 from typing import Any, cast
 
 from asgiref.sync import sync_to_async
-from django.conf import settings
 from django.contrib.sessions.backends.base import UpdateError
 from django.contrib.sessions.middleware import SessionMiddleware as DjangoSessionMiddleware
 from django.core.handlers import exception as exception_handling
@@ -16,6 +15,7 @@ from django.http.response import HttpResponseBase
 from django.utils.cache import patch_vary_headers
 
 from gsession_django import outages
+from gsession_django.conf import django_setting
 from gsession_django.storage import StorageUnavailable
 from gsession_django.store import SessionStore
 
@@ -107,7 +107,7 @@ class SessionMiddleware(DjangoSessionMiddleware):
                 answers = _Answers(session.accessed, session.modified, session.is_empty())
             except AttributeError:
                 return response
-            wanted = answers.modified or settings.SESSION_SAVE_EVERY_REQUEST
+            wanted = answers.modified or django_setting("SESSION_SAVE_EVERY_REQUEST")
             if wanted and not answers.empty and response.status_code < 500:
                 answers.at_browser_close = await session.aget_expire_at_browser_close()
                 answers.age = await session.aget_expiry_age()

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Final
 
+from gsession_django.database.rows import next_start
 from gsession_django.database.table import SessionTable, available
 from gsession_django.models import Session
 
@@ -44,8 +45,7 @@ def purge(table: SessionTable, now: int, batch_size: int) -> Iterator[int]:
             yield number
         if ahead.rows < rows:
             return
-        # More may have expired at one moment, and be locked.
-        passed = ahead.until if removed or ahead.until > passed else ahead.until + 1
+        passed = next_start(passed, ahead.until, removed)
         rows = max(rows, min(_FACTOR * rows, _MOST))
 
 

@@ -27,3 +27,15 @@ def check_new_id(session_id: str) -> None:
 def new_version() -> int:
     """Return a number that nobody has seen: not even where a session ended, and another has its id."""
     return secrets.randbits(63)
+
+
+def next_start(start: int, until: int, removed: int) -> int:
+    """Return the expiry from which on a purge looks for its next rows.
+
+    Args:
+        start: where it began to look this time.
+        until: the last expiry that it saw.
+        removed: how many rows it has removed. With none, more rows than it takes at once may have expired at one
+            moment, and be locked: it goes on behind them.
+    """
+    return until if removed or until > start else until + 1

@@ -11,6 +11,7 @@ from typing import Any, Final
 from django.db import transaction
 
 from gsession_django.database import clock, postgresql
+from gsession_django.database.rows import next_start
 from gsession_django.database.statements import Sessions
 from gsession_django.database.table import SessionTable, available
 
@@ -76,8 +77,7 @@ class _Walk:
         else:
             removed = self._remove(now, expired[:batch_size])
         if until is not None:
-            # More than a batch may have expired at one moment, and be locked.
-            self._passed = until if removed or until > self._passed else until + 1
+            self._passed = next_start(self._passed, until, removed)
         return removed
 
     def _remove(self, now: int, batch: Sessions) -> int:

@@ -5,7 +5,7 @@ import pytest
 
 from tests.demo.support import Serve, Server, Visitor
 
-ENGINES = ("gsession_django.backends.file", "testproject.sessions")
+ENGINES = ("gsession_django.backends.file", "gsession_django.backends.database", "testproject.sessions")
 
 
 @pytest.fixture(scope="session")
