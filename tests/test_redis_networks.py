@@ -18,8 +18,8 @@ from gsession_django import SessionStore, StorageUnavailable
 from gsession_django.backends import redis as redis_engine
 from gsession_django.backends import redis_hash
 from gsession_django.redis.connections import Connections
-from tests.proxies import Passed, Proxy
-from tests.redis_servers import RedisServer, connection_of, settings_for, shared
+from tests.proxies import Passed, Proxy, everything
+from tests.redis_servers import LENT, RedisServer, connection_of, settings_for, shared
 
 pytestmark = pytest.mark.once
 
@@ -122,6 +122,59 @@ def test_a_task_that_was_cancelled_while_it_waited_keeps_nobody_waiting() -> Non
 
     with site(shared().url(), CONNECTION_POOL_KWARGS={"max_connections": 1}, SOCKET_CONNECT_TIMEOUT=PATIENCE) as stores:
         asyncio.run(use(visitor(stores)))
+
+
+def test_a_task_that_is_cancelled_as_a_connection_fails_is_cancelled() -> None:
+    """What it is given at that moment is leave to open another, and goes to the next."""
+
+    async def use(key: str) -> list[Any]:
+        await stores(key).aget("name")
+        (connections, _), *_ = stores.get_storage().client._of_loops.values()  # type: ignore[attr-defined]
+        free = connections._free
+
+        def free_and_cancel(*given: Any) -> None:
+            connections._free = free
+            free(*given)
+            tasks[1].cancel()
+
+        def cut(number: int, data: bytes) -> Passed:
+            proxy.on_reply = everything
+            they_wait.wait(PATIENCE)
+            return b"", True
+
+        connections._free, proxy.on_reply = free_and_cancel, cut
+        tasks = [asyncio.create_task(stores(key).aget("name")) for _ in range(3)]
+        for _ in range(10):  # the first has sent its request, and the others wait
+            await asyncio.sleep(0)
+        assert len(connections._waiting) == 2
+        they_wait.set()
+        return await asyncio.gather(*tasks, return_exceptions=True)
+
+    limits = {"CONNECTION_POOL_KWARGS": {"max_connections": 1}, "SOCKET_CONNECT_TIMEOUT": PATIENCE}
+    they_wait = threading.Event()
+    with Proxy(shared().port) as proxy, site(proxy.url(), **limits) as stores:
+        first, second, third = asyncio.run(use(visitor(stores)))
+    assert (first, third) == ("ada", "ada")
+    assert isinstance(second, asyncio.CancelledError)
+
+
+@pytest.mark.parametrize("kind", [{}, LENT], ids=["kept", "lent"])
+def test_to_wait_for_a_connection_takes_nothing_from_the_time_for_an_answer(kind: dict[str, Any]) -> None:
+    """Each of six has its answer after 0.2 seconds, in parts, and the last has waited for 1 by then."""
+
+    def slowly(number: int, data: bytes) -> Passed:
+        with suppress(OSError):
+            proxy.send_to_client(number, data[:100])
+        time.sleep(0.2)  # it is the delay that is wanted
+        return data[100:], False
+
+    arguments = {**kind.get("CONNECTION_POOL_KWARGS", {}), "max_connections": 1}
+    options = {**kind, "CONNECTION_POOL_KWARGS": arguments, "SOCKET_CONNECT_TIMEOUT": PATIENCE, "SOCKET_TIMEOUT": 0.6}
+    with Proxy(shared().port) as proxy, site(proxy.url(), **options) as stores:
+        name = "x" * 1000
+        key = visitor(stores, name)
+        proxy.on_reply = slowly
+        assert in_threads(6, lambda: stores(key).get("name")) == [name] * 6
 
 
 # Failovers by address.

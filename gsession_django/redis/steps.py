@@ -22,6 +22,8 @@ def take(steps: Steps[T]) -> T:
                 function, arguments = steps.send(result)
     except StopIteration as stop:
         result = stop.value
+    finally:
+        steps.close()  # where a signal handler has raised between two lines
     return result  # type: ignore[no-any-return]
 
 
@@ -38,4 +40,6 @@ async def atake(steps: Steps[T]) -> T:
                 function, arguments = steps.send(result)
     except StopIteration as stop:
         result = stop.value
+    finally:
+        steps.close()
     return result  # type: ignore[no-any-return]
