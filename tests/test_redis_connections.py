@@ -375,7 +375,7 @@ def test_an_exception_at_any_line_leaves_nothing_to_others(client: str, warm: bo
 
 
 @pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning")
-def test_an_exception_at_any_line_keeps_nobody_waiting() -> None:
+def test_an_exception_at_any_line_keeps_nobody_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
     """Who waits for the only connection gets another, if the exception has lost it."""
 
     def wait_for_it() -> None:
@@ -384,7 +384,8 @@ def test_an_exception_at_any_line_keeps_nobody_waiting() -> None:
         while not connections._waiting and not reading[-1].done() and time.monotonic() < deadline:
             time.sleep(0.0001)  # nothing tells that it waits
 
-    with site("kept, RESP3", CONNECTION_POOL_KWARGS={"max_connections": 1}, SOCKET_CONNECT_TIMEOUT=2) as (ada, bob):
+    monkeypatch.setattr("gsession_django.redis.connections._LOOKED_EVERY", 0.01)
+    with site("kept, RESP3", CONNECTION_POOL_KWARGS={"max_connections": 1}, SOCKET_CONNECT_TIMEOUT=5) as (ada, bob):
         connections: Any = the_client()._way
         reading: list[Future[Any]] = []
         while interrupted(len(reading) + 1, lambda: name_of(ada), wait_for_it):

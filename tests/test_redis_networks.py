@@ -1,6 +1,7 @@
 """What production networks do to the connections of the Redis engines: bursts, failovers by address, silent drops."""
 
 import asyncio
+import gc
 import random
 import signal
 import socket
@@ -9,6 +10,7 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -20,6 +22,7 @@ from gsession_django.backends import redis_hash
 from gsession_django.redis.connections import Connections
 from tests.proxies import Passed, Proxy, everything
 from tests.redis_servers import LENT, RedisServer, connection_of, settings_for, shared
+from tests.tls import TlsProxy
 
 pytestmark = pytest.mark.once
 
@@ -175,6 +178,30 @@ def test_to_wait_for_a_connection_takes_nothing_from_the_time_for_an_answer(kind
         key = visitor(stores, name)
         proxy.on_reply = slowly
         assert in_threads(6, lambda: stores(key).get("name")) == [name] * 6
+
+
+@pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning")
+def test_an_event_loop_ends_though_the_network_has_dropped_its_connections(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """With TLS the other side is to confirm the end. All connections wait for that together, and nothing is logged."""
+
+    async def use() -> None:
+        await asyncio.gather(*(stores("abcdefgh").aget("name") for _ in range(5)))
+        (connections, _), *_ = stores.get_storage().client._of_loops.values()  # type: ignore[attr-defined]
+        assert len(connections._idle) > 1
+        for link in connections._idle:
+            link.connection.socket_connect_timeout = 0.2  # how long it waits for the end, too
+        firewall.drop()
+
+    with TlsProxy(shared().port, tmp_path) as tls, Proxy(tls.port) as proxy:
+        kind = {"SOCKET_CONNECT_TIMEOUT": PATIENCE, "CONNECTION_POOL_KWARGS": {"ssl_ca_certs": tls.authority}}
+        with site(proxy.url().replace("redis", "rediss"), **kind) as stores:
+            firewall = Firewall(proxy)
+            asyncio.run(use())
+            firewall.over.set()
+            gc.collect()  # what has not ended is closed now, and Python warns of it
+    assert [record.getMessage() for record in caplog.records if record.levelname == "ERROR"] == []
 
 
 # Failovers by address.

@@ -12,14 +12,13 @@ import time
 import weakref
 from collections import deque
 from contextlib import suppress
-from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from redis.exceptions import ConnectionError, MaxConnectionsError, RedisError, ResponseError, TimeoutError
 
 from gsession_django import recording
 from gsession_django.redis.commands import Batch
-from gsession_django.redis.link import AsyncLink, Link, is_direct, let_go
+from gsession_django.redis.link import DIRECT, AsyncLink, Link, let_go
 from gsession_django.redis.settings import ASYNC_POOLS
 from gsession_django.redis.steps import Steps
 
@@ -31,21 +30,15 @@ _NEED_THEIR_POOL: Final = frozenset({"cache", "cache_config", "credential_provid
 _NAMED_FOR: Final = 1.0
 # Seconds between two requests that try a server which does not answer.
 _TRIED_EVERY: Final = 0.5
-# Seconds after which somebody who waits for a connection looks by himself whether one has been lost between two lines.
-_LOOKED_EVERY: Final = 0.1
+# Seconds after which who waits for a connection looks whether one is free without a word: an exception between two
+# lines can lose one.
+_LOOKED_EVERY: Final = 1.0
 # Only a master can answer it: a replica answers with an error.
 _ARE_YOU_MASTER: Final = b"*3\r\n$4\r\nWAIT\r\n$1\r\n0\r\n$1\r\n0\r\n"
 
 
-@dataclass(frozen=True)
-class Limits:
-    """How long connections are used, and a server is waited for.
-
-    Attributes:
-        max_idle: seconds after which an idle connection is not used again: firewalls forget it without a word.
-        fail_fast_after: requests in a row without an answer in time, after which others are not sent for a moment. 0
-            sends each.
-    """
+class Limits(NamedTuple):
+    """The engine's options of these names: how long connections are used, and when a server is asked no more."""
 
     max_idle: float = 60.0
     fail_fast_after: int = 3
@@ -68,15 +61,13 @@ class Connections:
         self._max_idle = limits.max_idle
         # A pool that a site has written makes its own connections, and lends them for a batch.
         self._lends = not _can_keep(pool)
-        self._most = 0 if self._lends else pool.max_connections
         self._follows_master = hasattr(pool, "sentinel_manager")
         self._ask_at = 0.0
         self._asks_whether_master = True
-        # Whoever waits for a connection has a place, where the next that is free is put. While there are any, none is
-        # idle. The lock is one that a signal handler or finaliser may take in the thread that has it.
-        self._lock = threading.RLock()
         self._idle: list[Any] = []
+        # Whoever waits has a place here, where the next that is free is put.
         self._waiting: deque[Any] = deque()
+        self._lock = threading.RLock()  # a signal handler may use sessions, too
         # Not a number: a connection that an exception has lost between two lines counts no longer.
         self._links: weakref.WeakSet[Any] = weakref.WeakSet()
         self._failures, self._try_at = 0, 0.0
@@ -98,8 +89,11 @@ class Connections:
         while True:
             link = None
             try:
-                link = self._free_one() or (yield from self._another())
-                if time.monotonic() - link.used > self._max_idle or self._is_outdated(link.connection):
+                try:
+                    link = self._idle.pop()
+                except IndexError:
+                    link = yield from self._another()
+                if start - link.used > self._max_idle or self._is_outdated(link.connection):
                     yield link.open, ()
                 replies: list[Any] = yield link.talk, (data, count)
                 if asks and type(reply := replies.pop()) is not int:
@@ -125,44 +119,40 @@ class Connections:
 
     # A free connection.
 
-    def _free_one(self, place: Any = None) -> Any:
-        """Return an idle connection, or a new one; if there may be no more, let the next be put into the place."""
+    def _free_one(self, place: Any) -> Any:
+        """Return an idle connection, or a new one; if there may be no more, the next is put into the place."""
         with self._lock:
-            if self._idle:
+            if place not in self._waiting:
+                self._waiting.append(place)
+            with suppress(IndexError):
                 return self._idle.pop()
-            if len(self._links) < self._most:
+            if len(self._links) < self._pool.max_connections:
                 # Not with make_connection(), which counts what was lost, and what could not be made.
                 link = self._link_class(self._pool.connection_class(**self._pool.connection_kwargs))
                 self._links.add(link)
                 return link
-            if place is not None and place not in self._waiting:
-                self._waiting.append(place)
             return None
 
     def _another(self) -> Steps[Any]:
-        """Return the next connection that is free.
-
-        It is waited for as long as connecting may take, or as a pool that blocks says.
-        """
+        """Return the next connection that is free: waited for as long as connecting may take, or as the pool says."""
+        pool = self._pool
         if self._lends:
-            link = self._link_class((yield self._pool.get_connection, ()))
+            link = self._link_class((yield pool.get_connection, ()))
             link.used = time.monotonic()  # it is open, and the pool says for how long it may be
             return link
-        patience = getattr(self._pool, "timeout", self._pool.connection_kwargs.get("socket_connect_timeout"))
+        patience = getattr(pool, "timeout", pool.connection_kwargs.get("socket_connect_timeout"))
         end = math.inf if patience is None else time.monotonic() + patience
         place: Any = self._link_class.place()
         try:
-            while True:
-                left = max(0.0, end - time.monotonic())
-                seconds = min(left, _LOOKED_EVERY)
-                link = self._free_one(place) or (yield self._link_class.wait, (place, seconds))
-                if link is not None:
-                    return link
-                if not left:
+            while (link := self._free_one(place)) is None:
+                if (left := end - time.monotonic()) <= 0:
                     raise MaxConnectionsError(
-                        f"all {self._most} connections were in use for {patience:g} seconds. Raise max_connections in "
-                        "CONNECTION_POOL_KWARGS, or look for what keeps them in use"
+                        f"all {pool.max_connections} connections were in use for {patience:g} seconds. Raise "
+                        "max_connections in CONNECTION_POOL_KWARGS, or look for what keeps them in use"
                     )
+                if link := (yield self._link_class.wait, (place, min(left, _LOOKED_EVERY))):
+                    break
+            return link
         finally:
             with self._lock:
                 with suppress(ValueError):
@@ -171,12 +161,12 @@ class Connections:
                     self._free(place.get_nowait())
 
     def _free(self, link: Any) -> None:
-        """Give a connection to the one who has waited longest, or keep it. With ``None`` another may be made."""
-        with self._lock:
-            if self._waiting:
-                self._waiting.popleft().put_nowait(link)
-            elif link is not None:
-                self._idle.append(link)
+        """Keep a connection, or give it to the one who has waited longest. With ``None`` another may be made."""
+        if link is not None:
+            self._idle.append(link)
+        if self._waiting:
+            with self._lock, suppress(IndexError):  # somebody else may come first
+                self._waiting.popleft().put_nowait(self._idle.pop() if self._idle else None)
 
     # Which connections may be used.
 
@@ -283,8 +273,8 @@ class Connections:
 def _can_keep(pool: Any) -> bool:
     """Return whether connections that this pool makes may be kept: those of redis-py's own pools."""
     return (
-        (type(pool) in ASYNC_POOLS or type(pool) in ASYNC_POOLS.values())
-        and is_direct(pool.connection_class)
+        type(pool) in {*ASYNC_POOLS, *ASYNC_POOLS.values()}
+        and pool.connection_class in DIRECT
         and _NEED_THEIR_POOL.isdisjoint(name for name, value in pool.connection_kwargs.items() if value is not None)
         and getattr(pool, "cache", None) is None
     )

@@ -22,13 +22,10 @@ from redis.exceptions import ConnectionError, ReadOnlyError, RedisError, Respons
 from gsession_django.redis.settings import ASYNC_CONNECTIONS
 from gsession_django.redis.steps import Steps, atake, take
 
+DIRECT: Final = frozenset({*ASYNC_CONNECTIONS, *ASYNC_CONNECTIONS.values()})
+"""The classes of redis-py's own connections, whose sockets are used directly."""
 # What replies are as a rule; an error is of none of these types, and neither is what the server pushes in between.
 _SIMPLE: Final = frozenset({bytes, int, dict, list, type(None)})
-
-
-def is_direct(connection_class: type) -> bool:
-    """Return whether connections of this class are redis-py's own, and their sockets may be used directly."""
-    return connection_class in ASYNC_CONNECTIONS or connection_class in ASYNC_CONNECTIONS.values()
 
 
 def _looked_at(error: ResponseError) -> ResponseError:
@@ -61,11 +58,8 @@ def _through_redis(connection: Any, data: bytes, count: int, read: Callable[[], 
 class Link:
     """A connection for threads, used by one at a time.
 
-    Args:
-        connection: redis-py's; it need not be open.
-
     Attributes:
-        connection: the same.
+        connection: redis-py's; it need not be open.
         used: ``time.monotonic()`` when the last batch began; minus infinity if there was none since it was opened.
     """
 
@@ -93,7 +87,7 @@ class Link:
         connection.connect()
         self.used = -math.inf
         parser = connection._parser
-        if is_direct(type(connection)) and issubclass(type(parser), _HiredisParser):
+        if type(connection) in DIRECT and issubclass(type(parser), _HiredisParser):
             self._sock, self._reader, self._buffer = connection._sock, parser._reader, parser._buffer
             while (news := self._reader.gets(False)) is not NOT_ENOUGH_DATA:  # of maintenance
                 parser.handle_push_response(news)
@@ -199,7 +193,7 @@ class AsyncLink:
     def __init__(self, connection: Any) -> None:
         self.connection = connection
         self.used = -math.inf
-        self._direct = is_direct(type(connection))
+        self._is_direct = type(connection) in DIRECT
 
     @staticmethod
     async def wait(place: "asyncio.Queue[Any]", seconds: float) -> Any:
@@ -224,7 +218,7 @@ class AsyncLink:
                 if connection.health_check_interval:
                     await connection.check_health()
                     connection.next_health_check = asyncio.get_running_loop().time() + connection.health_check_interval
-                if not self._direct:
+                if not self._is_direct:
                     read = partial(connection.read_response, disable_decoding=True)
                     return await atake(_through_redis(connection, data, count, read))
                 try:

@@ -21,10 +21,9 @@ def take(steps: Steps[T]) -> T:
             else:
                 function, arguments = steps.send(result)
     except StopIteration as stop:
-        result = stop.value
+        return stop.value  # type: ignore[no-any-return]
     finally:
         steps.close()  # where a signal handler has raised between two lines
-    return result  # type: ignore[no-any-return]
 
 
 async def atake(steps: Steps[T]) -> T:
@@ -39,7 +38,6 @@ async def atake(steps: Steps[T]) -> T:
             else:
                 function, arguments = steps.send(result)
     except StopIteration as stop:
-        result = stop.value
+        return stop.value  # type: ignore[no-any-return]
     finally:
         steps.close()
-    return result  # type: ignore[no-any-return]
