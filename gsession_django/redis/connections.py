@@ -137,28 +137,28 @@ class Connections:
         """Return the next connection that is free: waited for as long as connecting may take, or as the pool says."""
         pool = self._pool
         if self._lends:
-            link = self._link_class((yield pool.get_connection, ()))
-            link.used = time.monotonic()  # it is open, and the pool says for how long it may be
-            return link
+            lent = self._link_class((yield pool.get_connection, ()))
+            lent.used = time.monotonic()  # it is open, and the pool says for how long it may be
+            return lent
         patience = getattr(pool, "timeout", pool.connection_kwargs.get("socket_connect_timeout"))
         end = math.inf if patience is None else time.monotonic() + patience
-        place: Any = self._link_class.place()
+        place = self._link_class.place()
+        link: Any = None
         try:
-            while (link := self._free_one(place)) is None:
+            while (link := place.link or self._free_one(place)) is None:
                 if (left := end - time.monotonic()) <= 0:
                     raise MaxConnectionsError(
                         f"all {pool.max_connections} connections were in use for {patience:g} seconds. Raise "
                         "max_connections in CONNECTION_POOL_KWARGS, or look for what keeps them in use"
                     )
-                if link := (yield self._link_class.wait, (place, min(left, _LOOKED_EVERY))):
-                    break
+                yield self._link_class.wait, (place, min(left, _LOOKED_EVERY))
+                place.clear()
             return link
         finally:
-            with self._lock:
-                with suppress(ValueError):
-                    self._waiting.remove(place)
-                while not place.empty():  # it was given one at the last moment
-                    self._free(place.get_nowait())
+            with self._lock, suppress(ValueError):
+                self._waiting.remove(place)
+            if link is None or link is not place.link:  # what was given at the last moment is the next one's
+                self._free(place.link)
 
     def _free(self, link: Any) -> None:
         """Keep a connection, or give it to the one who has waited longest. With ``None`` another may be made."""
@@ -166,7 +166,9 @@ class Connections:
             self._idle.append(link)
         if self._waiting:
             with self._lock, suppress(IndexError):  # somebody else may come first
-                self._waiting.popleft().put_nowait(self._idle.pop() if self._idle else None)
+                place = self._waiting.popleft()
+                place.link = self._idle.pop() if self._idle else None
+                place.set()
 
     # Which connections may be used.
 

@@ -8,11 +8,12 @@ import asyncio
 import builtins
 import math
 import os
-import queue
 import select
 import ssl
+import threading
 import time
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from functools import partial
 from typing import Any, Final
 
@@ -55,6 +56,18 @@ def _through_redis(connection: Any, data: bytes, count: int, read: Callable[[], 
     return replies
 
 
+class Place(threading.Event):
+    """Where somebody waits for a connection: set when there is one, or when another may be made."""
+
+    link: Any = None
+
+
+class AsyncPlace(asyncio.Event):
+    """The same for one event loop."""
+
+    link: Any = None
+
+
 class Link:
     """A connection for threads, used by one at a time.
 
@@ -63,22 +76,14 @@ class Link:
         used: ``time.monotonic()`` when the last batch began; minus infinity if there was none since it was opened.
     """
 
-    # Where one that is free is put, for somebody who waits for it.
-    place = queue.SimpleQueue
+    place = Place
     pause = staticmethod(time.sleep)
+    wait = staticmethod(Place.wait)
 
     def __init__(self, connection: Any) -> None:
         self.connection = connection
         self.used = -math.inf
         self._reader: Any = None
-
-    @staticmethod
-    def wait(place: "queue.SimpleQueue[Any]", seconds: float) -> Any:
-        """Return what is put in a place within some seconds, or else ``None``."""
-        try:
-            return place.get(timeout=seconds)
-        except queue.Empty:
-            return None
 
     def open(self) -> None:
         """Connect, and log in; if it is open, close it first."""
@@ -187,7 +192,7 @@ class Link:
 class AsyncLink:
     """The same for one event loop."""
 
-    place = asyncio.Queue
+    place = AsyncPlace
     pause = staticmethod(asyncio.sleep)
 
     def __init__(self, connection: Any) -> None:
@@ -196,12 +201,10 @@ class AsyncLink:
         self._is_direct = type(connection) in DIRECT
 
     @staticmethod
-    async def wait(place: "asyncio.Queue[Any]", seconds: float) -> Any:
-        try:
+    async def wait(place: AsyncPlace, seconds: float) -> None:
+        with suppress(builtins.TimeoutError):
             async with asyncio.timeout(seconds):
-                return await place.get()
-        except builtins.TimeoutError:
-            return None
+                await place.wait()
 
     async def open(self) -> None:
         self.close()
