@@ -226,10 +226,13 @@ class Connections:
 
     def _give_up(self, link: Any, error: BaseException) -> Steps[None]:
         """Close a connection. If it has failed, close the idle ones, which have most likely failed too."""
+        failed = isinstance(error, ConnectionError | TimeoutError)
         if link is None:
+            # redis-py takes a connection for open whose opening an exception has interrupted.
+            if self._lends and not failed and not isinstance(error, GeneratorExit):
+                yield self._pool.disconnect, (False,)
             return
         link.close()
-        failed = isinstance(error, ConnectionError | TimeoutError)
         if not self._lends:
             if failed:
                 self._close_idle()
