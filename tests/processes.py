@@ -3,6 +3,8 @@
 import multiprocessing
 import os
 import signal
+import subprocess
+import sys
 import threading
 import traceback
 from collections.abc import Callable, Iterator
@@ -38,6 +40,18 @@ def promised(function: Callable[..., T], *args: Any) -> Future[T]:
 
     threading.Thread(target=run, daemon=True).start()
     return future
+
+
+def run_program(module: str, *arguments: str) -> None:
+    """Run a module of the tests as a program, which is to end well."""
+    done = subprocess.run(
+        [sys.executable, "-m", module, *arguments],
+        cwd=Path(__file__).parent.parent,
+        capture_output=True,
+        text=True,
+        timeout=2 * TIMEOUT,
+    )
+    assert done.returncode == 0, f"{done.returncode}: {done.stderr}"
 
 
 class Parent:

@@ -109,7 +109,7 @@ def _store_class(engine: str, alias: str) -> type[SessionStore]:
 
     def init(self: Any) -> None:
         settings.SESSION_CACHE_ALIAS = alias
-        base.__init__(self, prefix="hunt:")
+        base.__init__(self, prefix="hunt:", max_idle=2 * PATIENCE)  # the parent closes none by itself
 
     storage_class = type(base.__name__, (base,), {"__init__": init})
     return type("SessionStore", (ENGINES[engine],), {"storage_class": storage_class, "__module__": __name__})

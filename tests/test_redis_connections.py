@@ -11,13 +11,12 @@ import select
 import signal
 import socket
 import struct
-import subprocess
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future
 from contextlib import contextmanager, suppress
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -25,8 +24,9 @@ from django.test import override_settings
 
 from gsession_django import StorageUnavailable
 from gsession_django.backends import redis as redis_engine
-from gsession_django.redis.client import RedisClient
+from gsession_django.redis.client import RedisClient, alone
 from gsession_django.redis.commands import Batch
+from tests.processes import promised, run_program
 from tests.proxies import Passed, Proxy, everything
 from tests.redis_servers import LENT, RedisServer, connection_of, settings_for, shared
 
@@ -301,7 +301,7 @@ def test_what_the_server_tells_of_its_own_accord_is_no_reply(client: str) -> Non
     with site(client) as (ada, _):
         assert the_client().send(batch) == expected
         assert name_of(ada) == "ada"
-        assert asyncio.run(the_client().asend(batch)) == expected
+        assert asyncio.run(the_client().acarry_out(alone(batch))) == expected
 
 
 # An exception between any two lines.
@@ -309,21 +309,27 @@ def test_what_the_server_tells_of_its_own_accord_is_no_reply(client: str) -> Non
 _OURS_AND_REDIS_PYS = f"{os.sep}redis{os.sep}"
 
 
-def interrupted(number: int, use: Callable[[], object]) -> bool:
+def interrupted(number: int, use: Callable[[], object], before: Callable[[], object] = lambda: None) -> bool:
     """Call it, and raise Interrupted at the line of ours or redis-py's that comes as the so-manieth; whether one did.
 
     In a thread of its own, as tracing can leave a thread with an exception that is being handled for ever.
+
+    Args:
+        number: which line.
+        use: what to call.
+        before: called at that line, before it is raised.
     """
-    count = 0
+    count, lock = 0, vars(the_client()._way)["_lock"]
 
     def trace(frame: Any, event: str, arg: Any) -> Any:
         nonlocal count
         # A trace can raise between the end of a block under a lock and the release of the lock. No signal handler can.
-        if _OURS_AND_REDIS_PYS not in frame.f_code.co_filename or frame.f_code.co_name == "_made_or_queued":
-            return None
+        if _OURS_AND_REDIS_PYS not in frame.f_code.co_filename or lock._is_owned():
+            return trace
         if event == "line":
             count += 1
             if count == number:
+                before()
                 raise Interrupted
         return trace
 
@@ -343,7 +349,7 @@ def interrupted(number: int, use: Callable[[], object]) -> bool:
     ("client", "warm"),
     [
         *(pytest.param(client, True, id=f"{client}, old_connection") for client in CLIENTS),
-        *(pytest.param(client, False, id=f"{client}, new_connection") for client in CLIENTS if "kept" in client),
+        *(pytest.param(client, False, id=f"{client}, new_connection") for client in CLIENTS if client != "lent, RESP2"),
     ],
 )
 def test_an_exception_at_any_line_leaves_nothing_to_others(client: str, warm: bool) -> None:
@@ -364,8 +370,55 @@ def test_an_exception_at_any_line_leaves_nothing_to_others(client: str, warm: bo
             assert read_bob() == "bob"
             if not warm:
                 connections._close_idle()
+                connections._pool.reset()  # what it lends is made anew
             number += 1
         assert number > 50
+
+
+@pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning")
+def test_an_exception_at_any_line_keeps_nobody_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who waits for the only connection gets another, if the exception has lost it."""
+
+    def wait_for_it() -> None:
+        reading.append(promised(name_of, bob))
+        deadline = time.monotonic() + PATIENCE
+        while not connections._waiting and not reading[-1].done() and time.monotonic() < deadline:
+            time.sleep(0.0001)  # nothing tells that it waits
+
+    monkeypatch.setattr("gsession_django.redis.connections._LOOKED_EVERY", 0.01)
+    with site("kept, RESP3", CONNECTION_POOL_KWARGS={"max_connections": 1}, SOCKET_CONNECT_TIMEOUT=5) as (ada, bob):
+        connections: Any = the_client()._way
+        reading: list[Future[Any]] = []
+        while interrupted(len(reading) + 1, lambda: name_of(ada), wait_for_it):
+            assert reading[-1].result(PATIENCE) == "bob"
+            assert not connections._waiting
+        assert len(reading) > 50
+
+
+def test_the_exception_that_a_caller_is_about_keeps_its_traceback(proxy: Proxy) -> None:
+    """A page for an error may be the first to need the session, and finds an outage."""
+
+    def view() -> None:
+        raise LookupError
+
+    def site_with_an_error_page() -> None:
+        try:
+            view()
+        finally:
+            with pytest.raises(StorageUnavailable):
+                name_of(ada)
+
+    with site("kept, RESP3", proxy.url()) as (ada, _):
+        proxy.on_request = lambda number, data: (b"", True)
+        with pytest.raises(LookupError) as caught:
+            site_with_an_error_page()
+        assert caught.traceback[-1].name == "view"
+
+
+@pytest.mark.parametrize("engine", ["redis", "redis_hash"])
+def test_a_signal_handler_that_raises_while_commands_are_packed_crashes_nothing(engine: str) -> None:
+    """As hiredis 3.5.0 does within a tenth of a second, if it is handed a number."""
+    run_program("tests.redis_signals", shared().url(db=1), f"gsession_django.backends.{engine}")
 
 
 # A fork.
@@ -375,14 +428,7 @@ def test_an_exception_at_any_line_leaves_nothing_to_others(client: str, warm: bo
 def test_no_connection_crosses_a_fork(client: str) -> None:
     query, _ = CLIENTS[client]
     with RedisServer() as server:
-        done = subprocess.run(
-            [sys.executable, "-m", "tests.redis_preload", server.url(query), client[:4]],
-            cwd=Path(__file__).parent.parent,
-            capture_output=True,
-            text=True,
-            timeout=4 * PATIENCE,
-        )
-    assert done.returncode == 0, done.stderr
+        run_program("tests.redis_preload", server.url(query), client[:4])
 
 
 # Cancellation at every step of the event loop.
@@ -508,10 +554,10 @@ def test_a_kept_connection_that_the_server_wants_to_be_rid_of_is_opened_anew() -
         assert before != after == the_client().send(who)
 
         async def use() -> None:
-            before = await the_client().asend(who)
+            before = await the_client().acarry_out(alone(who))
             connection_of(the_client()._of_loops[asyncio.get_running_loop()][0]).mark_for_reconnect()
-            after = await the_client().asend(who)
-            assert before != after == await the_client().asend(who)
+            after = await the_client().acarry_out(alone(who))
+            assert before != after == await the_client().acarry_out(alone(who))
 
         asyncio.run(use())
 

@@ -17,7 +17,7 @@ from gsession_django.backends import redis as redis_engine
 from gsession_django.backends import redis_hash
 from gsession_django.checks import check_settings
 from gsession_django.engine import engine_of
-from gsession_django.redis.client import RedisClient
+from gsession_django.redis.client import RedisClient, alone
 from gsession_django.redis.commands import Batch, Script
 from gsession_django.redis.fields import MARK
 from gsession_django.redis.move import beside
@@ -126,7 +126,7 @@ def test_what_must_not_be_repeated_is_not_either_after_the_server_had_forgotten_
             assert client.getdel(name) == b"1"
             client.script_flush()
             with pytest.raises(StorageUnavailable):
-                asyncio.run(redis_client.asend(batch))
+                asyncio.run(redis_client.acarry_out(alone(batch)))
             assert client.getdel(name) == b"1"
 
 

@@ -120,13 +120,13 @@ def test_a_dict_takes_the_place_of_whatever_was_there_in_one_turn(
         store = redis_hash.SessionStore(key)
         store["key"] = {"apple": 1}
         storage: Any = redis_hash.SessionStore.get_storage()
-        turns, send = [], storage.client.send
+        turns, exchange = [], storage.client._way.exchange
 
         def counted(batch: Any) -> Any:
             turns.append(batch)
-            return send(batch)
+            return exchange(batch)
 
-        monkeypatch.setattr(storage.client, "send", counted)
+        monkeypatch.setattr(storage.client._way, "exchange", counted)
         store.save()
         assert len(turns) == 1
         assert session(key) == {"key": {"apple": 1}}

@@ -7,7 +7,7 @@ import hiredis
 import pytest
 import redis
 import redis.asyncio as aio
-from redis._parsers.hiredis import NOT_ENOUGH_DATA
+from redis._parsers.hiredis import NOT_ENOUGH_DATA, _HiredisParser
 from redis.retry import Retry
 
 from tests.redis_servers import shared
@@ -20,6 +20,7 @@ def test_a_connection_has_its_socket_and_its_parser() -> None:
     connection: Any = client.connection_pool.get_connection()
     assert connection._sock.fileno() >= 0
     parser = connection._parser
+    assert isinstance(parser, _HiredisParser)
     assert isinstance(parser._reader, hiredis.Reader)
     assert isinstance(parser._buffer, bytearray)
     assert parser._reader.gets(False) is NOT_ENOUGH_DATA

@@ -1,6 +1,7 @@
 """What production networks do to the connections of the Redis engines: bursts, failovers by address, silent drops."""
 
 import asyncio
+import gc
 import random
 import signal
 import socket
@@ -9,6 +10,7 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -18,8 +20,9 @@ from gsession_django import SessionStore, StorageUnavailable
 from gsession_django.backends import redis as redis_engine
 from gsession_django.backends import redis_hash
 from gsession_django.redis.connections import Connections
-from tests.proxies import Passed, Proxy
-from tests.redis_servers import RedisServer, connection_of, settings_for, shared
+from tests.proxies import Passed, Proxy, everything
+from tests.redis_servers import LENT, RedisServer, connection_of, settings_for, shared
+from tests.tls import TlsProxy
 
 pytestmark = pytest.mark.once
 
@@ -122,6 +125,83 @@ def test_a_task_that_was_cancelled_while_it_waited_keeps_nobody_waiting() -> Non
 
     with site(shared().url(), CONNECTION_POOL_KWARGS={"max_connections": 1}, SOCKET_CONNECT_TIMEOUT=PATIENCE) as stores:
         asyncio.run(use(visitor(stores)))
+
+
+def test_a_task_that_is_cancelled_as_a_connection_fails_is_cancelled() -> None:
+    """What it is given at that moment is leave to open another, and goes to the next."""
+
+    async def use(key: str) -> list[Any]:
+        await stores(key).aget("name")
+        (connections, _), *_ = stores.get_storage().client._of_loops.values()  # type: ignore[attr-defined]
+        free = connections._free
+
+        def free_and_cancel(*given: Any) -> None:
+            connections._free = free
+            free(*given)
+            tasks[1].cancel()
+
+        def cut(number: int, data: bytes) -> Passed:
+            proxy.on_reply = everything
+            they_wait.wait(PATIENCE)
+            return b"", True
+
+        connections._free, proxy.on_reply = free_and_cancel, cut
+        tasks = [asyncio.create_task(stores(key).aget("name")) for _ in range(3)]
+        for _ in range(10):  # the first has sent its request, and the others wait
+            await asyncio.sleep(0)
+        assert len(connections._waiting) == 2
+        they_wait.set()
+        return await asyncio.gather(*tasks, return_exceptions=True)
+
+    limits = {"CONNECTION_POOL_KWARGS": {"max_connections": 1}, "SOCKET_CONNECT_TIMEOUT": PATIENCE}
+    they_wait = threading.Event()
+    with Proxy(shared().port) as proxy, site(proxy.url(), **limits) as stores:
+        first, second, third = asyncio.run(use(visitor(stores)))
+    assert (first, third) == ("ada", "ada")
+    assert isinstance(second, asyncio.CancelledError)
+
+
+@pytest.mark.parametrize("kind", [{}, LENT], ids=["kept", "lent"])
+def test_to_wait_for_a_connection_takes_nothing_from_the_time_for_an_answer(kind: dict[str, Any]) -> None:
+    """Each of six has its answer after 0.2 seconds, in parts, and the last has waited for 1 by then."""
+
+    def slowly(number: int, data: bytes) -> Passed:
+        with suppress(OSError):
+            proxy.send_to_client(number, data[:100])
+        time.sleep(0.2)  # it is the delay that is wanted
+        return data[100:], False
+
+    arguments = {**kind.get("CONNECTION_POOL_KWARGS", {}), "max_connections": 1}
+    options = {**kind, "CONNECTION_POOL_KWARGS": arguments, "SOCKET_CONNECT_TIMEOUT": PATIENCE, "SOCKET_TIMEOUT": 0.6}
+    with Proxy(shared().port) as proxy, site(proxy.url(), **options) as stores:
+        name = "x" * 1000
+        key = visitor(stores, name)
+        proxy.on_reply = slowly
+        assert in_threads(6, lambda: stores(key).get("name")) == [name] * 6
+
+
+@pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning")
+def test_an_event_loop_ends_though_the_network_has_dropped_its_connections(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """With TLS the other side is to confirm the end. All connections wait for that together, and nothing is logged."""
+
+    async def use() -> None:
+        await asyncio.gather(*(stores("abcdefgh").aget("name") for _ in range(5)))
+        (connections, _), *_ = stores.get_storage().client._of_loops.values()  # type: ignore[attr-defined]
+        assert len(connections._idle) > 1
+        for link in connections._idle:
+            link.connection.socket_connect_timeout = 0.2  # how long it waits for the end, too
+        firewall.drop()
+
+    with TlsProxy(shared().port, tmp_path) as tls, Proxy(tls.port) as proxy:
+        kind = {"SOCKET_CONNECT_TIMEOUT": PATIENCE, "CONNECTION_POOL_KWARGS": {"ssl_ca_certs": tls.authority}}
+        with site(proxy.url().replace("redis", "rediss"), **kind) as stores:
+            firewall = Firewall(proxy)
+            asyncio.run(use())
+            firewall.over.set()
+            gc.collect()  # what has not ended is closed now, and Python warns of it
+    assert [record.getMessage() for record in caplog.records if record.levelname == "ERROR"] == []
 
 
 # Failovers by address.

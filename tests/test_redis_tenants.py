@@ -351,10 +351,9 @@ def test_in_a_cluster_a_session_takes_nothing_of_another_tenants_along(
     """What one tenant's request holds of a session is what its move copies, and no other tenant's of the same id."""
     sent: list[Batch] = []
 
-    def counted(batch: Batch) -> list[Any]:
+    def counted(batch: Batch) -> Any:
         sent.append(batch)
-        replies: list[Any] = send(batch)
-        return replies
+        return exchange(batch)
 
     key = "the-same-cookie-everywhere"
     with cluster_site(module) as store_class:
@@ -367,9 +366,9 @@ def test_in_a_cluster_a_session_takes_nothing_of_another_tenants_along(
         with tenant("bob"):
             bob = store_class(key)
             assert bob["name"] == "bob"
-        client = store_class.get_storage().client  # type: ignore[attr-defined]
-        send = client.send
-        monkeypatch.setattr(client, "send", counted)
+        way = store_class.get_storage().client._way  # type: ignore[attr-defined]
+        exchange = way.exchange
+        monkeypatch.setattr(way, "exchange", counted)
         with tenant("ada"):
             ada.cycle_key()
             assert b"bob" not in b"".join(batch.packed() for batch in sent)

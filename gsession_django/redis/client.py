@@ -4,11 +4,12 @@ import asyncio
 import os
 import weakref
 from collections.abc import AsyncGenerator, Iterator
-from typing import Any
+from typing import Any, TypeVar
 
 from redis.exceptions import NoScriptError, RedisError, ResponseError
 
-from gsession_django.redis.commands import Batch
+from gsession_django import recording
+from gsession_django.redis.commands import Batch, Operation, size_of
 from gsession_django.redis.connections import Connections, Limits
 from gsession_django.redis.errors import failure
 from gsession_django.redis.link import AsyncLink, Link
@@ -16,6 +17,7 @@ from gsession_django.redis.nodes import Nodes
 from gsession_django.redis.settings import CacheEntry
 from gsession_django.redis.steps import Steps, atake, take
 
+T = TypeVar("T")
 Way = Connections | Nodes
 
 
@@ -43,6 +45,44 @@ class RedisClient:
 
         return Nodes(self.entry, connect, link_class.pause) if self.entry.is_cluster else connect(self.entry)
 
+    def carry_out(self, operation: Operation[T]) -> T:
+        """Send the batches of an operation, each in one write, and return what it does.
+
+        Raises what :func:`gsession_django.redis.errors.failure` says of an error.
+        """
+        return take(self._carry_out(operation, self._way))
+
+    async def acarry_out(self, operation: Operation[T]) -> T:
+        """The same, awaited, on connections of the running event loop."""
+        try:
+            way = self._of_loops[asyncio.get_running_loop()][0]
+        except KeyError:
+            way = await self._of_new_loop()
+        return await atake(self._carry_out(operation, way))
+
+    def send(self, batch: Batch) -> list[Any]:
+        """Send one batch, and return the replies."""
+        return self.carry_out(alone(batch))
+
+    def _carry_out(self, operation: Operation[T], way: Way) -> Steps[T]:
+        try:
+            batch = next(operation)
+            while True:
+                try:
+                    try:
+                        replies = _checked((yield from way.exchange(batch)))
+                    except NoScriptError:
+                        replies = _checked((yield from way.exchange(batch.in_full())))
+                except (RedisError, OSError) as error:
+                    raise failure(self.entry, error) from error
+                if recording.CALL.get() is not None:
+                    recording.written(size_of(batch.commands))
+                    recording.read(size_of(replies))
+                batch = operation.send(replies)
+        except StopIteration as stop:
+            result: T = stop.value
+            return result
+
     def scan(self, pattern: str, count: int, kind: str) -> Iterator[bytes]:
         """Yield the keys of a type that match `pattern`, some of them perhaps twice; `count` are looked at in a step.
 
@@ -55,7 +95,7 @@ class RedisClient:
             cursor: Any = b"0"
             while True:
                 step = Batch(("SCAN", cursor, "MATCH", pattern, "COUNT", str(count), "TYPE", kind))
-                ((cursor, keys),) = take(self._sent(step, way))
+                ((cursor, keys),) = take(self._carry_out(alone(step), way))
                 yield from keys
                 if int(cursor) == 0:
                     break
@@ -66,30 +106,6 @@ class RedisClient:
             return [self.entry]
         try:
             return [self.entry.at(node) for node in take(self._way.primaries())]
-        except (RedisError, OSError) as error:
-            raise failure(self.entry, error) from error
-
-    def send(self, batch: Batch) -> list[Any]:
-        """Send a batch, in one write, and return the replies.
-
-        Raises what :func:`gsession_django.redis.errors.failure` says of an error.
-        """
-        return take(self._sent(batch, self._way))
-
-    async def asend(self, batch: Batch) -> list[Any]:
-        """The same, awaited, on connections of the running event loop."""
-        try:
-            way = self._of_loops[asyncio.get_running_loop()][0]
-        except KeyError:
-            way = await self._of_new_loop()
-        return await atake(self._sent(batch, way))
-
-    def _sent(self, batch: Batch, way: Way) -> Steps[list[Any]]:
-        try:
-            try:
-                return _checked((yield from way.exchange(batch)))
-            except NoScriptError:
-                return _checked((yield from way.exchange(batch.in_full())))
         except (RedisError, OSError) as error:
             raise failure(self.entry, error) from error
 
@@ -111,16 +127,20 @@ class RedisClient:
             yield
         finally:
             self._of_loops.pop(asyncio.get_running_loop(), None)
-            await atake(way.closed())
+            await way.aclose()
 
     def forget(self) -> None:
         """Leave all connections to the process that this one was forked from."""
-        self._way.leave_to_parent()
         for way, _ in self._of_loops.values():
             way.leave_to_parent()
         self._way = self._make_way(Link)
         _inherited.append(self._of_loops)
         self._of_loops = {}
+
+
+def alone(batch: Batch) -> Operation[list[Any]]:
+    """Send a batch, and return the replies: an operation of only one."""
+    return (yield batch)
 
 
 def _checked(replies: list[Any]) -> list[Any]:

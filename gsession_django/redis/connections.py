@@ -3,76 +3,45 @@
 There is no I/O here. What waits for the server is a step that :mod:`~gsession_django.redis.steps` carries out.
 """
 
+import asyncio
 import logging
 import math
+import sys
 import threading
 import time
 import weakref
 from collections import deque
 from contextlib import suppress
-from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
-import redis.asyncio.connection as aio_connection
-import redis.asyncio.sentinel as aio_sentinel
-import redis.connection as sync_connection
-import redis.sentinel as sync_sentinel
-from redis.exceptions import (
-    ConnectionError,
-    MaxConnectionsError,
-    RedisError,
-    ResponseError,
-    TimeoutError,
-)
+from redis.exceptions import ConnectionError, MaxConnectionsError, RedisError, ResponseError, TimeoutError
 
 from gsession_django import recording
 from gsession_django.redis.commands import Batch
-from gsession_django.redis.link import AsyncLink, Link, Stale, is_direct, let_go
+from gsession_django.redis.link import DIRECT, AsyncLink, Link, let_go
+from gsession_django.redis.settings import ASYNC_POOLS
 from gsession_django.redis.steps import Steps
 
 logger = logging.getLogger("gsession_django")
 
-# Pools of redis-py whose connections are kept here. One that a site has written makes and lends its own.
-_KEPT_POOLS: Final = (
-    sync_connection.ConnectionPool,
-    sync_connection.BlockingConnectionPool,
-    sync_sentinel.SentinelConnectionPool,
-    aio_connection.ConnectionPool,
-    aio_connection.BlockingConnectionPool,
-    aio_sentinel.SentinelConnectionPool,
-)
-_BLOCKING_POOLS: Final = (sync_connection.BlockingConnectionPool, aio_connection.BlockingConnectionPool)
-_SENTINEL_POOLS: Final = (sync_sentinel.SentinelConnectionPool, aio_sentinel.SentinelConnectionPool)
+# Arguments of connections that hold to the pool that made them.
 _NEED_THEIR_POOL: Final = frozenset({"cache", "cache_config", "credential_provider"})
-
 # Seconds for which the master stays the one that Sentinel has named: no server is taken for dead in less.
 _NAMED_FOR: Final = 1.0
 # Seconds between two requests that try a server which does not answer.
 _TRIED_EVERY: Final = 0.5
+# Seconds after which who waits for a connection looks whether one is free without a word: an exception between two
+# lines can lose one.
+_LOOKED_EVERY: Final = 1.0
 # Only a master can answer it: a replica answers with an error.
 _ARE_YOU_MASTER: Final = b"*3\r\n$4\r\nWAIT\r\n$1\r\n0\r\n$1\r\n0\r\n"
 
 
-@dataclass(frozen=True)
-class Limits:
-    """How long connections are used, and a server is waited for.
-
-    Attributes:
-        max_idle: seconds after which an idle connection is not used again: firewalls forget it without a word.
-        fail_fast_after: requests in a row without an answer in time, after which others are not sent for a moment. 0
-            sends each.
-    """
+class Limits(NamedTuple):
+    """The engine's options of these names: how long connections are used, and when a server is asked no more."""
 
     max_idle: float = 60.0
     fail_fast_after: int = 3
-
-
-class _Waiter:
-    """Someone who waits for a free connection."""
-
-    def __init__(self, event: Any) -> None:
-        self.event = event
-        self.link: Any = None
 
 
 class Connections:
@@ -90,13 +59,15 @@ class Connections:
         self._pool, self._link_class = pool, link_class
         self._fail_fast_after = limits.fail_fast_after or math.inf
         self._max_idle = limits.max_idle
+        # A pool that a site has written makes its own connections, and lends them for a batch.
         self._lends = not _can_keep(pool)
-        self._follows_master = isinstance(pool, _SENTINEL_POOLS)
+        self._follows_master = hasattr(pool, "sentinel_manager")
         self._ask_at = 0.0
         self._asks_whether_master = True
         self._idle: list[Any] = []
-        self._waiting: deque[_Waiter] = deque()
-        self._making = threading.Lock()
+        # Whoever waits has a place here, where the next that is free is put.
+        self._waiting: deque[Any] = deque()
+        self._lock = threading.RLock()  # a signal handler may use sessions, too
         # Not a number: a connection that an exception has lost between two lines counts no longer.
         self._links: weakref.WeakSet[Any] = weakref.WeakSet()
         self._failures, self._try_at = 0, 0.0
@@ -114,140 +85,98 @@ class Connections:
         data, count = batch.packed(), len(batch.commands)
         if asks := batch.reads and self._asks_whether_master:
             data, count = data + _ARE_YOU_MASTER, count + 1
-        failures, now = 0, start
+        failures, of_caller = 0, sys.exception()
         while True:
             link = None
             try:
                 try:
                     link = self._idle.pop()
                 except IndexError:
-                    link = yield from self._another(now)
-                if now - link.used > self._max_idle or link.connection.should_reconnect() or self._is_no_master(link):
+                    link = yield from self._another()
+                if start - link.used > self._max_idle or self._is_outdated(link.connection):
                     yield link.open, ()
-                    now = time.monotonic()
-                try:
-                    replies: list[Any] = yield link.talk, (data, count, now)
-                except Stale:
-                    yield link.open, ()
-                    now = time.monotonic()
-                    replies = yield link.talk, (data, count, now)
+                replies: list[Any] = yield link.talk, (data, count)
                 if asks and type(reply := replies.pop()) is not int:
                     self._cannot_ask(reply)
-                link.used = now
-            except (ConnectionError, TimeoutError) as error:
-                if error.__context__ is not None:  # a frame of redis-py's holds it, and it holds the frame
+            except BaseException as error:
+                if error.__context__ not in (None, of_caller):  # a frame of redis-py's holds it, and it the frame
                     error.__context__.__traceback__ = None
                 failures += 1
                 pause = self._pause_before_next(batch, link, error, failures)
-                yield from self._give_up(link)
+                yield from self._give_up(link, error)
                 if pause is None:
-                    if isinstance(error, TimeoutError):
-                        self._failures, self._try_at = self._failures + 1, time.monotonic() + _TRIED_EVERY
                     raise
                 recording.retried()
                 if pause:
                     yield self._link_class.pause, (pause,)
-                now = time.monotonic()
-            except BaseException as error:
-                if link is not None:
-                    link.close()
-                    self._free(None, link)
-                    if self._lends and not isinstance(error, GeneratorExit):
-                        yield link.release, (self._pool,)
-                raise
             else:
                 self._failures = 0
                 if self._lends:
                     yield link.release, (self._pool,)
                 else:
-                    self._free(link, link)
+                    self._free(link)
                 return replies
 
     # A free connection.
 
-    def _another(self, now: float) -> Steps[Any]:
-        """Return a connection where none is idle: a new one, or else the next that is free."""
-        if self._lends:
-            link = self._link_class((yield self._pool.get_connection, ()))
-            link.used = now  # it is open, and the pool says for how long it may be
-            return link
-        patience = self._patience
-        while True:
-            link, waiter = self._made_or_queued()
-            if link is not None:
-                return link
-            try:
-                # One may have come back, or gone, before this was in the queue.
-                if self._idle or len(self._links) < self._pool.max_connections:
-                    with suppress(IndexError):
-                        self._free(self._idle.pop() if self._idle else None, None)
-                left = None if patience is None else max(0.0, now + patience - time.monotonic())
-                came = yield self._link_class.wait, (waiter.event, left)
-            except BaseException:
-                self._leave_queue(waiter)
-                raise
-            if waiter.link is not None:
-                return waiter.link
-            if not came:
-                self._leave_queue(waiter)
-                raise MaxConnectionsError(
-                    f"all {self._pool.max_connections} connections were in use for {patience:g} seconds. Raise "
-                    "max_connections in CONNECTION_POOL_KWARGS, or look for what keeps them in use"
-                )
-
-    def _made_or_queued(self) -> tuple[Any, Any]:
-        """Return a new connection, or else a place in the queue for one that is given back."""
-        with self._making:
+    def _free_one(self, place: Any) -> Any:
+        """Return an idle connection, or a new one; if there may be no more, the next is put into the place."""
+        with self._lock:
+            if place not in self._waiting:
+                self._waiting.append(place)
+            with suppress(IndexError):
+                return self._idle.pop()
             if len(self._links) < self._pool.max_connections:
                 # Not with make_connection(), which counts what was lost, and what could not be made.
                 link = self._link_class(self._pool.connection_class(**self._pool.connection_kwargs))
                 self._links.add(link)
-                return link, None
-            waiter = _Waiter(self._link_class.event())
-            self._waiting.append(waiter)
-            return None, waiter
+                return link
+            return None
 
-    @property
-    def _patience(self) -> float | None:
-        """Seconds to wait for a free connection: as long as connecting may take, or as a pool that blocks says."""
-        seconds: float | None = self._pool.connection_kwargs.get("socket_connect_timeout")
-        if isinstance(self._pool, _BLOCKING_POOLS):
-            seconds = self._pool.timeout
-        return seconds
-
-    def _leave_queue(self, waiter: _Waiter) -> None:
+    def _another(self) -> Steps[Any]:
+        """Return the next connection that is free: waited for as long as connecting may take, or as the pool says."""
+        pool = self._pool
+        if self._lends:
+            lent = self._link_class((yield pool.get_connection, ()))
+            lent.used = time.monotonic()  # it is open, and the pool says for how long it may be
+            return lent
+        patience = getattr(pool, "timeout", pool.connection_kwargs.get("socket_connect_timeout"))
+        end = math.inf if patience is None else time.monotonic() + patience
+        place = self._link_class.place()
+        link: Any = None
         try:
-            self._waiting.remove(waiter)
-        except ValueError:  # it was given one at the last moment
-            self._free(waiter.link, None)
+            while (link := place.link or self._free_one(place)) is None:
+                if (left := end - time.monotonic()) <= 0:
+                    raise MaxConnectionsError(
+                        f"all {pool.max_connections} connections were in use for {patience:g} seconds. Raise "
+                        "max_connections in CONNECTION_POOL_KWARGS, or look for what keeps them in use"
+                    )
+                yield self._link_class.wait, (place, min(left, _LOOKED_EVERY))
+                place.clear()
+            return link
+        finally:
+            with self._lock, suppress(ValueError):
+                self._waiting.remove(place)
+            if link is None or link is not place.link:  # what was given at the last moment is the next one's
+                self._free(place.link)
 
-    def _free(self, link: Any, used: Any) -> None:
-        """Give a connection to the one who has waited longest, or keep it; without one, let another be made.
-
-        Args:
-            link: the connection, if there is one.
-            used: the one that was in use; it is this one, or it is gone.
-        """
-        if link is None:
-            self._links.discard(used)
-        if self._waiting:
-            with suppress(IndexError):
-                waiter = self._waiting.popleft()
-                waiter.link = link
-                waiter.event.set()
-                return
+    def _free(self, link: Any) -> None:
+        """Keep a connection, or give it to the one who has waited longest. With ``None`` another may be made."""
         if link is not None:
             self._idle.append(link)
-            if self._waiting:  # somebody came between the two lines
-                with suppress(IndexError):
-                    self._free(self._idle.pop(), None)
+        if self._waiting:
+            with self._lock, suppress(IndexError):  # somebody else may come first
+                place = self._waiting.popleft()
+                place.link = self._idle.pop() if self._idle else None
+                place.set()
 
     # Which connections may be used.
 
-    def _is_no_master(self, link: Any) -> bool:
-        """Return whether Sentinel has named another master since the connection was opened."""
-        connection = link.connection
-        return self._follows_master and self._pool.master_address != (connection.host, connection.port)
+    def _is_outdated(self, connection: Any) -> bool:
+        """Return whether the server wants it renewed, or Sentinel has named another master since it was opened."""
+        return connection.should_reconnect() or (
+            self._follows_master and self._pool.master_address != (connection.host, connection.port)
+        )
 
     def _ask_for_master(self, start: float) -> Steps[None]:
         """Ask Sentinel for the master: one that stood still does not know that it was replaced, and connections to it
@@ -278,34 +207,41 @@ class Connections:
             raise TimeoutError(f"{self._failures} requests in a row had no answer in time; it is being tried again")
         self._try_at = now + _TRIED_EVERY
 
-    def _pause_before_next(self, batch: Batch, link: Any, error: Exception, failures: int) -> float | None:
+    def _pause_before_next(self, batch: Batch, link: Any, error: BaseException, failures: int) -> float | None:
         """Return the seconds after which to send a batch once more; ``None`` if that may do harm, or was tried.
 
         A server that is slow to answer is not asked twice, or a visitor would wait twice as long.
         """
-        if isinstance(error, MaxConnectionsError) or link is None:
-            return None
-        retry = link.connection.retry
-        # A replica has refused it: as we found out, or redis-py. Any other context may be what the caller is about.
-        refused = isinstance(error.__cause__, ResponseError)
-        if not (refused or batch.repeat):
-            return None
-        retries = retry.get_retries() if retry.get_retries() >= 0 else math.inf
-        if failures > retries + (0 if isinstance(error, TimeoutError) else 1):
-            return None
-        return 0.0 if failures == 1 else float(retry._backoff.compute(failures - 1))
+        is_late = isinstance(error, TimeoutError)
+        if link is not None and (is_late or isinstance(error, ConnectionError)):
+            retry = link.connection.retry
+            # A replica has refused it: as we found out, or redis-py. Any other context may be what the caller is about.
+            refused = isinstance(error.__cause__, ResponseError)
+            retries = retry.get_retries() if retry.get_retries() >= 0 else math.inf
+            if (refused or batch.repeat) and failures <= retries + (not is_late):
+                return 0.0 if failures == 1 else float(retry._backoff.compute(failures - 1))
+        if is_late:
+            self._failures, self._try_at = self._failures + 1, time.monotonic() + _TRIED_EVERY
+        return None
 
-    def _give_up(self, link: Any) -> Steps[None]:
-        """Close a connection that has failed, and the idle ones, which have most likely failed too."""
+    def _give_up(self, link: Any, error: BaseException) -> Steps[None]:
+        """Close a connection. If it has failed, close the idle ones, which have most likely failed too."""
+        failed = isinstance(error, ConnectionError | TimeoutError)
         if link is None:
+            # redis-py takes a connection for open whose opening an exception has interrupted.
+            if self._lends and not failed and not isinstance(error, GeneratorExit):
+                yield self._pool.disconnect, (False,)
             return
         link.close()
-        if self._lends:
+        if not self._lends:
+            if failed:
+                self._close_idle()
+            self._links.discard(link)
+            self._free(None)
+        elif not isinstance(error, GeneratorExit):
             yield link.release, (self._pool,)
-            yield self._pool.disconnect, (False,)
-            return
-        self._close_idle()
-        self._free(None, link)
+            if failed:
+                yield self._pool.disconnect, (False,)
 
     def _close_idle(self) -> None:
         with suppress(IndexError):
@@ -317,21 +253,18 @@ class Connections:
     # The end.
 
     def leave_to_parent(self) -> None:
-        """In a forked child: let go of the connections, which are the parent's."""
-        if not self._lends:
-            let_go([link.connection for link in self._links])
-        elif self._link_class is AsyncLink:  # in a child, redis-py's sync pools only close what they have
-            let_go([*self._pool._available_connections, *self._pool._in_use_connections])
+        """In a forked child: let go of the async connections, which are the parent's. Sync ones are only closed."""
+        lent = [*self._pool._available_connections, *self._pool._in_use_connections] if self._lends else []
+        let_go([*lent, *(link.connection for link in self._links)])
 
-    def closed(self) -> Steps[None]:
-        """Close all connections that are idle."""
-        for link in self._idle:
-            yield link.connection.disconnect, ()
+    async def aclose(self) -> None:
+        """Close the connections of an event loop that ends."""
+        ends = [link.connection.disconnect() for link in self._idle]
         if self._lends:
-            yield self._pool.disconnect, ()
+            ends.append(self._pool.disconnect())
         if self._follows_master:
-            for sentinel in self._pool.sentinel_manager.sentinels:
-                yield (sentinel.aclose if self._link_class is AsyncLink else sentinel.close), ()
+            ends += [sentinel.aclose() for sentinel in self._pool.sentinel_manager.sentinels]
+        await asyncio.gather(*ends, return_exceptions=True)
 
     def __del__(self) -> None:
         # redis-py's connections are left to the garbage collector, which may come to their sockets first, and warn.
@@ -343,10 +276,10 @@ class Connections:
 
 
 def _can_keep(pool: Any) -> bool:
-    """Return whether connections that this pool makes may be kept."""
+    """Return whether connections that this pool makes may be kept: those of redis-py's own pools."""
     return (
-        type(pool) in _KEPT_POOLS
-        and is_direct(pool.connection_class)
+        type(pool) in {*ASYNC_POOLS, *ASYNC_POOLS.values()}
+        and pool.connection_class in DIRECT
         and _NEED_THEIR_POOL.isdisjoint(name for name, value in pool.connection_kwargs.items() if value is not None)
         and getattr(pool, "cache", None) is None
     )

@@ -12,39 +12,21 @@ import select
 import ssl
 import threading
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from contextlib import suppress
+from functools import partial
 from typing import Any, Final
 
-import redis.asyncio.connection as aio_connection
-import redis.asyncio.sentinel as aio_sentinel
-import redis.connection as sync_connection
-import redis.sentinel as sync_sentinel
-from redis._parsers.hiredis import NOT_ENOUGH_DATA
+from redis._parsers.hiredis import NOT_ENOUGH_DATA, _HiredisParser
 from redis.exceptions import ConnectionError, ReadOnlyError, RedisError, ResponseError, TimeoutError
 
-_DIRECT: Final = (
-    sync_connection.Connection,
-    sync_connection.SSLConnection,
-    sync_connection.UnixDomainSocketConnection,
-    sync_sentinel.SentinelManagedConnection,
-    sync_sentinel.SentinelManagedSSLConnection,
-    aio_connection.Connection,
-    aio_connection.SSLConnection,
-    aio_connection.UnixDomainSocketConnection,
-    aio_sentinel.SentinelManagedConnection,
-    aio_sentinel.SentinelManagedSSLConnection,
-)
+from gsession_django.redis.settings import ASYNC_CONNECTIONS
+from gsession_django.redis.steps import Steps, atake, take
+
+DIRECT: Final = frozenset({*ASYNC_CONNECTIONS, *ASYNC_CONNECTIONS.values()})
+"""The classes of redis-py's own connections, whose sockets are used directly."""
 # What replies are as a rule; an error is of none of these types, and neither is what the server pushes in between.
 _SIMPLE: Final = frozenset({bytes, int, dict, list, type(None)})
-
-
-class Stale(ConnectionError):
-    """A kept connection was closed by the server, or something unread lies on it. Nothing has been sent."""
-
-
-def is_direct(connection_class: type) -> bool:
-    """Return whether connections of this class are redis-py's own, and their sockets may be used directly."""
-    return connection_class in _DIRECT
 
 
 def _looked_at(error: ResponseError) -> ResponseError:
@@ -55,33 +37,53 @@ def _looked_at(error: ResponseError) -> ResponseError:
     return error.with_traceback(None)  # its frames hold the replies, and so the error, and the connection
 
 
-def _no_answer(timeout: float | None) -> TimeoutError:
-    return TimeoutError("no answer in time" if timeout is None else f"no answer within {timeout:g} seconds")
+def _meaning(error: OSError, timeout: float | None) -> RedisError:
+    """Return what an error of a socket means. With a number (ETIMEDOUT) the kernel has given the connection up."""
+    if isinstance(error, builtins.TimeoutError) and error.errno is None:
+        return TimeoutError(f"no answer within {timeout} seconds")
+    return ConnectionError(f"{type(error).__name__}: {error}")
+
+
+def _through_redis(connection: Any, data: bytes, count: int, read: Callable[[], Any]) -> Steps[list[Any]]:
+    """Do what ``talk`` does with a connection class of the site's own, and without hiredis."""
+    yield connection.send_packed_command, ([data],)
+    replies: list[Any] = []
+    for _ in range(count):
+        try:
+            replies.append((yield read, ()))
+        except ResponseError as error:
+            replies.append(_looked_at(error))
+    return replies
+
+
+class Place(threading.Event):
+    """Where somebody waits for a connection: set when there is one, or when another may be made."""
+
+    link: Any = None
+
+
+class AsyncPlace(asyncio.Event):
+    """The same for one event loop."""
+
+    link: Any = None
 
 
 class Link:
     """A connection for threads, used by one at a time.
 
-    Args:
-        connection: redis-py's; it need not be open.
-
     Attributes:
-        connection: the same.
+        connection: redis-py's; it need not be open.
         used: ``time.monotonic()`` when the last batch began; minus infinity if there was none since it was opened.
     """
 
-    event = threading.Event
+    place = Place
     pause = staticmethod(time.sleep)
+    wait = staticmethod(Place.wait)
 
     def __init__(self, connection: Any) -> None:
         self.connection = connection
         self.used = -math.inf
         self._reader: Any = None
-
-    @staticmethod
-    def wait(event: threading.Event, seconds: float | None) -> bool:
-        """Return whether the event has come within some seconds; ``None`` waits for ever."""
-        return event.wait(seconds)
 
     def open(self) -> None:
         """Connect, and log in; if it is open, close it first."""
@@ -90,7 +92,7 @@ class Link:
         connection.connect()
         self.used = -math.inf
         parser = connection._parser
-        if is_direct(type(connection)) and hasattr(getattr(parser, "_reader", None), "gets"):
+        if type(connection) in DIRECT and issubclass(type(parser), _HiredisParser):
             self._sock, self._reader, self._buffer = connection._sock, parser._reader, parser._buffer
             while (news := self._reader.gets(False)) is not NOT_ENOUGH_DATA:  # of maintenance
                 parser.handle_push_response(news)
@@ -99,24 +101,27 @@ class Link:
             poll.register(self._sock, select.POLLIN)
             self._poll = poll.poll
 
-    def talk(self, data: bytes, count: int, start: float) -> list[Any]:
-        """Send commands, and return the replies to them.
+    def talk(self, data: bytes, count: int) -> list[Any]:
+        """Send commands, and return the replies to them. The connection's timeout holds for all of it.
+
+        One that was kept is opened anew if the server has closed it, or if anything unread lies on it.
 
         Args:
             data: the commands, packed.
             count: the number of commands.
-            start: ``time.monotonic()``, from when on the connection's timeout counts, for all of it.
 
         Returns:
             The replies. Where the server answered with an error, it is a ``ResponseError`` in the list.
         """
         try:
-            return (self._talk_directly if self._reader else self._talk_through_redis)(data, count, start)
+            if self.used > 0 and self._is_unclean():
+                self.open()
+            self.used = time.monotonic()
+            if self._reader is not None:
+                return self._talk_directly(data, count)
+            return take(_through_redis(self.connection, data, count, self._read))
         except OSError as error:
-            if isinstance(error, builtins.TimeoutError) and error.errno is None:
-                raise _no_answer(self.connection.socket_timeout) from error
-            # ETIMEDOUT too: the kernel has given the connection up.
-            raise ConnectionError(f"{type(error).__name__}: {error}") from error
+            raise _meaning(error, self.connection.socket_timeout) from error
 
     def _is_unclean(self) -> bool:
         if self._reader is None:
@@ -124,30 +129,26 @@ class Link:
                 return bool(self.connection.can_read())
             except RedisError:
                 return True
-        if self._reader.has_data():
-            return True
         if not self._is_tls:
-            return bool(self._poll(0))
-        if self._sock.pending():
-            return True
+            return bool(self._reader.has_data() or self._poll(0))
         timeout = self._sock.gettimeout()
         try:
             self._sock.settimeout(0)
             self._sock.recv(1)
         except ssl.SSLWantReadError:  # the tickets of TLS make a socket readable, too
-            return False
+            return bool(self._reader.has_data())
+        except OSError:
+            pass
         finally:
             self._sock.settimeout(timeout)
         return True
 
-    def _talk_directly(self, data: bytes, count: int, start: float) -> list[Any]:
-        if self.used > 0 and self._is_unclean():
-            raise Stale("the server has closed the connection")
+    def _talk_directly(self, data: bytes, count: int) -> list[Any]:
         connection, sock, reader = self.connection, self._sock, self._reader
         gets = reader.gets
         if connection.health_check_interval:
             connection.check_health()
-            connection.next_health_check = start + connection.health_check_interval
+            connection.next_health_check = self.used + connection.health_check_interval
         timeout = sock.gettimeout()  # redis-py gives the server more time when it announces maintenance
         replies: list[Any] = []
         sock.sendall(data)
@@ -168,27 +169,17 @@ class Link:
             if len(replies) == count:
                 break
             if timeout is not None:
-                if (left := start + timeout - time.monotonic()) <= 0:
-                    raise _no_answer(timeout)
+                if (left := self.used + timeout - time.monotonic()) <= 0:
+                    raise builtins.TimeoutError
                 sock.settimeout(left)
         if sock.gettimeout() != timeout:
             sock.settimeout(timeout)
         return replies
 
-    def _talk_through_redis(self, data: bytes, count: int, start: float) -> list[Any]:
-        """The same for a connection class of the site's own, and without hiredis: the deadline is for each reply."""
-        connection, timeout = self.connection, self.connection.socket_timeout
-        if self.used > 0 and self._is_unclean():
-            raise Stale("the server has closed the connection")
-        connection.send_packed_command([data])
-        replies: list[Any] = []
-        for _ in range(count):
-            options = {} if timeout is None else {"timeout": max(0.001, start + timeout - time.monotonic())}
-            try:
-                replies.append(connection.read_response(disable_decoding=True, **options))
-            except ResponseError as error:
-                replies.append(_looked_at(error))
-        return replies
+    def _read(self) -> Any:
+        timeout = self.connection.socket_timeout
+        options = {} if timeout is None else {"timeout": max(0.001, self.used + timeout - time.monotonic())}
+        return self.connection.read_response(disable_decoding=True, **options)
 
     def close(self) -> None:
         self.connection.disconnect()
@@ -201,37 +192,38 @@ class Link:
 class AsyncLink:
     """The same for one event loop."""
 
-    event = asyncio.Event
+    place = AsyncPlace
     pause = staticmethod(asyncio.sleep)
 
     def __init__(self, connection: Any) -> None:
         self.connection = connection
         self.used = -math.inf
-        self._direct = is_direct(type(connection))
+        self._is_direct = type(connection) in DIRECT
 
     @staticmethod
-    async def wait(event: asyncio.Event, seconds: float | None) -> bool:
-        try:
+    async def wait(place: AsyncPlace, seconds: float) -> None:
+        with suppress(builtins.TimeoutError):
             async with asyncio.timeout(seconds):
-                return await event.wait()
-        except builtins.TimeoutError:
-            return False
+                await place.wait()
 
     async def open(self) -> None:
         self.close()
         await self.connection.connect()
         self.used = -math.inf
 
-    async def talk(self, data: bytes, count: int, start: float) -> list[Any]:
+    async def talk(self, data: bytes, count: int) -> list[Any]:
         connection = self.connection
         if self.used > 0 and await self._is_unclean():
-            raise Stale("the server has closed the connection")
+            await self.open()
+        self.used = time.monotonic()
         try:
             async with asyncio.timeout(connection.socket_timeout):
                 if connection.health_check_interval:
                     await connection.check_health()
-                if not self._direct:
-                    return await self._talk_through_redis(data, count)
+                    connection.next_health_check = asyncio.get_running_loop().time() + connection.health_check_interval
+                if not self._is_direct:
+                    read = partial(connection.read_response, disable_decoding=True)
+                    return await atake(_through_redis(connection, data, count, read))
                 try:
                     connection._writer.write(data)
                 except RuntimeError as error:  # uvloop's, where the connection was reset since it was looked at
@@ -239,33 +231,23 @@ class AsyncLink:
                 await connection._writer.drain()
                 read = connection._parser.read_response
                 replies = [await read(disable_decoding=True) for _ in range(count)]
-                replies = [_looked_at(reply) if isinstance(reply, ResponseError) else reply for reply in replies]
-        except builtins.TimeoutError as error:
-            if error.errno is not None:  # ETIMEDOUT: the kernel has given the connection up
-                raise ConnectionError(f"{type(error).__name__}: {error}") from error
-            raise _no_answer(connection.socket_timeout) from error
         except OSError as error:
-            raise ConnectionError(f"{type(error).__name__}: {error}") from error
-        if connection.health_check_interval:
-            connection.next_health_check = asyncio.get_running_loop().time() + connection.health_check_interval
-        return replies
+            raise _meaning(error, connection.socket_timeout) from error
+        return [_looked_at(reply) if isinstance(reply, ResponseError) else reply for reply in replies]
 
     async def _is_unclean(self) -> bool:
+        """Return whether there is something on its socket, the end too, that was not read."""
+        connection = self.connection
         try:
             # redis-py looks at what the event loop has read; what came while the loop stood still is in the socket.
-            return await self.connection.can_read() or _has_unread(self.connection)
+            # Where it was reset, there is no end to read, and no socket any more.
+            if await connection.can_read() or connection._writer.is_closing() or (file := _file_of(connection)) < 0:
+                return True
         except RedisError:
             return True
-
-    async def _talk_through_redis(self, data: bytes, count: int) -> list[Any]:
-        await self.connection.send_packed_command([data])
-        replies: list[Any] = []
-        for _ in range(count):
-            try:
-                replies.append(await self.connection.read_response(disable_decoding=True))
-            except ResponseError as error:
-                replies.append(_looked_at(error))
-        return replies
+        poll = select.poll()
+        poll.register(file, select.POLLIN)
+        return bool(poll.poll(0))
 
     def close(self) -> None:
         """Close it without waiting: a task that is being cancelled cannot wait."""
@@ -278,27 +260,14 @@ class AsyncLink:
         await asyncio.shield(pool.release(self.connection))
 
 
-def _has_unread(connection: Any) -> bool:
-    """Return whether there is something on an async connection's socket, its end too, that the loop has not read."""
-    # Where it was reset, there is no end to read, and no socket any more.
-    if connection._writer.is_closing() or (file := _file_of(connection)) < 0:
-        return True
-    poll = select.poll()
-    poll.register(file, select.POLLIN)
-    return bool(poll.poll(0))
-
-
 def _file_of(connection: Any) -> int:
-    """Return the number of the file that a connection's socket is; below 0 if it is closed."""
-    if isinstance(connection, aio_connection.AbstractConnection):
-        sock = None if connection._writer is None else connection._writer.get_extra_info("socket")
-    else:
-        sock = connection._sock
+    """Return the number of the file that an async connection's socket is; below 0 if it is closed."""
+    sock = None if connection._writer is None else connection._writer.get_extra_info("socket")
     return -1 if sock is None else int(sock.fileno())
 
 
 def let_go(connections: Iterable[Any]) -> None:
-    """Let go of the sockets of these connections, which a parent process goes on using.
+    """Let go of the sockets of these async connections, which a parent process goes on using.
 
     Whatever is done to these objects later, to close or finalise them, meets another file in their place: it neither
     writes to the parent's sockets nor takes them out of its event loop, which the kernel shares between the two.

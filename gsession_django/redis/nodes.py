@@ -4,6 +4,7 @@ All keys of a batch are in one slot, and so on one node. The node is asked like 
 or does not answer, is there more to do: slots move, and nodes fail and are replaced.
 """
 
+import asyncio
 import random
 import time
 from collections.abc import Callable
@@ -65,9 +66,8 @@ class Nodes:
         for connections in self._nodes.values():
             connections.leave_to_parent()
 
-    def closed(self) -> Steps[None]:
-        for connections in self._nodes.values():
-            yield from connections.closed()
+    async def aclose(self) -> None:
+        await asyncio.gather(*(connections.aclose() for connections in self._nodes.values()))
 
     def exchange(self, batch: Batch) -> Steps[list[Any]]:
         """Send a batch to the node that has its keys, and return the replies.
@@ -184,8 +184,6 @@ def _alone(error: RedisError) -> RedisError:
     """Return the error without the frames that it came through. They would hold it, and it them and all connections,
     until the garbage collector comes; so what is kept in a variable is raised as a copy.
     """
-    if error.__context__ is not None:
-        error.__context__.__traceback__ = None
     error.__context__ = None
     return error.with_traceback(None)
 

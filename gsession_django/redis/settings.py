@@ -39,13 +39,13 @@ ever.
 WAIT_TIMEOUT: Final = 0.1
 """Seconds for which replicas are waited for, where the engine's option says nothing."""
 
-# The async counterpart of what an entry may name. The nearest base class counts, so that a subclass works too.
-_ASYNC_POOLS: Final[dict[type, Any]] = {
+# redis-py's own classes that an entry may name, and their async counterparts. Of a subclass, the nearest base counts.
+ASYNC_POOLS: Final[dict[type, Any]] = {
     redis.connection.ConnectionPool: aio.ConnectionPool,
     redis.connection.BlockingConnectionPool: aio.BlockingConnectionPool,
     redis.sentinel.SentinelConnectionPool: aio_sentinel.SentinelConnectionPool,
 }
-_ASYNC_CONNECTIONS: Final[dict[type, Any]] = {
+ASYNC_CONNECTIONS: Final[dict[type, Any]] = {
     redis.connection.Connection: aio_connection.Connection,
     redis.connection.SSLConnection: aio_connection.SSLConnection,
     redis.connection.UnixDomainSocketConnection: aio_connection.UnixDomainSocketConnection,
@@ -238,8 +238,8 @@ class CacheEntry:
         arguments = {name: value for name, value in self._pool_arguments.items() if name not in _SYNC_ONLY}
         _await_retries(arguments)
         if "connection_class" in arguments:
-            arguments["connection_class"] = _counterpart(arguments["connection_class"], _ASYNC_CONNECTIONS)
-        pool_class = _counterpart(self._factory.pool_cls, _ASYNC_POOLS)
+            arguments["connection_class"] = _counterpart(arguments["connection_class"], ASYNC_CONNECTIONS)
+        pool_class = _counterpart(self._factory.pool_cls, ASYNC_POOLS)
         if pool_class is aio_sentinel.SentinelConnectionPool:
             of_sentinels = sentinel_arguments(self.options)
             _await_retries(of_sentinels)

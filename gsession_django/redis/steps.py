@@ -21,8 +21,9 @@ def take(steps: Steps[T]) -> T:
             else:
                 function, arguments = steps.send(result)
     except StopIteration as stop:
-        result = stop.value
-    return result  # type: ignore[no-any-return]
+        return stop.value  # type: ignore[no-any-return]
+    finally:
+        steps.close()  # where a signal handler has raised between two lines
 
 
 async def atake(steps: Steps[T]) -> T:
@@ -37,5 +38,6 @@ async def atake(steps: Steps[T]) -> T:
             else:
                 function, arguments = steps.send(result)
     except StopIteration as stop:
-        result = stop.value
-    return result  # type: ignore[no-any-return]
+        return stop.value  # type: ignore[no-any-return]
+    finally:
+        steps.close()

@@ -14,7 +14,7 @@ from gsession_django import recording
 from gsession_django.options import AtLeast
 from gsession_django.redis import checks
 from gsession_django.redis.client import RedisClient
-from gsession_django.redis.commands import Batch, Command, Operation, escaped, size_of
+from gsession_django.redis.commands import Batch, Command, Operation, escaped
 from gsession_django.redis.connections import Limits
 from gsession_django.redis.move import Held, beside, move_between_nodes
 from gsession_django.redis.prefix import Prefix, function_of, text_of
@@ -38,37 +38,12 @@ def both(
     """Return the method and the async method that carry out an operation: that send its batches."""
 
     def method(self: "BaseRedisStorage", *args: Any, **kwargs: Any) -> T:
-        batches, send = operation(self._now(), *args, **kwargs), self.client.send
-        try:
-            batch = next(batches)
-            while True:
-                replies = send(batch)
-                if recording.CALL.get() is not None:
-                    _record(batch, replies)
-                batch = batches.send(replies)
-        except StopIteration as stop:
-            result: T = stop.value
-            return result
+        return self.client.carry_out(operation(self._now(), *args, **kwargs))
 
     async def amethod(self: "BaseRedisStorage", *args: Any, **kwargs: Any) -> T:
-        batches, send = operation(self._now(), *args, **kwargs), self.client.asend
-        try:
-            batch = next(batches)
-            while True:
-                replies = await send(batch)
-                if recording.CALL.get() is not None:
-                    _record(batch, replies)
-                batch = batches.send(replies)
-        except StopIteration as stop:
-            result: T = stop.value
-            return result
+        return await self.client.acarry_out(operation(self._now(), *args, **kwargs))
 
     return method, amethod
-
-
-def _record(batch: Batch, replies: list[Any]) -> None:
-    recording.written(size_of(batch.commands))
-    recording.read(size_of(replies))
 
 
 class BaseRedisStorage(Storage):
