@@ -6,8 +6,8 @@ a stamp, which is another one after each write. A program that writes a session 
 """
 
 import os
-from collections.abc import Callable, Mapping
-from itertools import groupby
+import struct
+from collections.abc import Iterable, Mapping
 from typing import Any, Final
 
 from gsession_django.serializers import DecodeError, KeptJSONSerializer, current, decode
@@ -16,21 +16,21 @@ from gsession_django.values import Part
 LARGE: Final = 2000
 """Bytes from which on a document has a stamp, and a value a place."""
 
-# The white space: for each large value a place, which is the length of its name and where its bytes begin and end. Then
-# the stamp: the size of the document, and what is random. Each digit of a number in base 4 is one of four characters.
+# The white space: for each large value a place, which is the size of its name and where its bytes begin and end. Then
+# the stamp: the size of the document, and what is random. Each byte is four digits in base 4, and each digit one of the
+# four characters that are white space.
+_PLACE: Final = "HII"
+_STAMP: Final = "I8s"
+_PLACE_SIZE, _STAMP_SIZE = (4 * struct.calcsize(f">{fields}") for fields in (_PLACE, _STAMP))
+_LONGEST_NAME: Final = 2**16 - 1
+_LARGEST: Final = 2**32 - 1
 _BLANKS: Final = b" \t\n\r"
 _DIGITS: Final = bytes(b"0123x"[_BLANKS.find(byte)] for byte in range(256))
-_BLANKS_OF: Final = [bytes(_BLANKS[byte >> shift & 3] for shift in (6, 4, 2, 0)) for byte in range(256)]
-_RANDOM_BLANKS: Final = bytes(_BLANKS[byte & 3] for byte in range(256))
-# The characters of each.
-_NAME, _OFFSET, _RANDOM = 8, 20, 32
-_PLACE: Final = _NAME + 2 * _OFFSET
-_STAMP: Final = _OFFSET + _RANDOM
-_LONGEST_NAME: Final = 4**_NAME - 1
-
-
-# Bytes of an encoding that takes longer to write once more than to put between two others.
-_WORTH_KEEPING: Final = 100
+# The first and the second character for a digit in hexadecimal.
+_FIRST, _SECOND = (
+    bytes.maketrans(b"0123456789abcdef", bytes(_BLANKS[digit >> shift & 3] for digit in range(16))) for shift in (2, 0)
+)
+_CONTAINERS: Final = (dict, list, tuple)
 
 
 def encode_pairs(pairs: Mapping[str, Any], encodings: Mapping[str, bytes]) -> bytes:
@@ -41,51 +41,74 @@ def encode_pairs(pairs: Mapping[str, Any], encodings: Mapping[str, bytes]) -> by
         encodings: what ``encode()`` returned for some of the values, by key.
     """
     serializer = current()
-    if not isinstance(serializer, KeptJSONSerializer) or not all(type(key) is str for key in pairs):
-        whole = {key: decode(bytes(value.view())) if type(value) is Part else value for key, value in pairs.items()}
-        return serializer.dumps(whole)
     dumps = serializer.dumps
-    apart: dict[str, bytes | memoryview] = {}
-    for key, value in pairs.items():
-        if type(value) is Part:
-            apart[key] = value.view()
-        elif key in encodings and len(encodings[key]) > _WORTH_KEEPING:
-            apart[key] = encodings[key]
-        elif type(value) is str and len(value) >= LARGE:
-            apart[key] = dumps(value)
-    if not apart:
+    if not isinstance(serializer, KeptJSONSerializer) or not _are_text(pairs):
+        decoded = {key: decode(value.encoded()) if type(value) is Part else value for key, value in pairs.items()}
+        return dumps(decoded)
+    if sum(map(len, encodings.values())) < LARGE and not _has_large(pairs.values()):
         data = dumps(pairs)
         if len(data) <= LARGE:
             return data
-    for key, value in pairs.items():
-        if key not in apart and isinstance(value, dict | list | tuple):
-            apart[key] = dumps(value)
-    return _joined(pairs, apart, dumps) if apart else data + _stamp(len(data))
-
-
-def _joined(pairs: Mapping[str, Any], apart: Mapping[str, bytes | memoryview], dumps: Callable[[Any], bytes]) -> bytes:
-    """Return a session, some of whose values are encoded already."""
+        if not any(isinstance(value, _CONTAINERS) for value in pairs.values()):
+            return data + _blanks([], len(data))
     words: list[bytes | memoryview] = []
-    places: list[bytes] = []
+    places: list[int] = []
     size = 0
-    for is_apart, keys in groupby(pairs, apart.__contains__):
-        if not is_apart:
-            words += b",", dumps({key: pairs[key] for key in keys})[1:-1]
-            size += 1 + len(words[-1])
+    run: dict[str, Any] = {}
+    for key, value in pairs.items():
+        if type(value) is Part:
+            pair, name_size = value.pair()
+        elif key in encodings or isinstance(value, _CONTAINERS) or (type(value) is str and len(value) >= LARGE):
+            name = dumps(key)
+            name_size = len(name)
+            pair = memoryview(b"%b:%b" % (name, encodings[key] if key in encodings else dumps(value)))
+        else:
+            run[key] = value
             continue
-        for key in keys:
-            name, encoding = dumps(key), apart[key]
-            words += b",", name, b":", encoding
-            start = size + len(name) + 2
-            size = start + len(encoding)
-            if len(encoding) >= LARGE and len(name) <= _LONGEST_NAME:
-                places.append(_blank(len(name), _NAME) + _blank(start, _OFFSET) + _blank(size, _OFFSET))
+        if run:
+            words += (b",", dumps(run)[1:-1])
+            size += 1 + len(words[-1])
+            run = {}
+        words += (b",", pair)
+        start = size + name_size + 2
+        size += 1 + len(pair)
+        if size - start >= LARGE and name_size <= _LONGEST_NAME:
+            places += (name_size, start, size)
+    if run:
+        words += (b",", dumps(run)[1:-1])
+        size += 1 + len(words[-1])
     words[0] = b"{"
     words.append(b"}")
     size += 1
     if size > LARGE:
-        words += *places, _stamp(size)
+        words.append(_blanks(places, size))
     return b"".join(words)
+
+
+def _has_large(values: Iterable[Any]) -> bool:
+    for value in values:  # which takes half the time of any()
+        kind = type(value)
+        if kind is Part or (kind is str and len(value) >= LARGE):
+            return True
+    return False
+
+
+def _are_text(keys: Iterable[Any]) -> bool:
+    try:
+        "".join(keys)
+    except TypeError:
+        return False
+    return True
+
+
+def _blanks(places: list[int], size: int) -> bytes:
+    """Return what comes behind a document of this size: nothing if it is too large to say where anything is."""
+    if size > _LARGEST:
+        return b""
+    digits = struct.pack(f">{_PLACE * (len(places) // 3)}{_STAMP}", *places, size, os.urandom(8)).hex().encode()
+    blanks = bytearray(2 * len(digits))
+    blanks[::2], blanks[1::2] = digits.translate(_FIRST), digits.translate(_SECOND)
+    return bytes(blanks)
 
 
 def decode_pairs(data: bytes) -> dict[str, Any]:
@@ -104,23 +127,15 @@ def decode_pairs(data: bytes) -> dict[str, Any]:
 
 def stamp_of(data: bytes) -> bytes | None:
     """Return what no other write of a session has at its end, or ``None`` if this one has nothing of the kind."""
-    return data[-_STAMP:] if len(data) > LARGE and _size_of(data) else None
-
-
-def _stamp(size: int) -> bytes:
-    return _blank(size, _OFFSET) + os.urandom(_RANDOM).translate(_RANDOM_BLANKS)
-
-
-def _blank(number: int, size: int) -> bytes:
-    return b"".join([_BLANKS_OF[byte] for byte in number.to_bytes(size // 4)])
+    return data[-_STAMP_SIZE:] if len(data) > LARGE and _size_of(data) else None
 
 
 def _size_of(data: bytes) -> int:
     """Return the size of the document that begins `data`, if white space of ours is behind it, and 0 if not."""
-    digits = data[-_STAMP:].translate(_DIGITS)
+    digits = data[-_STAMP_SIZE:].translate(_DIGITS)
     if not digits.isdigit():
         return 0
-    size = int(digits[:_OFFSET], 4)
+    size = int(digits[:16], 4)
     return size if data[size - 1 : size] == b"}" else 0
 
 
@@ -128,21 +143,22 @@ def _with_parts(data: bytes) -> dict[str, Any] | None:
     """Return the session of a document that says where its large values are, and ``None`` of any other."""
     if not (size := _size_of(data)):
         return None
-    digits = data[size:-_STAMP].translate(_DIGITS)
-    pieces: list[bytes] = []
+    digits = data[size:-_STAMP_SIZE].translate(_DIGITS)
     parts: dict[str, Part] = {}
+    pieces: list[bytes] = []
     at = 0
     try:
-        for place in range(0, len(digits), _PLACE):
-            name, first, last = (place + length for length in (_NAME, _NAME + _OFFSET, _PLACE))
-            start, end = int(digits[name:first], 4), int(digits[first:last], 4)
-            key = decode(data[start - 1 - int(digits[place:name], 4) : start - 1])
-            pieces += data[at:start], b"0"
-            parts[key] = Part(data, start, end)
+        places = int(digits or b"0", 4).to_bytes(len(digits) // 4)
+        for name_size, start, end in struct.iter_unpack(f">{_PLACE}", places):
+            first = start - 1 - name_size
+            name = data[first + 1 : start - 2]
+            key = decode(b'"%b"' % name) if b"\\" in name else name.decode()
+            parts[key] = Part(data, first, start, end)
+            pieces += (data[at:start], b"0")
             at = end
         pieces.append(data[at:size])
         pairs: dict[str, Any] = decode(b"".join(pieces))
-        # Somebody else may have changed the document, and left what is behind it.
-        return None if any(pairs.get(key) != 0 for key in parts) else pairs | parts
-    except (ValueError, TypeError):
+    except (ValueError, OverflowError, struct.error):
         return None
+    # Somebody else may have changed the document, and left what is behind it.
+    return pairs | parts if {*map(pairs.get, parts)} <= {0} else None

@@ -46,27 +46,34 @@ class Canonical(Encoded):
 
 
 class Part:
-    """A value that was read as a part of a whole session: where its encoding is among the session's bytes."""
+    """A value that was read as a part of a whole session: where it is among the session's bytes.
 
-    __slots__ = ("_whole", "end", "start")
+    Args:
+        whole: the bytes of the session.
+        first: where the name of its pair begins.
+        start, end: where its encoding begins, and ends.
+    """
 
-    def __init__(self, whole: bytes, start: int, end: int) -> None:
+    __slots__ = ("_end", "_first", "_start", "_whole")
+
+    def __init__(self, whole: bytes, first: int, start: int, end: int) -> None:
         self._whole = whole
-        self.start = start
-        self.end = end
+        self._first = first
+        self._start = start
+        self._end = end
 
-    def __len__(self) -> int:
-        return self.end - self.start
+    def encoded(self) -> Encoded:
+        return Encoded(memoryview(self._whole)[self._start : self._end])
 
-    def view(self) -> memoryview:
-        """Return the encoding, not copied."""
-        return memoryview(self._whole)[self.start : self.end]
+    def pair(self) -> tuple[memoryview, int]:
+        """Return its pair as it is stored, not copied, and the size of the name in that."""
+        return memoryview(self._whole)[self._first : self._end], self._start - self._first - 1
 
 
 def encoded(value: Any) -> Encoded | None:
     """Return the encoding of a value that is not decoded yet; ``None`` of any other."""
     if type(value) is Part:
-        return Encoded(value.view())
+        return value.encoded()
     return value if isinstance(value, Encoded) else None
 
 
