@@ -152,6 +152,13 @@ def test_another_document_of_the_same_size_is_read_as_it_is(name: bytes) -> None
     assert read(other + data[size:]) == json.loads(other)
 
 
+@pytest.mark.parametrize("more", [b" ", b"\r", b"    ", b"\n\n\n\n", b"\r" * 40])
+def test_white_space_that_somebody_else_has_added_does_no_harm(more: bytes) -> None:
+    data = encode_pairs({**SMALL, "text": TEXT}, {})
+    size = data.rindex(b"}") + 1
+    assert read(data[:size] + more + data[size:]) == {**SMALL, "text": TEXT}
+
+
 def test_a_document_without_its_end_cannot_be_read() -> None:
     data = encode_pairs({**SMALL, "big": BIG}, {})
     with pytest.raises(DecodeError):
