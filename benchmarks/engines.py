@@ -19,8 +19,8 @@ from django.test.utils import override_settings
 
 from benchmarks.curves import CURVES
 from gsession_django.backends.memory import SessionStore as MemoryStore
-from gsession_django.engine import engine_of
-from gsession_django.session_map import SessionMap
+from gsession_django.core.engine import engine_of
+from gsession_django.core.session_map import SessionMap
 
 
 @dataclass(frozen=True, kw_only=True)

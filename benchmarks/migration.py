@@ -239,7 +239,7 @@ def _left_behind() -> list[str]:
 def _lost(visitors: int, sessions: int, seed: int) -> list[str]:
     """Return what is wrong with the sessions of those who did not come."""
     from gsession_django.backends.redis_hash import SessionStore
-    from gsession_django.engine import engine_of
+    from gsession_django.core.engine import engine_of
 
     engine, wrong = engine_of(SessionStore), []
     for number, key in enumerate(_keys(sessions, seed)):

@@ -15,9 +15,9 @@ from django.http.response import HttpResponseBase
 from django.utils.cache import patch_vary_headers
 
 from gsession_django import outages
-from gsession_django.conf import django_setting
-from gsession_django.storage import StorageUnavailable
-from gsession_django.store import SessionStore
+from gsession_django.core.conf import django_setting
+from gsession_django.core.storage import StorageUnavailable
+from gsession_django.core.store import SessionStore
 
 
 class SessionMiddleware(DjangoSessionMiddleware):

@@ -14,8 +14,8 @@ from django.utils.cache import patch_vary_headers
 from django.utils.log import log_response
 from django.utils.module_loading import import_string
 
-from gsession_django.conf import conf
-from gsession_django.storage import StorageUnavailable
+from gsession_django.core.conf import conf
+from gsession_django.core.storage import StorageUnavailable
 
 logger = logging.getLogger("gsession_django")
 

@@ -13,7 +13,7 @@ from debug_toolbar.panels import Panel
 from django.http import HttpRequest
 from django.http.response import HttpResponseBase
 
-from gsession_django.engine import observe, stop_observing
+from gsession_django.core.engine import observe, stop_observing
 from gsession_django.recording import StorageCall
 
 

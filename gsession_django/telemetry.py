@@ -10,7 +10,7 @@ from django.core.signals import request_started
 from opentelemetry import context, metrics, trace
 from opentelemetry.trace import SpanKind, Status, StatusCode
 
-from gsession_django.engine import observe
+from gsession_django.core.engine import observe
 from gsession_django.recording import StorageCall, System
 
 _NAME: Final = "gsession_django"

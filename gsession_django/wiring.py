@@ -4,11 +4,11 @@ from typing import TYPE_CHECKING
 
 from django.conf import settings
 
-from gsession_django.conf import conf
-from gsession_django.engine import Engine, engine_module
+from gsession_django.core.conf import conf
+from gsession_django.core.engine import Engine, engine_module
 
 if TYPE_CHECKING:
-    from gsession_django.store import SessionStore
+    from gsession_django.core.store import SessionStore
 
 
 def engine_class(store: "type[SessionStore]") -> type[Engine]:

@@ -7,7 +7,7 @@ from unittest import mock
 
 from django.db.backends.base.base import BaseDatabaseWrapper
 
-from gsession_django import session_file, session_folder
+from gsession_django.file import session_file, folder as session_folder
 from gsession_django.backends import file, memory
 from gsession_django.database import clock as database_clock
 from gsession_django.database.clock import parameter

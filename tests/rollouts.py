@@ -12,8 +12,8 @@ from django.conf import settings
 from django.db import connections, router
 from django.test import override_settings
 
-from gsession_django.driving import Operation
-from gsession_django.engine import Engine
+from gsession_django.core.driving import Operation
+from gsession_django.core.engine import Engine
 from gsession_django.moving import steps
 from gsession_django.moving.fallback import FallbackEngine
 from tests import databases, processes, sites

@@ -16,7 +16,7 @@ from django.test import override_settings
 from django.utils.safestring import SafeString
 
 from gsession_django import SessionStore
-from gsession_django.values import alike
+from gsession_django.core.values import alike
 from tests.engines import EACH_ENGINE, engine, new_session, stored
 
 _fernet = Fernet(Fernet.generate_key())

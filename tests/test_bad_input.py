@@ -27,7 +27,7 @@ from django.urls import path as url
 from gsession_django import SessionMap, SessionStore, StorageUnavailable
 from gsession_django.backends import file
 from gsession_django.serializers import DecodeError
-from gsession_django.session_file import HEADER_SIZE, Header, write_new
+from gsession_django.file.session_file import HEADER_SIZE, Header, write_new
 from tests.clock import Clock, moved_clock
 from tests.engines import ENGINES, engine, id_of, new_session, path_of, stored
 from tests.processes import Parent, Worker

@@ -12,7 +12,8 @@ from django.test import Client, override_settings
 from django.urls import path
 from pytest_django import Settings
 
-from gsession_django import SessionMap, SessionStore, saving
+from gsession_django import SessionMap, SessionStore
+from gsession_django.core import saving
 from tests.engines import EACH_ENGINE, engine, new_session, stored
 from tests.sites import DJANGOS, OURS, either_client, get
 

@@ -85,7 +85,7 @@ def test_an_engine_of_djangos_is_none_of_our_business(settings: Settings, engine
             "names the engine 'no.such.engine', which cannot be imported: No module",
         ),
         ({"ENGINES": {"django.contrib.sessions.backends.file": {}}}, "E006", "is no engine of gsession_django"),
-        ({"ENGINES": {"gsession_django.conf": {}}}, "E006", "names 'gsession_django.conf', which is no engine"),
+        ({"ENGINES": {"gsession_django.core.conf": {}}}, "E006", "names 'gsession_django.core.conf', which is no engine"),
         ({"ENGINES": {"gsession_django": {}}}, "E006", "is no engine"),
         ({"ENGINES": {MEMORY: {"max": 5}}}, "E009", "has the option 'max' = 5, which MemoryStorage does not take"),
     ],

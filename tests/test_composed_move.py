@@ -13,7 +13,7 @@ from django.contrib.sessions.backends.base import UpdateError
 from django.test.utils import override_settings
 
 from gsession_django import SessionStore
-from gsession_django.locks import IdLocks
+from gsession_django.core.locks import IdLocks
 from tests.engines import new_session, stored
 from tests.processes import TIMEOUT, promised
 from tests.storages import AsyncVersionedStorage, VersionedStorage, engine

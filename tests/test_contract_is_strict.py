@@ -15,7 +15,7 @@ from unittest import mock
 import pytest
 
 from gsession_django import SessionMap, StorageUnavailable
-from gsession_django.abilities import abilities
+from gsession_django.core.abilities import abilities
 from gsession_django.serializers import DecodeError
 from gsession_django.testing import StorageContract
 from tests.storages import (

@@ -15,7 +15,8 @@ from django.urls import path
 from psycopg import IsolationLevel
 from psycopg.errors import SerializationFailure
 
-from gsession_django import SessionMap, SessionStore, driving
+from gsession_django import SessionMap, SessionStore
+from gsession_django.core import driving
 from gsession_django.backends import database
 from gsession_django.models import Session
 from tests.database_servers import shared

@@ -31,13 +31,14 @@ from django.test import override_settings
 from markdown_it.token import Token
 
 import gsession_django
-from gsession_django import checks, conf
+from gsession_django import checks
+from gsession_django.core import conf
 from gsession_django.backends.database import DatabaseStorage
 from gsession_django.backends.file import FileStorage
 from gsession_django.backends.memory import MemoryStorage
 from gsession_django.backends.redis import RedisStorage
 from gsession_django.backends.redis_hash import RedisHashStorage
-from gsession_django.storage import Storage
+from gsession_django.core.storage import Storage
 from tests.databases import connected
 from tests.pages import DOCS, ROOT, STORAGE_PAGE, Block, blocks_of, tokens_of
 

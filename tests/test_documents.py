@@ -13,9 +13,9 @@ from hypothesis import settings as examples
 from hypothesis import strategies as st
 
 from gsession_django import SessionMap
-from gsession_django.documents import LARGE, decode_pairs, encode_pairs, stamp_of
+from gsession_django.core.documents import LARGE, decode_pairs, encode_pairs, stamp_of
 from gsession_django.serializers import DecodeError, encode
-from gsession_django.values import Encoded, Part
+from gsession_django.core.values import Encoded, Part
 from tests.engines import engine, new_session, stored
 from tests.redis_servers import shared
 

@@ -21,10 +21,10 @@ from django.db import connections, transaction
 from django.test import TestCase, override_settings
 
 from gsession_django import SessionMap, StorageUnavailable
-from gsession_django.engine import Engine, engine_of
+from gsession_django.core.engine import Engine, engine_of
 from gsession_django.moving import steps
 from gsession_django.moving.steps import MOVING_KEY
-from gsession_django.reading import UNFINISHED
+from gsession_django.core.reading import UNFINISHED
 from tests import databases, engine_that_purges, processes
 from tests.old_sites import OURS, new_session, store_of, stored
 from tests.redis_servers import RedisServer

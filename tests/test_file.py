@@ -29,10 +29,11 @@ from django.test import Client
 from django.test.utils import override_settings
 from django.urls import path as url
 
-from gsession_django import SessionMap, SessionStore, StorageUnavailable, session_folder
+from gsession_django import SessionMap, SessionStore, StorageUnavailable
+from gsession_django.file import folder as session_folder
 from gsession_django.backends import file
 from gsession_django.serializers import DecodeError
-from gsession_django.session_file import HEADER_SIZE, FileLock, SessionFile, write_new
+from gsession_django.file.session_file import HEADER_SIZE, FileLock, SessionFile, write_new
 from tests.clock import moved_clock
 from tests.engines import engine, id_of, new_session, path_of, same_shard, stored
 from tests.processes import TIMEOUT, Parent, Worker, let_them_meet, promised, workers

@@ -24,8 +24,8 @@ import pytest
 from django.conf import settings
 
 from gsession_django.backends import file
-from gsession_django.session_file import FileLock
-from gsession_django.session_map import SessionMap
+from gsession_django.file.session_file import FileLock
+from gsession_django.core.session_map import SessionMap
 from tests.engines import engine, path_of, same_shard
 from tests.processes import TIMEOUT, Parent, Worker
 

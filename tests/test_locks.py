@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 from django.core.exceptions import SynchronousOnlyOperation
 
-from gsession_django.locks import IdLocks, Turn
+from gsession_django.core.locks import IdLocks, Turn
 
 
 def turn_of(locks: IdLocks) -> Turn:

@@ -15,11 +15,11 @@ import pytest
 from django.core.exceptions import ImproperlyConfigured
 
 from gsession_django import SessionMap
-from gsession_django.abilities import abilities
+from gsession_django.core.abilities import abilities
 from gsession_django.backends.memory import MemoryStorage, SessionStore
-from gsession_django.driving import UNABLE, Operation
-from gsession_django.engine import Engine
-from gsession_django.locks import IdLocks
+from gsession_django.core.driving import UNABLE, Operation
+from gsession_django.core.engine import Engine
+from gsession_django.core.locks import IdLocks
 from gsession_django.moving import steps
 from gsession_django.moving.fallback import FallbackEngine
 from gsession_django.moving.source import Found, Source

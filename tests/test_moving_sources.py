@@ -500,9 +500,9 @@ def test_a_folder_that_is_gone_is_an_outage(site: None, tmp_path: Path) -> None:
     [
         ("no.such.engine", "'no.such.engine' is no session engine: No module named"),
         ("", "'' is no session engine: it is not the dotted name of a module"),
-        ("gsession_django.conf", "'gsession_django.conf' is no session engine: .*SessionStore"),
+        ("gsession_django.core.conf", "'gsession_django.core.conf' is no session engine: .*SessionStore"),
         ("django.contrib.sessions.backends.base", "'django.contrib.sessions.backends.base' is no session engine"),
-        ("gsession_django.store", "'gsession_django.store' is neither an engine of gsession_django"),
+        ("gsession_django.core.store", "'gsession_django.core.store' is neither an engine of gsession_django"),
         ("django.contrib.sessions.backends.signed_cookies", "in the visitors' cookies and nothing on a server"),
     ],
 )

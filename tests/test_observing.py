@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from gsession_django import SessionStore, Storage, recording
-from gsession_django.documents import encode_pairs
-from gsession_django.engine import observe, stop_observing
+from gsession_django.core.documents import encode_pairs
+from gsession_django.core.engine import observe, stop_observing
 from gsession_django.recording import StorageCall
 from gsession_django.serializers import encode
 from tests.engines import EACH_ENGINE, engine, new_session

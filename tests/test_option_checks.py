@@ -18,7 +18,7 @@ from gsession_django import SessionStore
 from gsession_django.backends import file as file_engine
 from gsession_django.backends import redis as redis_engine
 from gsession_django.checks import _stores_in_use, check_deployment, check_settings
-from gsession_django.options import AtLeast, fits, in_words
+from gsession_django.core.options import AtLeast, fits, in_words
 from tests.old_sites import OURS, old_site
 from tests.storages import WholeMapStorage
 

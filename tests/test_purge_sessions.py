@@ -98,7 +98,7 @@ def test_a_medium_that_expires_by_itself_leaves_nothing_to_do(monkeypatch: pytes
     ("engine", "says"),
     [
         ("no.such.engine", "--engine names 'no.such.engine', which is no session engine: No module named"),
-        ("gsession_django.conf", "--engine names 'gsession_django.conf', which is no session engine"),
+        ("gsession_django.core.conf", "--engine names 'gsession_django.core.conf', which is no session engine"),
         ("gsession_django", "--engine names 'gsession_django', which is no engine of gsession_django"),
         ("django.contrib.sessions.backends.file", "which is no engine of gsession_django. Use clearsessions"),
         ("tests.engine_that_cannot_purge", r"cannot remove expired sessions: WholeMapStorage has no purge\(\)"),

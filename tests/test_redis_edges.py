@@ -16,7 +16,7 @@ from gsession_django import SessionMap, SessionStore, StorageUnavailable
 from gsession_django.backends import redis as redis_engine
 from gsession_django.backends import redis_hash
 from gsession_django.checks import check_settings
-from gsession_django.engine import engine_of
+from gsession_django.core.engine import engine_of
 from gsession_django.redis.client import RedisClient, alone
 from gsession_django.redis.commands import Batch, Script
 from gsession_django.redis.fields import MARK

@@ -24,7 +24,7 @@ from redis.backoff import NoBackoff
 from redis.exceptions import BusyLoadingError, ResponseError
 from redis.retry import Retry
 
-from gsession_django.engine import engine_of
+from gsession_django.core.engine import engine_of
 from gsession_django.redis.link import AsyncLink, Link
 from gsession_django.redis.storage import BaseRedisStorage
 from tests import sites

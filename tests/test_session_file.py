@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from gsession_django.session_file import (
+from gsession_django.file.session_file import (
     HEADER_SIZE,
     Damaged,
     FileLock,

@@ -9,8 +9,8 @@ from pytest_django import Settings
 
 from gsession_django import SessionMap
 from gsession_django.serializers import decode, encode
-from gsession_django.session_map import EXPIRY_KEY
-from gsession_django.values import MISSING, UNFETCHED, Encoded
+from gsession_django.core.session_map import EXPIRY_KEY
+from gsession_django.core.values import MISSING, UNFETCHED, Encoded
 
 
 def read(**data: Any) -> SessionMap:
@@ -113,7 +113,7 @@ class TestAltered:
     def test_a_scalar_costs_nothing(self, monkeypatch: pytest.MonkeyPatch) -> None:
         session = read(number=1, text="a", nothing=None, yes=True, half=0.5)
         list(session.values())
-        monkeypatch.setattr("gsession_django.session_map.encode", None)
+        monkeypatch.setattr("gsession_django.core.session_map.encode", None)
         assert not session.altered()
 
     def test_it_counts_from_the_baseline(self) -> None:
@@ -349,7 +349,7 @@ class TestEncoded:
             decoded.append(bytes(data))
             return decode(data)
 
-        monkeypatch.setattr("gsession_django.session_map.decode", recording)
+        monkeypatch.setattr("gsession_django.core.session_map.decode", recording)
         session = SessionMap({"one": Encoded(b"1"), "two": Encoded(b'{"x": 2}')})
         assert decoded == []
         assert session["one"] == 1

@@ -27,7 +27,7 @@ from opentelemetry.trace import SpanKind, StatusCode
 
 from gsession_django import SessionStore, StorageUnavailable
 from gsession_django.backends import database, redis
-from gsession_django.engine import engine_of, observe, stop_observing
+from gsession_django.core.engine import engine_of, observe, stop_observing
 from gsession_django.recording import System
 from gsession_django.serializers import DecodeError
 from gsession_django.telemetry import Telemetry
@@ -463,7 +463,7 @@ _PROGRAM = """
 import django; django.setup()
 from django.core.signals import request_started
 from gsession_django.backends.memory import SessionStore
-from gsession_django.engine import engine_of
+from gsession_django.core.engine import engine_of
 def observed():
     engine = engine_of(SessionStore)
     SessionStore("a" * 32).load()

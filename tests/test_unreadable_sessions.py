@@ -13,7 +13,7 @@ from django.test import Client, override_settings
 from django.urls import path
 
 from gsession_django import SessionMap, SessionStore, Storage
-from gsession_django.engine import engine_of
+from gsession_django.core.engine import engine_of
 from gsession_django.serializers import DecodeError
 from tests.engines import EACH_ENGINE, engine, id_of, new_session, stored
 from tests.sites import DJANGOS, OURS, either_client, get

@@ -8,13 +8,13 @@ from typing import Any
 from django.conf import settings
 from django.core.checks import CheckMessage, Error
 
-from gsession_django.documents import decode_pairs, encode_pairs
+from gsession_django.core.documents import decode_pairs, encode_pairs
 from gsession_django.recording import System
-from gsession_django.session_file import SessionFile
-from gsession_django.session_folder import SessionFolder
-from gsession_django.session_map import SessionMap
-from gsession_django.storage import Storage
-from gsession_django.store import SessionStore as BaseSessionStore
+from gsession_django.file.session_file import SessionFile
+from gsession_django.file.folder import SessionFolder
+from gsession_django.core.session_map import SessionMap
+from gsession_django.core.storage import Storage
+from gsession_django.core.store import SessionStore as BaseSessionStore
 
 
 class FileStorage(Storage):

@@ -22,8 +22,8 @@ from gsession_django.redis.move import REMEMBERED, beside
 from gsession_django.redis.scripts import APPLY_HASH, CREATE_HASH, LEAVE_HASH, MOVE_HASH, READ_HASH, TOUCH_HASH
 from gsession_django.redis.storage import BaseRedisSessionStore, BaseRedisStorage, both
 from gsession_django.serializers import DecodeError, logger
-from gsession_django.session_map import EXPIRY_KEY, SessionMap
-from gsession_django.values import MISSING, Encoded
+from gsession_django.core.session_map import EXPIRY_KEY, SessionMap
+from gsession_django.core.values import MISSING, Encoded
 
 
 class RedisHashStorage(BaseRedisStorage):

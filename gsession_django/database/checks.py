@@ -7,7 +7,7 @@ from django.db import Error as DatabaseError
 from django.db import connections, router
 
 from gsession_django.models import Session
-from gsession_django.options import given_options
+from gsession_django.core.options import given_options
 
 
 def check_using(engine: str) -> Iterator[CheckMessage]:

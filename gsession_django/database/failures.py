@@ -12,7 +12,7 @@ from django.db import Error, InterfaceError, OperationalError
 from django.db.backends.base.base import BaseDatabaseWrapper
 
 from gsession_django import recording
-from gsession_django.storage import StorageUnavailable
+from gsession_django.core.storage import StorageUnavailable
 
 T = TypeVar("T")
 

@@ -11,8 +11,8 @@ from typing import Any
 from django.core.exceptions import ImproperlyConfigured
 from django.core.management.base import CommandError
 
-from gsession_django.engine import engine_module
-from gsession_django.store import SessionStore
+from gsession_django.core.engine import engine_module
+from gsession_django.core.store import SessionStore
 
 
 def positive(text: str) -> int:

@@ -6,12 +6,12 @@ from django.contrib.sessions.backends import cache, cached_db, db, file, signed_
 from django.core.exceptions import ImproperlyConfigured
 
 from gsession_django.backends.memory import MemoryStorage
-from gsession_django.engine import engine_module
+from gsession_django.core.engine import engine_module
 from gsession_django.moving.django_cache import CacheSource
 from gsession_django.moving.django_engines import CachedDatabaseSource, DatabaseSource, FileSource
 from gsession_django.moving.our_engines import OurSource
 from gsession_django.moving.source import Source
-from gsession_django.store import SessionStore
+from gsession_django.core.store import SessionStore
 
 
 def source_of(engine: str) -> Source:

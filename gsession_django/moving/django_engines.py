@@ -19,7 +19,7 @@ from django.utils import timezone
 
 from gsession_django.database.failures import answered
 from gsession_django.moving.source import Found
-from gsession_django.storage import StorageUnavailable
+from gsession_django.core.storage import StorageUnavailable
 
 # What opening a file says where there is none, or none can have such a name.
 _NO_FILE: Final = (errno.ENOENT, errno.ENAMETOOLONG)

@@ -16,8 +16,8 @@ from gsession_django.redis.commands import Batch
 from gsession_django.redis.fields import field_of, pairs, stored_of
 from gsession_django.redis.storage import BaseRedisStorage
 from gsession_django.serializers import decode, encode
-from gsession_django.session_folder import check_new_id as check_file_name
-from gsession_django.storage import Storage
+from gsession_django.file.folder import check_new_id as check_file_name
+from gsession_django.core.storage import Storage
 
 Limit = Callable[[str, Mapping[str, Any]], None]
 """Raises what says why a session, with its id and its pairs, would be refused."""

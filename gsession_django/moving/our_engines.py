@@ -6,14 +6,14 @@ from typing import Any
 
 from django.core.exceptions import ImproperlyConfigured
 
-from gsession_django.driving import Operation
-from gsession_django.engine import Engine, engine_of
+from gsession_django.core.driving import Operation
+from gsession_django.core.engine import Engine, engine_of
 from gsession_django.moving.source import Found
-from gsession_django.reading import RESERVED_KEY, Lifetimes, is_reserved
+from gsession_django.core.reading import RESERVED_KEY, Lifetimes, is_reserved
 from gsession_django.serializers import DecodeError
-from gsession_django.session_map import EXPIRY_KEY, SessionMap
-from gsession_django.storage import Disabled
-from gsession_django.store import SessionStore
+from gsession_django.core.session_map import EXPIRY_KEY, SessionMap
+from gsession_django.core.storage import Disabled
+from gsession_django.core.store import SessionStore
 
 
 class OurSource:

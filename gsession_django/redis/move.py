@@ -10,7 +10,7 @@ import weakref
 from typing import Any, Final, Protocol, TypeVar
 
 from gsession_django.redis.commands import Batch, Command, Operation
-from gsession_django.session_map import SessionMap
+from gsession_django.core.session_map import SessionMap
 
 S = TypeVar("S")
 

@@ -12,13 +12,13 @@ from typing import TYPE_CHECKING, Any, ClassVar, Final, NoReturn, TypeVar, cast
 
 from django.core.exceptions import ImproperlyConfigured
 
-from gsession_django.abilities import abilities, missing_twins
-from gsession_django.conf import conf
-from gsession_django.engine import engine_of
-from gsession_django.reading import RESERVED_KEY
-from gsession_django.session_map import SessionMap
-from gsession_django.storage import Storage
-from gsession_django.store import SessionStore
+from gsession_django.core.abilities import abilities, missing_twins
+from gsession_django.core.conf import conf
+from gsession_django.core.engine import engine_of
+from gsession_django.core.reading import RESERVED_KEY
+from gsession_django.core.session_map import SessionMap
+from gsession_django.core.storage import Storage
+from gsession_django.core.store import SessionStore
 
 if TYPE_CHECKING:
     _TestCase = unittest.TestCase

@@ -1,6 +1,6 @@
 """What a storage does at once: the part of StorageContract on the extensions, purge and parallel calls apart."""
 
-from gsession_django.session_map import SessionMap
+from gsession_django.core.session_map import SessionMap
 from gsession_django.testing.case import ContractCase, needs
 from gsession_django.testing.reading import MALFORMED_IDS
 

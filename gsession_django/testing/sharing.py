@@ -10,8 +10,8 @@ from functools import partial
 from typing import Any, Final
 from unittest import mock
 
-from gsession_django.session_map import SessionMap
-from gsession_django.storage import StorageUnavailable
+from gsession_django.core.session_map import SessionMap
+from gsession_django.core.storage import StorageUnavailable
 from gsession_django.testing.case import PAGE, ContractCase, able_of, needs
 from gsession_django.testing.threads import TIMEOUT, Child, frequent_switches, in_threads
 from gsession_django.testing.visitors import THREADS

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from django.contrib.sessions.backends.base import UpdateError
 
-from gsession_django.abilities import abilities, bypassed_twins, missing_twins
+from gsession_django.core.abilities import abilities, bypassed_twins, missing_twins
 from gsession_django.testing.case import ContractCase, NeedingTest, needs
 from gsession_django.testing.extensions import Extensions
 from gsession_django.testing.reading import Pairs, Reading

@@ -7,7 +7,7 @@ from typing import Final
 from django.contrib.auth import SESSION_KEY
 from django.contrib.sessions.backends.base import UpdateError
 
-from gsession_django.store import SessionStore
+from gsession_django.core.store import SessionStore
 from gsession_django.testing.case import ContractCase
 from gsession_django.testing.threads import TIMEOUT, in_threads
 

@@ -28,8 +28,8 @@ from typing import Any, ClassVar
 
 from gsession_django import serializers
 from gsession_django.recording import System
-from gsession_django.session_map import SessionMap
-from gsession_django.transactions import Transaction
+from gsession_django.core.session_map import SessionMap
+from gsession_django.core.transactions import Transaction
 
 
 class Disabled(NotImplementedError):

@@ -5,9 +5,9 @@ from typing import Any, Final, Protocol
 
 from django.core.exceptions import ImproperlyConfigured
 
-from gsession_django.driving import UNABLE, Driver, Operation
+from gsession_django.core.driving import UNABLE, Driver, Operation
 from gsession_django.serializers import DecodeError, logger
-from gsession_django.session_map import EXPIRY_KEY, SessionMap
+from gsession_django.core.session_map import EXPIRY_KEY, SessionMap
 
 RESERVED_KEY: Final = "_gsession"
 """What a per-key storage is given to keep where a session has no pairs. No user ever sees it."""

@@ -7,13 +7,13 @@ from functools import cached_property, partial
 from typing import Any, Final
 
 from gsession_django.recording import CALL, StorageCall, System
-from gsession_django.storage import Disabled, Storage, StorageUnavailable
+from gsession_django.core.storage import Disabled, Storage, StorageUnavailable
 
 Observer = Callable[[StorageCall], Callable[[], None]]
 """Is called when a call begins, and returns what is to be called when it has ended."""
 
 OBSERVERS: Final[list[Observer]] = []
-"""Those of all engines: see :func:`gsession_django.engine.observe`."""
+"""Those of all engines: see :func:`gsession_django.core.engine.observe`."""
 
 
 class Recorder:

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any, Final
 
 from gsession_django.serializers import DecodeError, KeptJSONSerializer, current, decode
-from gsession_django.values import Part
+from gsession_django.core.values import Part
 
 LARGE: Final = 2000
 """Bytes from which on a document has a stamp, and a value a place."""
@@ -37,7 +37,7 @@ def encode_pairs(pairs: Mapping[str, Any], encodings: Mapping[str, bytes]) -> by
     """Return a whole session as bytes: what :func:`gsession_django.serializers.encode` returns, and white space.
 
     Args:
-        pairs: the session. A value may be a :class:`~gsession_django.values.Part`.
+        pairs: the session. A value may be a :class:`~gsession_django.core.values.Part`.
         encodings: what ``encode()`` returned for some of the values, by key.
     """
     serializer = current()
@@ -112,7 +112,7 @@ def _blanks(places: list[int], size: int) -> bytes:
 
 
 def decode_pairs(data: bytes) -> dict[str, Any]:
-    """Return a whole session. A large value may be a :class:`~gsession_django.values.Part`.
+    """Return a whole session. A large value may be a :class:`~gsession_django.core.values.Part`.
 
     Raises :class:`DecodeError` as :func:`gsession_django.serializers.decode` does, and when `data` is not the encoding
     of a dict.

@@ -2,7 +2,7 @@
 
 from typing import Final
 
-from gsession_django.storage import Storage
+from gsession_django.core.storage import Storage
 
 # All that is called in a request, and so decides whether a storage is async.
 METHODS: Final = (

@@ -18,14 +18,14 @@ from django.utils import timezone
 from django.utils.functional import cached_property
 
 from gsession_django import serializers
-from gsession_django.conf import conf, django_setting
-from gsession_django.driving import UNABLE, Operation
-from gsession_django.engine import ENGINES, Engine, engine_of
-from gsession_django.saving import Saving
+from gsession_django.core.conf import conf, django_setting
+from gsession_django.core.driving import UNABLE, Operation
+from gsession_django.core.engine import ENGINES, Engine, engine_of
+from gsession_django.core.saving import Saving
 from gsession_django.serializers import DecodeError
-from gsession_django.session_map import EXPIRY_KEY, SessionMap
-from gsession_django.storage import Storage, StorageUnavailable
-from gsession_django.transactions import Write
+from gsession_django.core.session_map import EXPIRY_KEY, SessionMap
+from gsession_django.core.storage import Storage, StorageUnavailable
+from gsession_django.core.transactions import Write
 
 PURGE_BATCH_SIZE: Final = 1000
 """Sessions that one step of a purge removes at most, where nobody says otherwise."""
@@ -620,15 +620,15 @@ class SessionStore(SessionBase):
     # A value of a per-key storage is fetched before it is used, so that no async method ever blocks.
 
     def fetch(self, session: SessionMap, key: str | None) -> None:
-        """Part of the adapter: see :class:`gsession_django.session_map.Source`."""
+        """Part of the adapter: see :class:`gsession_django.core.session_map.Source`."""
         self._run(self._fetch(session, key))
 
     async def afetch(self, session: SessionMap, key: str | None) -> None:
-        """Part of the adapter: see :class:`gsession_django.session_map.Source`."""
+        """Part of the adapter: see :class:`gsession_django.core.session_map.Source`."""
         await self._arun(self._fetch(session, key))
 
     def fetch_size(self) -> int:
-        """Part of the adapter: see :class:`gsession_django.session_map.Source`."""
+        """Part of the adapter: see :class:`gsession_django.core.session_map.Source`."""
         size: int = self._run(self._engine.size(str(self.session_id)))
         return size
 

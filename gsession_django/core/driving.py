@@ -10,8 +10,8 @@ from typing import Any, Final
 
 from asgiref.sync import sync_to_async
 
-from gsession_django.locks import IdLocks, Turn
-from gsession_django.storage import Disabled
+from gsession_django.core.locks import IdLocks, Turn
+from gsession_django.core.storage import Disabled
 
 UNABLE: Final = object()
 """What a call returns when the storage does not have the method."""

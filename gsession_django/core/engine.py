@@ -12,18 +12,18 @@ from typing import TYPE_CHECKING, Any, Final
 from django.core.exceptions import ImproperlyConfigured
 from django.core.signals import setting_changed
 
-from gsession_django.abilities import TWINS, abilities, missing_abilities, missing_twins
-from gsession_django.conf import conf
-from gsession_django.driving import Operation
-from gsession_django.locks import IdLocks
-from gsession_django.observing import OBSERVERS, Observer, Recorder
-from gsession_django.operations import Operations
-from gsession_django.reading import Lifetimes
-from gsession_django.session_map import SessionMap
-from gsession_django.storage import Storage
+from gsession_django.core.abilities import TWINS, abilities, missing_abilities, missing_twins
+from gsession_django.core.conf import conf
+from gsession_django.core.driving import Operation
+from gsession_django.core.locks import IdLocks
+from gsession_django.core.observing import OBSERVERS, Observer, Recorder
+from gsession_django.core.operations import Operations
+from gsession_django.core.reading import Lifetimes
+from gsession_django.core.session_map import SessionMap
+from gsession_django.core.storage import Storage
 
 if TYPE_CHECKING:
-    from gsession_django.store import SessionStore
+    from gsession_django.core.store import SessionStore
 
 
 def engine_module(name: Any) -> ModuleType:

@@ -8,10 +8,11 @@ from typing import Any, Final, Protocol
 
 from django.utils.asyncio import async_unsafe
 
-from gsession_django import documents, recording, serializers
-from gsession_django.saving import Saving, storable_part, stored_key
+from gsession_django.core import documents
+from gsession_django import recording, serializers
+from gsession_django.core.saving import Saving, storable_part, stored_key
 from gsession_django.serializers import DecodeError, decode, encode, is_deterministic
-from gsession_django.values import (
+from gsession_django.core.values import (
     MISSING,
     PENDING,
     SCALARS,
@@ -424,7 +425,7 @@ class SessionMap(MutableMapping[str, Any]):
         """Return the encoding of :meth:`as_dict`, for a storage that keeps whole sessions.
 
         It makes use of what was encoded for comparing, and of large values that were read and not used. Behind JSON
-        that is large comes white space: see :mod:`gsession_django.documents`.
+        that is large comes white space: see :mod:`gsession_django.core.documents`.
         """
         data, save = self._known(_PENDING_IN_DOCUMENTS), self._save
         try:

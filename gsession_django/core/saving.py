@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Any, Final, NoReturn
 from django.conf import settings
 
 from gsession_django.serializers import decode, encode
-from gsession_django.values import MISSING, NEVER_ENCODED, PLAIN, Encoded, Sentinel, encoded, storable
+from gsession_django.core.values import MISSING, NEVER_ENCODED, PLAIN, Encoded, Sentinel, encoded, storable
 
 if TYPE_CHECKING:
-    from gsession_django.session_map import SessionMap
+    from gsession_django.core.session_map import SessionMap
 
 logger = logging.getLogger("gsession_django")
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 if TYPE_CHECKING:
     from django.db.backends.base.base import BaseDatabaseWrapper
 
-    from gsession_django.saving import Saving
+    from gsession_django.core.saving import Saving
 
 
 class Transaction(Protocol):

@@ -1,0 +1,1 @@
+"""What all engines have in common: the interface, the adapter onto it, sessions, and how they merge."""
