@@ -15,8 +15,8 @@ from django.db import connections
 from benchmarks.curves import CURVES
 from benchmarks.engines import CHANGES_IN_PLACE, UNTIL_THE_END, Comparison, Engine, Peer, Setup
 from benchmarks.redis_engines import DJANGO_REDIS, on_redis
-from tests.database_servers import PostgreSQL
-from tests.databases import connected, migrate
+from tests.support.database_servers import PostgreSQL
+from tests.support.databases import connected, migrate
 
 # The models, by name: importing them takes Django to be set up.
 OURS, DJANGO = "gsession_django.Session", "sessions.Session"

@@ -18,9 +18,9 @@ from django.test.utils import override_settings
 from benchmarks.report import environment
 from gsession_django import StorageUnavailable
 from gsession_django.backends.redis import SessionStore
-from tests.proxies import Passed, Proxy
-from tests.redis_sentinels import Sentinels
-from tests.redis_servers import RedisServer
+from tests.support.proxies import Passed, Proxy
+from tests.support.redis_sentinels import Sentinels
+from tests.support.redis_servers import RedisServer
 
 _WRITERS = 4
 _SECONDS = 1.0

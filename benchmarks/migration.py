@@ -48,7 +48,7 @@ class Browser:
 
     def visit(self, wish: float) -> str | None:
         """Send one request of a kind that `wish`, from 0 to 1, chooses; return what is wrong with the answer."""
-        from tests.sites import Visitor
+        from tests.support.sites import Visitor
 
         if self.signed_out or (self.ended and wish < 0.2):
             return _differs(Visitor(None, random.choice(self.ended)).does("peek"), "nobody 0 0")
@@ -148,9 +148,9 @@ class Result:
 
 def migrate(sessions: int, visitors: int, kind: str, seed: int, folder: Path) -> Result:
     """Move `sessions`, of which the visitors who come meanwhile have some, from a database of a kind to Redis."""
-    from tests import processes
-    from tests.redis_servers import RedisServer
-    from tests.rollouts import SOURCES, TARGETS, here, rollout
+    from tests.support import processes
+    from tests.support.redis_servers import RedisServer
+    from tests.support.rollouts import SOURCES, TARGETS, here, rollout
 
     with ExitStack() as stack:
         server = stack.enter_context(RedisServer())
@@ -184,7 +184,7 @@ def _command(parent: Any, where: Any) -> None:
     """Run ``migrate_sessions``, in a process of its own."""
     from django.core.management import call_command
 
-    from tests.rollouts import SOURCES, there
+    from tests.support.rollouts import SOURCES, there
 
     said = io.StringIO()
     with there(*where):
@@ -205,8 +205,8 @@ def _made(visitors: int, sessions: int, seed: int) -> list[str]:
     from django.contrib.sessions.models import Session
     from django.utils import timezone
 
-    from tests.old_sites import store_of
-    from tests.rollouts import old_release, signed_in
+    from tests.support.old_sites import store_of
+    from tests.support.rollouts import old_release, signed_in
 
     key = signed_in(0)
     with old_release():

@@ -23,7 +23,7 @@ from benchmarks.database_engines import DJANGO, OURS, postgresql, server
 from benchmarks.measure import WrongResult
 from benchmarks.operations import SESSION
 from benchmarks.report import PurgeResult
-from tests.databases import connected
+from tests.support.databases import connected
 
 _CLIENTS: Final = 4
 _TIMEOUT: Final = 600.0

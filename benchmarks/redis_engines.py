@@ -14,7 +14,7 @@ from redis import Redis
 from benchmarks import bare
 from benchmarks.curves import CURVES
 from benchmarks.engines import CHANGES_IN_PLACE, UNTIL_THE_END, Comparison, Engine, Peer, Setup
-from tests.redis_servers import RedisServer
+from tests.support.redis_servers import RedisServer
 
 DJANGO_REDIS = "django_redis.cache.RedisCache"
 DJANGO = "django.core.cache.backends.redis.RedisCache"

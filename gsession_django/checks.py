@@ -13,14 +13,14 @@ from django.core.exceptions import ImproperlyConfigured
 from django.utils.module_loading import import_string
 
 from gsession_django import serializers
-from gsession_django.core.abilities import abilities, bypassed_twins, missing_abilities, missing_twins
 from gsession_django.backends.memory import MemoryStorage
+from gsession_django.core.abilities import abilities, bypassed_twins, missing_abilities, missing_twins
 from gsession_django.core.conf import KEYS
 from gsession_django.core.engine import engine_module
-from gsession_django.moving.choice import source_of
-from gsession_django.moving.our_engines import OurSource
 from gsession_django.core.options import annotations_of, fits, in_words
 from gsession_django.core.store import SessionStore
+from gsession_django.moving.choice import source_of
+from gsession_django.moving.our_engines import OurSource
 
 OPTIONS_OF_EVERY_ENGINE = ("hash_ids",)
 _VARIABLE = (inspect.Parameter.VAR_KEYWORD, inspect.Parameter.VAR_POSITIONAL)

@@ -9,7 +9,7 @@ import pytest
 from pytest_django import DjangoDbBlocker
 
 from gsession_django import outages
-from tests.programs import NotInstalled
+from tests.support.programs import NotInstalled
 
 
 @pytest.fixture(scope="session", autouse=True)

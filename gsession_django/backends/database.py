@@ -6,16 +6,16 @@ from typing import Any
 from django.core.checks import CheckMessage
 from django.db import IntegrityError
 
-from gsession_django.database import checks, walk
-from gsession_django.database import statements as sql
-from gsession_django.database.rows import check_new_id, is_id, new_version
-from gsession_django.database.table import SessionTable, available
 from gsession_django.core.documents import decode_pairs, encode_pairs
-from gsession_django.recording import System
 from gsession_django.core.session_map import SessionMap
 from gsession_django.core.storage import Storage
 from gsession_django.core.store import SessionStore as BaseSessionStore
 from gsession_django.core.transactions import SiteTransaction
+from gsession_django.database import checks, walk
+from gsession_django.database import statements as sql
+from gsession_django.database.rows import check_new_id, is_id, new_version
+from gsession_django.database.table import SessionTable, available
+from gsession_django.recording import System
 
 
 class DatabaseStorage(Storage):

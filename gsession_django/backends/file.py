@@ -9,12 +9,12 @@ from django.conf import settings
 from django.core.checks import CheckMessage, Error
 
 from gsession_django.core.documents import decode_pairs, encode_pairs
-from gsession_django.recording import System
-from gsession_django.file.session_file import SessionFile
-from gsession_django.file.folder import SessionFolder
 from gsession_django.core.session_map import SessionMap
 from gsession_django.core.storage import Storage
 from gsession_django.core.store import SessionStore as BaseSessionStore
+from gsession_django.file.folder import SessionFolder
+from gsession_django.file.session_file import SessionFile
+from gsession_django.recording import System
 
 
 class FileStorage(Storage):

@@ -15,11 +15,11 @@ from django.conf import settings
 from django.core.checks import CheckMessage, Warning
 
 from gsession_django.core.options import AtLeast
-from gsession_django.recording import System
 from gsession_django.core.session_map import SessionMap
 from gsession_django.core.storage import Storage
 from gsession_django.core.store import SessionStore as BaseSessionStore
 from gsession_django.core.values import MISSING, Canonical
+from gsession_django.recording import System
 
 # Every serializer gives these back as they were, and nothing can change them.
 _IMMUTABLE = frozenset({str, int, float, bool, type(None)})

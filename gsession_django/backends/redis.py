@@ -3,11 +3,11 @@
 from typing import Any, Final
 
 from gsession_django.core.documents import LARGE, decode_pairs, encode_pairs, stamp_of
+from gsession_django.core.session_map import SessionMap
 from gsession_django.redis.commands import Batch, Command, Operation, digest, seconds
 from gsession_django.redis.move import REMEMBERED, beside
 from gsession_django.redis.scripts import LEAVE_STRING, MOVE_STRING, REPLACE_STAMPED, REPLACE_STRING
 from gsession_django.redis.storage import BaseRedisSessionStore, BaseRedisStorage, both
-from gsession_django.core.session_map import SessionMap
 
 # Is compared with in place of a session that was not read: what is stored comes back, as it is no session.
 _UNREAD: Final = b"(unread)"

@@ -5,6 +5,8 @@ they are asked for.
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from gsession_django.core.session_map import EXPIRY_KEY, SessionMap
+from gsession_django.core.values import MISSING, Encoded
 from gsession_django.redis.commands import Batch, Command, Operation, Word, digest, seconds
 from gsession_django.redis.fields import (
     MARK,
@@ -22,8 +24,6 @@ from gsession_django.redis.move import REMEMBERED, beside
 from gsession_django.redis.scripts import APPLY_HASH, CREATE_HASH, LEAVE_HASH, MOVE_HASH, READ_HASH, TOUCH_HASH
 from gsession_django.redis.storage import BaseRedisSessionStore, BaseRedisStorage, both
 from gsession_django.serializers import DecodeError, logger
-from gsession_django.core.session_map import EXPIRY_KEY, SessionMap
-from gsession_django.core.values import MISSING, Encoded
 
 
 class RedisHashStorage(BaseRedisStorage):

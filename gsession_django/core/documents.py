@@ -10,8 +10,8 @@ import struct
 from collections.abc import Iterable, Mapping
 from typing import Any, Final
 
-from gsession_django.serializers import DecodeError, KeptJSONSerializer, current, decode
 from gsession_django.core.values import Part
+from gsession_django.serializers import DecodeError, KeptJSONSerializer, current, decode
 
 LARGE: Final = 2000
 """Bytes from which on a document has a stamp, and a value a place."""

@@ -6,8 +6,8 @@ from contextlib import contextmanager
 from functools import cached_property, partial
 from typing import Any, Final
 
-from gsession_django.recording import CALL, StorageCall, System
 from gsession_django.core.storage import Disabled, Storage, StorageUnavailable
+from gsession_django.recording import CALL, StorageCall, System
 
 Observer = Callable[[StorageCall], Callable[[], None]]
 """Is called when a call begins, and returns what is to be called when it has ended."""

@@ -6,8 +6,8 @@ from typing import Any, Final, Protocol
 from django.core.exceptions import ImproperlyConfigured
 
 from gsession_django.core.driving import UNABLE, Driver, Operation
-from gsession_django.serializers import DecodeError, logger
 from gsession_django.core.session_map import EXPIRY_KEY, SessionMap
+from gsession_django.serializers import DecodeError, logger
 
 RESERVED_KEY: Final = "_gsession"
 """What a per-key storage is given to keep where a session has no pairs. No user ever sees it."""

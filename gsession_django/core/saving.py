@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Any, Final, NoReturn
 
 from django.conf import settings
 
-from gsession_django.serializers import decode, encode
 from gsession_django.core.values import MISSING, NEVER_ENCODED, PLAIN, Encoded, Sentinel, encoded, storable
+from gsession_django.serializers import decode, encode
 
 if TYPE_CHECKING:
     from gsession_django.core.session_map import SessionMap

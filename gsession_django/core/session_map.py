@@ -8,10 +8,9 @@ from typing import Any, Final, Protocol
 
 from django.utils.asyncio import async_unsafe
 
-from gsession_django.core import documents
 from gsession_django import recording, serializers
+from gsession_django.core import documents
 from gsession_django.core.saving import Saving, storable_part, stored_key
-from gsession_django.serializers import DecodeError, decode, encode, is_deterministic
 from gsession_django.core.values import (
     MISSING,
     PENDING,
@@ -26,6 +25,7 @@ from gsession_django.core.values import (
     merge,
     same_encoding,
 )
+from gsession_django.serializers import DecodeError, decode, encode, is_deterministic
 
 _NO_KEYS: Final[frozenset[str]] = frozenset()
 _PENDING_IN_DOCUMENTS: Final = PENDING - {Part}

@@ -27,9 +27,9 @@ from collections.abc import Iterator, Mapping
 from typing import Any, ClassVar
 
 from gsession_django import serializers
-from gsession_django.recording import System
 from gsession_django.core.session_map import SessionMap
 from gsession_django.core.transactions import Transaction
+from gsession_django.recording import System
 
 
 class Disabled(NotImplementedError):

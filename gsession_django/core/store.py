@@ -22,10 +22,10 @@ from gsession_django.core.conf import conf, django_setting
 from gsession_django.core.driving import UNABLE, Operation
 from gsession_django.core.engine import ENGINES, Engine, engine_of
 from gsession_django.core.saving import Saving
-from gsession_django.serializers import DecodeError
 from gsession_django.core.session_map import EXPIRY_KEY, SessionMap
 from gsession_django.core.storage import Storage, StorageUnavailable
 from gsession_django.core.transactions import Write
+from gsession_django.serializers import DecodeError
 
 PURGE_BATCH_SIZE: Final = 1000
 """Sessions that one step of a purge removes at most, where nobody says otherwise."""

@@ -6,8 +6,8 @@ from django.core.checks import CheckMessage, Error, Warning
 from django.db import Error as DatabaseError
 from django.db import connections, router
 
-from gsession_django.models import Session
 from gsession_django.core.options import given_options
+from gsession_django.models import Session
 
 
 def check_using(engine: str) -> Iterator[CheckMessage]:

@@ -9,11 +9,11 @@ from django.db import connections, router, transaction
 from django.db.backends.base.base import BaseDatabaseWrapper
 
 from gsession_django import recording
+from gsession_django.core.transactions import SiteTransaction, blocks_of_tests, call_first
 from gsession_django.database import clock
 from gsession_django.database.failures import answered
 from gsession_django.database.statements import Sessions, Statement
 from gsession_django.models import Session
-from gsession_django.core.transactions import SiteTransaction, blocks_of_tests, call_first
 
 P = ParamSpec("P")
 T = TypeVar("T")

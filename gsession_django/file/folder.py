@@ -17,9 +17,9 @@ from typing import Concatenate, NamedTuple, ParamSpec, TypeVar
 
 from django.utils.crypto import salted_hmac
 
-from gsession_django.serializers import DecodeError
-from gsession_django.file.session_file import Damaged, FileLock, SessionFile, read_header, sync_folder, write_new
 from gsession_django.core.storage import StorageUnavailable
+from gsession_django.file.session_file import Damaged, FileLock, SessionFile, read_header, sync_folder, write_new
+from gsession_django.serializers import DecodeError
 
 P = ParamSpec("P")
 T = TypeVar("T")

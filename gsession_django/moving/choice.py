@@ -7,11 +7,11 @@ from django.core.exceptions import ImproperlyConfigured
 
 from gsession_django.backends.memory import MemoryStorage
 from gsession_django.core.engine import engine_module
+from gsession_django.core.store import SessionStore
 from gsession_django.moving.django_cache import CacheSource
 from gsession_django.moving.django_engines import CachedDatabaseSource, DatabaseSource, FileSource
 from gsession_django.moving.our_engines import OurSource
 from gsession_django.moving.source import Source
-from gsession_django.core.store import SessionStore
 
 
 def source_of(engine: str) -> Source:

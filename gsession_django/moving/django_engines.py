@@ -17,9 +17,9 @@ from django.db import connections, router
 from django.db.models import QuerySet
 from django.utils import timezone
 
+from gsession_django.core.storage import StorageUnavailable
 from gsession_django.database.failures import answered
 from gsession_django.moving.source import Found
-from gsession_django.core.storage import StorageUnavailable
 
 # What opening a file says where there is none, or none can have such a name.
 _NO_FILE: Final = (errno.ENOENT, errno.ENAMETOOLONG)

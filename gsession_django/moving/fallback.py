@@ -16,16 +16,16 @@ from django.db import connections
 from gsession_django.core.conf import conf
 from gsession_django.core.driving import Operation
 from gsession_django.core.engine import Engine
+from gsession_django.core.reading import Lifetimes
+from gsession_django.core.session_map import SessionMap
+from gsession_django.core.store import SessionStore
+from gsession_django.core.transactions import Transaction, blocks_of_tests, call_first
 from gsession_django.moving import steps
 from gsession_django.moving.choice import source_of
 from gsession_django.moving.our_engines import OurSource
 from gsession_django.moving.refused import cure, refused_types
 from gsession_django.moving.source import Found, Source
-from gsession_django.core.reading import Lifetimes
 from gsession_django.serializers import DecodeError
-from gsession_django.core.session_map import SessionMap
-from gsession_django.core.store import SessionStore
-from gsession_django.core.transactions import Transaction, blocks_of_tests, call_first
 
 
 class FallbackEngine(Engine):

@@ -11,13 +11,13 @@ from gsession_django.backends.database import DatabaseStorage
 from gsession_django.backends.file import FileStorage
 from gsession_django.backends.redis import RedisStorage
 from gsession_django.backends.redis_hash import RedisHashStorage
+from gsession_django.core.storage import Storage
 from gsession_django.database.rows import check_new_id as check_row_id
+from gsession_django.file.folder import check_new_id as check_file_name
 from gsession_django.redis.commands import Batch
 from gsession_django.redis.fields import field_of, pairs, stored_of
 from gsession_django.redis.storage import BaseRedisStorage
 from gsession_django.serializers import decode, encode
-from gsession_django.file.folder import check_new_id as check_file_name
-from gsession_django.core.storage import Storage
 
 Limit = Callable[[str, Mapping[str, Any]], None]
 """Raises what says why a session, with its id and its pairs, would be refused."""

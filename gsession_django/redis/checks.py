@@ -10,10 +10,10 @@ from django.core.exceptions import ImproperlyConfigured
 from redis.exceptions import RedisError
 
 from gsession_django.core.options import fits, given_options
+from gsession_django.core.storage import StorageUnavailable
 from gsession_django.redis.client import RedisClient
 from gsession_django.redis.prefix import Prefix, function_of
 from gsession_django.redis.settings import WAIT_TIMEOUT, CacheEntry, database_of, is_url, urls_of
-from gsession_django.core.storage import StorageUnavailable
 
 _OLDEST = (6, 2)
 # Seconds by which a server that has nothing else to do may be late to end a WAIT, with its default hz.

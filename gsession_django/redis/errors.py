@@ -5,8 +5,8 @@ from typing import Final
 
 from redis.exceptions import ResponseError
 
-from gsession_django.serializers import DecodeError
 from gsession_django.core.storage import StorageUnavailable
+from gsession_django.serializers import DecodeError
 
 # A line of a script that Lua could not carry out, while "@user_script" names one that met an error of a command; and a
 # number that no server takes.

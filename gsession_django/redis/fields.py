@@ -5,9 +5,9 @@ from contextlib import suppress
 from itertools import chain
 from typing import Any, Final
 
+from gsession_django.core.values import MISSING, UNFETCHED, Encoded
 from gsession_django.redis.commands import digest
 from gsession_django.serializers import DecodeError, decode, keeps_text, logger
-from gsession_django.core.values import MISSING, UNFETCHED, Encoded
 
 MARK: Final = b"\xff"
 """No user's key begins with this byte: it is in no UTF-8. As no byte is greater, what begins with it is greater than

@@ -1,7 +1,7 @@
 """One connection: redis-py opens it, and a batch then goes over its socket directly.
 
 redis-py's own way to send a batch and to read short replies makes a load a tenth slower, and gives each read a timeout
-of its own. The names of redis-py's that this takes are listed in tests/test_redis_names.py.
+of its own. The names of redis-py's that this takes are listed in tests/redis/test_names.py.
 """
 
 import asyncio

@@ -9,8 +9,8 @@ import math
 import weakref
 from typing import Any, Final, Protocol, TypeVar
 
-from gsession_django.redis.commands import Batch, Command, Operation
 from gsession_django.core.session_map import SessionMap
+from gsession_django.redis.commands import Batch, Command, Operation
 
 S = TypeVar("S")
 

@@ -12,6 +12,8 @@ from redis.crc import key_slot
 
 from gsession_django import recording
 from gsession_django.core.options import AtLeast
+from gsession_django.core.storage import Storage
+from gsession_django.core.store import SessionStore
 from gsession_django.redis import checks
 from gsession_django.redis.client import RedisClient
 from gsession_django.redis.commands import Batch, Command, Operation, escaped
@@ -19,8 +21,6 @@ from gsession_django.redis.connections import Limits
 from gsession_django.redis.move import Held, beside, move_between_nodes
 from gsession_django.redis.prefix import Prefix, function_of, text_of
 from gsession_django.redis.settings import WAIT_TIMEOUT, CacheEntry
-from gsession_django.core.storage import Storage
-from gsession_django.core.store import SessionStore
 
 logger = logging.getLogger("gsession_django")
 

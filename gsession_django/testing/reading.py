@@ -5,8 +5,8 @@ from typing import Any, Final
 from django.contrib.sessions.serializers import JSONSerializer
 from django.test.utils import override_settings
 
-from gsession_django.serializers import DecodeError
 from gsession_django.core.session_map import SessionMap
+from gsession_django.serializers import DecodeError
 from gsession_django.testing.case import ContractCase, needs, shown
 
 VALUES: Final[dict[str, dict[str, Any]]] = {

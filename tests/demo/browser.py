@@ -11,8 +11,8 @@ from selenium.webdriver.remote.webelement import WebElement
 from selenium.webdriver.support.expected_conditions import presence_of_element_located, url_to_be
 from selenium.webdriver.support.wait import WebDriverWait
 
-from tests import programs
 from tests.demo.support import TIMEOUT
+from tests.support import programs
 
 FLAGS = (
     "--headless=new",

@@ -16,9 +16,9 @@ from typing import Any
 
 import django
 
-from tests.database_servers import SERVERS
-from tests.programs import NotInstalled
-from tests.redis_servers import RedisServer
+from tests.support.database_servers import SERVERS
+from tests.support.programs import NotInstalled
+from tests.support.redis_servers import RedisServer
 
 from .selection import LABELS
 

@@ -3,7 +3,7 @@ import os
 
 from test_sqlite import *  # noqa: F403  Django's own: an SQLite database in memory
 
-import tests.database_servers  # noqa: F401  what Django speaks to MariaDB with
+import tests.support.database_servers  # noqa: F401  what Django speaks to MariaDB with
 
 if entry := json.loads(os.environ["DJANGO_SUITE_DATABASE"]):
     DATABASES = {"default": {**entry, "NAME": "suite"}, "other": {**entry, "NAME": "suite_other"}}

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from packaging.requirements import Requirement
 
-from tests.redis_servers import RedisServer
+from tests.support.redis_servers import RedisServer
 
 ROOT = Path(__file__).resolve().parents[2]
 DIST = ROOT / "dist"

@@ -16,6 +16,8 @@ from tqdm import tqdm
 
 from gsession_django.backends.memory import MemoryStorage
 from gsession_django.core.engine import Engine, engine_of
+from gsession_django.core.storage import StorageUnavailable
+from gsession_django.core.store import SessionStore
 from gsession_django.management.common import interrupt, positive, seconds, session_store
 from gsession_django.moving import steps
 from gsession_django.moving.choice import source_of
@@ -25,8 +27,6 @@ from gsession_django.moving.refused import refused_types
 from gsession_django.moving.report import Report
 from gsession_django.moving.source import Found, Source
 from gsession_django.moving.steps import Refused
-from gsession_django.core.storage import StorageUnavailable
-from gsession_django.core.store import SessionStore
 
 BATCH_SIZE: Final = 500
 """Sessions that are moved in one go, where nobody says otherwise."""

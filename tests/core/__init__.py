@@ -1,0 +1,1 @@
+"""The core: the interface, the adapter, and sessions."""

@@ -1,6 +1,0 @@
-from gsession_django import SessionStore as BaseSessionStore
-from tests.storages import CompleteStorage
-
-
-class SessionStore(BaseSessionStore):
-    storage_class = CompleteStorage

@@ -1,0 +1,1 @@
+"""What holds on every engine; and the memory engine."""

@@ -1,0 +1,1 @@
+"""The documentation, the programs that the tests need, and the release."""

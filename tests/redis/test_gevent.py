@@ -1,0 +1,13 @@
+"""The Redis engines on gevent: what holds for threads holds for greenlets."""
+
+import pytest
+
+from tests.support.processes import run_program
+
+pytestmark = pytest.mark.once
+
+
+@pytest.mark.parametrize("engine", ["redis", "redis_hash"])
+def test_greenlets_wait_for_connections_and_survive_what_networks_do(engine: str) -> None:
+    """Each scenario of tests/support/redis_gevent.py."""
+    run_program("tests.support.redis_gevent", f"gsession_django.backends.{engine}")

@@ -1,0 +1,1 @@
+"""What a site has beside its engine: checks, middleware, commands, telemetry."""

@@ -1,0 +1,1 @@
+"""What the tests stand on: servers, proxies, sites, storages and engines made for them."""

@@ -1,0 +1,47 @@
+"""A clock that tests can move."""
+
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from unittest import mock
+
+from django.db.backends.base.base import BaseDatabaseWrapper
+
+from gsession_django.backends import file, memory
+from gsession_django.database import clock as database_clock
+from gsession_django.database.clock import parameter
+from gsession_django.file import folder as session_folder
+from gsession_django.file import session_file
+from tests.support import storages
+
+
+class Clock:
+    """Stands in for the module `time` where sessions are timed, `offset` seconds off the real one."""
+
+    def __init__(self) -> None:
+        self.offset = 0.0
+
+    def time(self) -> float:
+        return time.time() + self.offset
+
+    def time_ns(self) -> int:
+        return time.time_ns() + round(self.offset * 1_000_000_000)
+
+    def parameter(self, connection: BaseDatabaseWrapper) -> int:
+        """Return what stands for a moment where the server's clock is `offset` seconds off as well."""
+        found = parameter(connection)
+        return found + round(self.offset * 1000) if connection.vendor in ("postgresql", "mysql") else found
+
+    def monotonic(self) -> float:
+        return time.monotonic() + self.offset
+
+
+@contextmanager
+def moved_clock() -> Iterator[Clock]:
+    """Yield the clock that the engines and the storages of the tests go by until the end of the block."""
+    clock = Clock()
+    with ExitStack() as stack:
+        for module in (memory, file, database_clock, session_file, session_folder, storages):
+            stack.enter_context(mock.patch.object(module, "time", clock))
+        stack.enter_context(mock.patch.object(database_clock, "parameter", clock.parameter))
+        yield clock

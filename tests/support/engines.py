@@ -1,0 +1,133 @@
+"""The engines under test, each with a place of its own to keep sessions, and what visitors do with them."""
+
+import hashlib
+import os
+import random
+import zlib
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+from django.conf import settings
+from django.db import connections
+from django.test.utils import override_settings
+
+from gsession_django import SessionStore
+from gsession_django.backends import file, memory
+from tests.support import databases
+from tests.support.redis_servers import settings_for, shared
+
+SHARED = ["file", *databases.KINDS]
+"""Those that several processes share; the database engine is there once for each kind of database."""
+ENGINES = ["memory", *SHARED]
+EACH_ENGINE = ["memory", "file", "sqlite", "redis", "redis_hash"]
+"""Each engine that ships, once: for what does not depend on the kind of database."""
+_MODULES = {"memory": memory, "file": file}
+
+
+@contextmanager
+def engine(name: str, folder: Path | str, **options: Any) -> Iterator[type[SessionStore]]:
+    """Yield the SessionStore of an engine that is new and empty, with these options."""
+    if name in ("redis", "redis_hash"):
+        module_name = f"gsession_django.backends.{name}"
+        prefix = f"{random.getrandbits(64):x}:"
+        with override_settings(**settings_for(module_name, shared().url(), **{"prefix": prefix, **options})):
+            yield import_module(module_name).SessionStore
+        return
+    if name in databases.KINDS:
+        with databases.database(name) as alias, _on_database(alias, **options) as store_class:
+            yield store_class
+        return
+    module = _MODULES[name]
+    with override_settings(
+        SESSION_ENGINE=module.__name__,
+        SESSION_FILE_PATH=os.fspath(folder),
+        GSESSION={"ENGINES": {module.__name__: options}},
+    ):
+        if name == "memory":
+            empty(module.SessionStore)
+        yield module.SessionStore
+
+
+@contextmanager
+def _on_database(alias: str, **options: Any) -> Iterator[type[SessionStore]]:
+    with override_settings(**databases.options_for(alias, **options)):
+        yield import_module(databases.ENGINE).SessionStore
+
+
+def empty(store_class: type[SessionStore]) -> None:
+    """Remove all sessions."""
+    storage = store_class.get_storage()
+    for session_id in list(storage.ids()):
+        storage.remove_all(session_id)
+
+
+@dataclass(frozen=True)
+class Place:
+    """The engine that this process has now, for another process to have it too."""
+
+    settings: Mapping[str, Any]
+    databases: Mapping[str, Any]
+
+    @classmethod
+    def here(cls) -> "Place":
+        values = {name: getattr(settings, name) for name in ("SESSION_ENGINE", "SESSION_FILE_PATH", "GSESSION")}
+        alias = settings.GSESSION["ENGINES"][settings.SESSION_ENGINE].get("using")
+        return cls(values, {} if alias is None else {alias: connections.settings[alias]})
+
+    @contextmanager
+    def opened(self) -> Iterator[type[SessionStore]]:
+        """Yield the SessionStore of the engine."""
+        with ExitStack() as stack:
+            for alias, entry in self.databases.items():
+                stack.enter_context(databases.connected(entry, alias))
+            stack.enter_context(override_settings(**self.settings))
+            yield import_module(settings.SESSION_ENGINE).SessionStore
+
+
+def saved(store: SessionStore, data: Mapping[str, Any]) -> str:
+    """Let a request set these values and save its session, and return the session's key."""
+    store.update(data)
+    store.save()
+    assert store.session_key is not None
+    return store.session_key
+
+
+def new_session(store_class: type[SessionStore], data: Mapping[str, Any]) -> str:
+    """Let a visitor have a session, and return its key."""
+    return saved(store_class(), data)
+
+
+def stored(store_class: type[SessionStore], key: str | None) -> dict[str, Any] | None:
+    """Return what a visitor's next request finds under a session key; ``None`` when there is no session."""
+    store = store_class(key)
+    data = dict(store.items())
+    return None if store.session_key is None else data
+
+
+def id_of(store_class: type[SessionStore], key: str) -> str:
+    """Return the id that the storage is given for a session key."""
+    session_id = store_class(key).session_id
+    assert session_id is not None
+    return session_id
+
+
+def path_of(folder: Path, session_id: str) -> Path:
+    """Return the file of a session."""
+    (path,) = folder.glob(f"*/{session_id}")
+    return path
+
+
+def same_shard(count: int, seed: str = "") -> list[str]:
+    """Return ids that the file engine keeps in one and the same shard."""
+    ids: list[str] = []
+    number = 0
+    while len(ids) < count:
+        session_id = hashlib.sha256(f"{seed}{number}".encode()).hexdigest()
+        if zlib.crc32(session_id.encode()) & 255 == 7:
+            ids.append(session_id)
+        number += 1
+    return ids

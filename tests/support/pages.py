@@ -1,0 +1,51 @@
+"""Reading the pages of the documentation: what is in which block."""
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+from markdown_it import MarkdownIt
+from markdown_it.token import Token
+
+ROOT = Path(__file__).resolve().parents[2]
+DOCS = ROOT / "docs"
+STORAGE_PAGE = DOCS / "writing-a-storage.md"
+STORAGE_PAGES = [STORAGE_PAGE, DOCS / "per-key-storages.md", DOCS / "async-storages.md"]
+_MODULE = re.compile(r"<!-- (file|part of): (\S+) -->")
+
+
+@dataclass
+class Block:
+    """A fenced block, and the line on which its text begins, counted from 0.
+
+    Attributes:
+        file: the module that it is, if any.
+        part_of: the module that it shows some lines of, if any.
+    """
+
+    language: str
+    text: str
+    line: int
+    file: str | None = None
+    part_of: str | None = None
+
+    @property
+    def padded(self) -> str:
+        """The text with as many lines before it as on the page, so that tracebacks name the page's lines."""
+        return "\n" * self.line + self.text
+
+
+@cache
+def tokens_of(page: Path) -> list[Token]:
+    return MarkdownIt("commonmark").enable("table").parse(page.read_text("utf-8"))
+
+
+def blocks_of(page: Path) -> Iterator[Block]:
+    module: dict[str, str] = {}
+    for token in tokens_of(page):
+        if token.type == "fence" and token.map:
+            yield Block(token.info, token.content, token.map[0] + 1, module.get("file"), module.get("part of"))
+        comment = _MODULE.search(token.content) if token.type == "html_block" else None
+        module = {} if comment is None else {comment[1]: comment[2]}

@@ -1,0 +1,149 @@
+"""A site in the midst of a rollout: what was signed in to under the old release is now asked for by the new one, whose
+sessions are elsewhere and whose fallback is where they were.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from django.conf import settings
+from django.db import connections, router
+from django.test import override_settings
+
+from gsession_django.core.driving import Operation
+from gsession_django.core.engine import Engine
+from gsession_django.moving import steps
+from gsession_django.moving.fallback import FallbackEngine
+from tests.support import databases, processes, sites
+from tests.support.old_sites import DJANGOS, OURS, old_site, store_of
+
+SOURCES = {name: DJANGOS[name] for name in ("db", "file", "cache")}
+TARGETS = {name: OURS[name] for name in ("redis_hash", "redis", "file")}
+
+# What the processes of a test have in common.
+_SHARED = (
+    *("INSTALLED_APPS", "DATABASE_ROUTERS", "SESSION_FILE_PATH", "SESSION_CACHE_ALIAS", "CACHES", "SESSION_ENGINE"),
+    "GSESSION",
+)
+
+
+@contextmanager
+def rollout(folder: Path, source: str, target: str, *, kind: str = "sqlite", **values: Any) -> Iterator[None]:
+    """Let the settings be those of the new release of the site in ``sites.py``.
+
+    Args:
+        folder: where files go.
+        source, target: the engines.
+        kind: of the database.
+        values: other settings.
+    """
+    site = {
+        "ROOT_URLCONF": sites.__name__,
+        "AUTHENTICATION_BACKENDS": [f"{sites.__name__}.Backend"],
+        "LOGIN_URL": "/sign_in/",
+        "MIDDLEWARE": [sites.OURS, "django.contrib.auth.middleware.AuthenticationMiddleware"],
+        "SESSION_ENGINE": target,
+        "GSESSION": {"FALLBACK_ENGINE": source, "TOUCH_INTERVAL": 0},
+    }
+    with old_site(folder, kind, **{**site, **values}):
+        entry = settings.CACHES["sessions"]
+        patient = {**entry["OPTIONS"], "SOCKET_CONNECT_TIMEOUT": processes.TIMEOUT, "SOCKET_TIMEOUT": processes.TIMEOUT}
+        with override_settings(CACHES={**settings.CACHES, "sessions": {**entry, "OPTIONS": patient}}):
+            yield
+
+
+def old_release() -> Any:
+    """Let the settings be those of the release before."""
+    return override_settings(SESSION_ENGINE=settings.GSESSION["FALLBACK_ENGINE"], GSESSION={})
+
+
+def signed_in(things: int = 2) -> str:
+    """Let somebody sign in under the old release and put things into the cart; return the session key."""
+    with old_release():
+        return sites.Visitor().signed_in(things).key
+
+
+# The same in another process.
+
+
+def here() -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return what :func:`there` wants to know."""
+    return {name: getattr(settings, name) for name in _SHARED}, {alias(): connections.settings[alias()]}
+
+
+@contextmanager
+def there(values: dict[str, Any], entries: dict[str, Any]) -> Iterator[None]:
+    """Let the settings of this process be those where :func:`here` was called."""
+    with ExitStack() as stack:
+        for name, entry in entries.items():
+            stack.enter_context(databases.connected(entry, name))
+        stack.enter_context(override_settings(**values))
+        yield
+
+
+def alias() -> str:
+    """Return the alias of the database that has the sessions."""
+    from django.contrib.sessions.models import Session
+
+    return router.db_for_write(Session)
+
+
+# Where a session is, and what is stored there.
+
+
+def at_source(key: str) -> dict[str, Any] | None:
+    """Return the session that the old engine still has."""
+    with old_release():
+        store = store_of(settings.SESSION_ENGINE, key)
+        return dict(store.items()) if store.exists(key) else None
+
+
+def at_target(key: str) -> tuple[dict[str, Any], float] | None:
+    """Return all pairs that the new engine has stored of a session, those that no user sees too, and its TTL."""
+    engine = Engine(type(store_of(settings.SESSION_ENGINE)))
+    session = engine.run(engine.load_all(engine.id_of(key), store_of(settings.SESSION_ENGINE), reserved=True))
+    return None if session is None else (session.as_dict(), session.ttl_left)
+
+
+def new_engine() -> FallbackEngine:
+    """Return an engine as another process would have it."""
+    return FallbackEngine(type(store_of(settings.SESSION_ENGINE)))
+
+
+class Mover:
+    """Another process that moves a session, step by step: a request, or ``migrate_sessions``."""
+
+    def __init__(self, operation: Callable[[FallbackEngine, str], Operation], key: str) -> None:
+        self._engine = new_engine()
+        self._operation = operation(self._engine, key)
+        self._call: Any = next(self._operation)
+
+    def goes(self, steps: int = 1000) -> bool:
+        """Take so many steps; return whether there is any left."""
+        for _ in range(steps):
+            if self._call is None:
+                break
+            call = self._call
+            told = getattr(self._engine.storage, call[0])(*call[1:]) if isinstance(call, tuple) else call()
+            try:
+                self._call = self._operation.send(told)
+            except StopIteration:
+                self._call = None
+        return self._call is not None
+
+
+def first_touch(engine: FallbackEngine, key: str) -> Operation:
+    """What a request does."""
+    return engine.find(key, engine.id_of(key), store_of(settings.SESSION_ENGINE))
+
+
+def command(engine: FallbackEngine, key: str) -> Operation:
+    """What ``migrate_sessions`` does."""
+    source = engine.fallback
+    ref = source.ref_of(key)
+    found = (yield partial(source.read, [ref])).get(ref)
+    if found is not None:
+        batch = {ref: (engine.id_of(key), found)}
+        yield from steps.move(engine, source, batch, store_of(settings.SESSION_ENGINE))
