@@ -23,7 +23,7 @@ python_maximum_signature_line_length = 88
 # Types in signatures that lead nowhere: those of other projects, as the build asks no network, and private ones.
 nitpick_ignore_regex = [
     ("py:.*", r"(collections|contextlib|django)\..*"),
-    ("py:class", r"gsession_django\.(decorators\._View|options\.AtLeast)|least=\d+"),
+    ("py:class", r"gsession_django\.(decorators\._View|core\.options\.AtLeast)|least=\d+"),
 ]
 
 html_theme = "furo"

@@ -425,7 +425,7 @@ class SessionMap(MutableMapping[str, Any]):
         """Return the encoding of :meth:`as_dict`, for a storage that keeps whole sessions.
 
         It makes use of what was encoded for comparing, and of large values that were read and not used. Behind JSON
-        that is large comes white space: see :mod:`gsession_django.core.documents`.
+        of 2,000 bytes or more comes white space, which tells where large values are.
         """
         data, save = self._known(_PENDING_IN_DOCUMENTS), self._save
         try:
