@@ -44,7 +44,7 @@ class TypedSerializer:
     Of a subclass comes back its base: ``str`` of ``SafeString`` and ``StrEnum``, ``int`` of ``IntEnum``,
     ``tuple`` of a named tuple, ``dict`` of ``OrderedDict``. A lazy translation comes back as the text that it was.
 
-    Equal values of one type make equal bytes: sets are sorted, dicts keep their order. One object serves all threads.
+    The same value always makes the same bytes: sets are sorted, dicts keep their order. One object serves all threads.
     """
 
     deterministic = True
