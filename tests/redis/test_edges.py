@@ -68,7 +68,7 @@ def test_a_large_value_whose_key_is_empty_does_not_take_the_place_of_the_bookkee
 
 def test_large_values_do_not_outlive_a_session_that_ends_while_it_is_saved() -> None:
     # What the script meets if its own work takes longer than the session has to live.
-    ends = "redis.call('PEXPIRE', KEYS[1], 1) for _ = 1, 2000000 do end"
+    ends = "redis.call('PEXPIRE', KEYS[1], 5) for _ = 1, 4000000 do end"
     with site(redis_hash) as store_class, shared().client() as client:
         store = store_class(saved(store_class(), {"large": LARGE}))
         storage = store_class.get_storage()
