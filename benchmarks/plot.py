@@ -12,6 +12,7 @@ from typing import Any
 from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
 
 from benchmarks import database_engines, engines, redis_engines
 from benchmarks.curves import CURVES, OVER_LIVE, OVER_SIZE, Curve
@@ -87,7 +88,7 @@ def _bars(axis: Axes, results: Sequence[Mapping[str, Any]], title: str) -> None:
 
 
 def _curves(found: Mapping[str, Any]) -> Figure:
-    figure = Figure(figsize=(8, 7), layout="constrained")
+    figure = Figure(figsize=(8, 7), layout=ConstrainedLayoutEngine(wspace=0.08))  # or the numbers of two axes touch
     figure.suptitle("Time over that of the engine in brackets (logarithmic): lower is better", fontsize="medium")
     axes = figure.subplots(2, 2, sharey=True)
     for row, curves, unit in zip(axes, (OVER_SIZE, OVER_LIVE), ("size of the session", "live sessions"), strict=True):
