@@ -40,7 +40,7 @@ from gsession_django.redis.settings import CacheEntry
 from gsession_django.redis.steps import atake
 from gsession_django.redis.storage import BaseRedisStorage
 from gsession_django.testing import StorageContract
-from tests.support.engines import new_session
+from tests.support.engines import new_session, overlap
 from tests.support.processes import Parent, Worker
 from tests.support.redis_clusters import Node, RedisCluster, cluster_settings, shared, wait_for
 from tests.support.redis_servers import LENT
@@ -244,6 +244,8 @@ def test_large_values_cost_a_move_one_round_trip_more(signed_in: dict[str, str],
     """And another where they may have to be stored anew, as another sign-in was faster."""
     with site(redis_hash) as store_class:
         warm_up(store_class)
+        for _ in range(20):  # let every node know the script that reads large values, too
+            store_class(visitor(store_class, large=LARGE)).items()
         store = store_class(visitor(store_class, user=1, large=LARGE, **signed_in))
         store.get("user")
         assert (SESSION_KEY in store) == bool(signed_in)
@@ -276,19 +278,9 @@ def test_eight_threads_lose_nothing(module: ModuleType) -> None:
 
 @both_engines
 def test_fifty_tasks_lose_nothing(module: ModuleType) -> None:
-    async def request(store: SessionStore, number: int) -> None:
-        await store.aset(f"task {number}", number)
-        (await store.aget("cart"))[f"item {number}"] = number
-        await store.asave()
-
-    async def overlap(key: str) -> None:
-        requests = [store_class(key) for _ in range(50)]
-        await asyncio.gather(*(store.aget("cart") for store in requests))
-        await asyncio.gather(*(request(store, number) for number, store in enumerate(requests)))
-
     with site(module) as store_class:
         key = visitor(store_class, cart={})
-        asyncio.run(overlap(key))
+        asyncio.run(overlap(store_class, key, 50))
         found = stored(store_class, key)
         assert (len(found), len(found["cart"])) == (51, 50)
 

@@ -29,7 +29,7 @@ from gsession_django.redis.fields import MARK
 from gsession_django.redis.steps import Steps
 from gsession_django.redis.storage import BaseRedisStorage
 from gsession_django.testing import StorageContract
-from tests.support.engines import new_session
+from tests.support.engines import new_session, overlap
 from tests.support.processes import Parent, let_them_meet, workers
 from tests.support.proxies import Passed, Proxy, everything
 from tests.support.redis_servers import LENT, RedisServer, connection_of, settings_for, shared
@@ -360,19 +360,9 @@ def test_eight_processes_lose_nothing(module: ModuleType, tmp_path: Any) -> None
 
 @both_engines
 def test_fifty_tasks_lose_nothing(module: ModuleType) -> None:
-    async def request(store: SessionStore, number: int) -> None:
-        await store.aset(f"task {number}", number)
-        (await store.aget("cart"))[f"item {number}"] = number
-        await store.asave()
-
-    async def overlap(key: str) -> None:
-        requests = [store_class(key) for _ in range(50)]
-        await asyncio.gather(*(store.aget("cart") for store in requests))
-        await asyncio.gather(*(request(store, number) for number, store in enumerate(requests)))
-
     with site(module) as store_class:
         key = visitor(store_class, cart={})
-        asyncio.run(overlap(key))
+        asyncio.run(overlap(store_class, key, 50))
         found = stored(store_class, key)
         assert (len(found), len(found["cart"])) == (51, 50)
 

@@ -1,5 +1,6 @@
 """The engines under test, each with a place of its own to keep sessions, and what visitors do with them."""
 
+import asyncio
 import hashlib
 import os
 import random
@@ -131,3 +132,16 @@ def same_shard(count: int, seed: str = "") -> list[str]:
             ids.append(session_id)
         number += 1
     return ids
+
+
+async def overlap(store_class: type[SessionStore], key: str, count: int) -> None:
+    """Let so many tasks read a session that has a cart, and then each set a key of its own and an item of the cart."""
+
+    async def request(store: SessionStore, number: int) -> None:
+        await store.aset(f"task {number}", number)
+        (await store.aget("cart"))[f"item {number}"] = number
+        await store.asave()
+
+    requests = [store_class(key) for _ in range(count)]
+    await asyncio.gather(*(store.aget("cart") for store in requests))
+    await asyncio.gather(*(request(store, number) for number, store in enumerate(requests)))
