@@ -29,23 +29,6 @@ from tests.support.sites import either_client, get
 SERVERS = KINDS[1:]
 
 
-@pytest.fixture(params=KINDS)
-def kind(request: pytest.FixtureRequest) -> str:
-    found: str = request.param
-    return found
-
-
-@pytest.fixture
-def alias(kind: str) -> Iterator[str]:
-    with a_database(kind) as found, override_settings(**options_for(found)):
-        yield found
-
-
-@pytest.fixture
-def store_class(alias: str) -> type[SessionStore]:
-    return database.SessionStore
-
-
 @contextmanager
 def another_connection(alias: str, **values: Any) -> Iterator[str]:
     """Yield an alias of the same database, with a connection of its own."""

@@ -19,7 +19,7 @@ from gsession_django.models import Session
 from tests.database.test_faults import KEPT, site
 from tests.database.test_unavailable import DEEDS
 from tests.redis.test_faults import deeds, either_mode
-from tests.support.database_servers import SERVERS, DatabaseServer, PostgreSQL, shared
+from tests.support.database_servers import DatabaseServer, PostgreSQL, shared
 from tests.support.databases import connected, database, empty, migrate, options_for, sqlite_entry
 from tests.support.engines import new_session, stored
 from tests.support.processes import TIMEOUT
@@ -52,15 +52,6 @@ def with_user(server: DatabaseServer) -> dict[str, Any]:
     given(server, f"CREATE USER IF NOT EXISTS {USER}@'%'")
     given(server, f"GRANT ALL ON test.* TO {USER}@'%'")
     return server.entry(USER=USER, **KEPT)
-
-
-@pytest.fixture(scope="module", params=SERVERS)
-def server(request: pytest.FixtureRequest) -> Iterator[DatabaseServer]:
-    """Yield a server that a test may demote, if it promotes it again."""
-    with SERVERS[request.param]() as found:
-        with connected(found.entry()) as alias:
-            migrate(alias)
-        yield found
 
 
 @pytest.fixture

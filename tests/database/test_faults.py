@@ -17,7 +17,7 @@ from gsession_django import StorageUnavailable
 from gsession_django.backends import database
 from tests.redis.test_faults import NOBODY, SIGNED_IN, SOMEBODY, Deed, deeds, either_mode
 from tests.support import sites
-from tests.support.database_servers import SERVERS, DatabaseServer, PostgreSQL, shared
+from tests.support.database_servers import DatabaseServer, PostgreSQL, shared
 from tests.support.databases import KINDS, connected, empty, migrate, options_for, sqlite_entry
 from tests.support.databases import database as a_database
 from tests.support.engines import new_session, stored
@@ -28,15 +28,6 @@ pytestmark = pytest.mark.once
 
 KEPT = {"CONN_MAX_AGE": None}
 each_age = pytest.mark.parametrize("values", [{}, KEPT], ids=["a connection a request", "kept connections"])
-
-
-@pytest.fixture(scope="module", params=SERVERS)
-def server(request: pytest.FixtureRequest) -> Iterator[DatabaseServer]:
-    """Yield a server that a test may stop, if it starts it again."""
-    with SERVERS[request.param]() as found:
-        with connected(found.entry()) as alias:
-            migrate(alias)
-        yield found
 
 
 @sync_and_async_middleware

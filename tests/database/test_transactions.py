@@ -19,30 +19,13 @@ from gsession_django import SessionStore
 from gsession_django.backends import database
 from gsession_django.models import Session
 from tests.database.test_engine import statements
-from tests.support.databases import KINDS, options_for
 from tests.support.databases import database as a_database
+from tests.support.databases import options_for
 from tests.support.engines import new_session, stored
 from tests.support.sites import DJANGOS, OURS, get
 
 BEFORE = {"cart": {"apple": 1}, "x": 0, "language": "fr"}
 Deed = Callable[[SessionStore], object]
-
-
-@pytest.fixture(params=KINDS)
-def kind(request: pytest.FixtureRequest) -> str:
-    found: str = request.param
-    return found
-
-
-@pytest.fixture
-def alias(kind: str) -> Iterator[str]:
-    with a_database(kind) as found, override_settings(**options_for(found)):
-        yield found
-
-
-@pytest.fixture
-def store_class(alias: str) -> type[SessionStore]:
-    return database.SessionStore
 
 
 @contextmanager
