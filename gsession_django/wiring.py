@@ -6,6 +6,7 @@ from django.conf import settings
 
 from gsession_django.core.conf import conf
 from gsession_django.core.engine import Engine, engine_module
+from gsession_django.users.engine import IndexedEngine
 
 if TYPE_CHECKING:
     from gsession_django.core.store import SessionStore
@@ -17,7 +18,7 @@ def engine_class(store: "type[SessionStore]") -> type[Engine]:
     if conf().fallback_engine is None or (
         getattr(engine_module(settings.SESSION_ENGINE), "SessionStore", None) is not store
     ):
-        return Engine
+        return IndexedEngine
     # Here, as it imports models, and this package is imported before Django can load any.
     from gsession_django.moving.fallback import FallbackEngine
 

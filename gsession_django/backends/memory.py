@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Annotated, Any
 
 from django.conf import settings
+from django.contrib.auth import SESSION_KEY
 from django.core.checks import CheckMessage, Warning
 
 from gsession_django.core.options import AtLeast
@@ -44,6 +45,8 @@ class MemoryStorage(Storage):
     def __init__(self, max_sessions: Annotated[int, AtLeast(1)] = 100_000) -> None:
         self._max_sessions = max_sessions
         self._entries: OrderedDict[str, _Entry] = OrderedDict()
+        # The ids of the sessions in which a user is signed in.
+        self._of_users: dict[str, set[str]] = {}
         self._revisions = itertools.count()
         # Nothing waits for anything under it, so the async twins take it too, without entering a thread.
         self._lock = threading.Lock()
@@ -56,9 +59,23 @@ class MemoryStorage(Storage):
         if entry is None:
             return None
         if entry.expires <= time.monotonic():
-            del self._entries[session_id]
+            self._drop(session_id)
             return None
         return entry
+
+    def _drop(self, session_id: str) -> None:
+        if (entry := self._entries.pop(session_id, None)) is not None:
+            self._unlist(session_id, entry.values.get(SESSION_KEY))
+
+    def _list(self, session_id: str, entry: _Entry) -> None:
+        if (user := entry.values.get(SESSION_KEY)) is not None:
+            self._of_users.setdefault(str(user), set()).add(session_id)
+
+    def _unlist(self, session_id: str, user: Any) -> None:
+        if (ids := self._of_users.get(str(user))) is not None:
+            ids.discard(session_id)
+            if not ids:
+                del self._of_users[str(user)]
 
     def _kept(self, pairs: dict[str, Any], encoding_of: Callable[[str, Any], bytes]) -> dict[str, Any]:
         """Return what is kept of pairs: values that nothing can change, and the encodings of the others."""
@@ -76,10 +93,11 @@ class MemoryStorage(Storage):
     def _put(self, session_id: str, entry: _Entry) -> None:
         self._entries[session_id] = entry
         self._entries.move_to_end(session_id)
+        self._list(session_id, entry)
         # The one that was used the longest ago is the likeliest to have expired: no thread has to look for those.
-        oldest = next(iter(self._entries.values()))
+        oldest_id, oldest = next(iter(self._entries.items()))
         if len(self._entries) > self._max_sessions or oldest.expires <= time.monotonic():
-            self._entries.popitem(last=False)
+            self._drop(oldest_id)
 
     def get_session(self, session_id: str, ttl: int, data: Any = None) -> SessionMap | None:
         with self._lock:
@@ -91,7 +109,7 @@ class MemoryStorage(Storage):
 
     def remove_all(self, session_id: str) -> None:
         with self._lock:
-            self._entries.pop(session_id, None)
+            self._drop(session_id)
 
     def update_ttl(self, session_id: str, ttl: int) -> bool:
         with self._lock:
@@ -123,6 +141,7 @@ class MemoryStorage(Storage):
             if entry is None:
                 return False
             expires = time.monotonic() + ttl
+            user = entry.values.get(SESSION_KEY)
             if session.cleared:
                 entry.values = changed
             elif entry.revision == session.version:
@@ -137,6 +156,9 @@ class MemoryStorage(Storage):
                 entry.values = session.in_order({key: value for key, value in values.items() if key not in removed})
                 if not session.renews_ttl(current):
                     expires = entry.expires
+            if entry.values.get(SESSION_KEY) != user:
+                self._unlist(session_id, user)
+                self._list(session_id, entry)
             entry.expires = expires
             entry.revision = session.version = next(self._revisions)
             self._entries.move_to_end(session_id)
@@ -148,7 +170,7 @@ class MemoryStorage(Storage):
             taken = self._live(new_id) is not None
             if entry is None or taken:
                 return entry is None and taken
-            del self._entries[session_id]
+            self._drop(session_id)
             self._put(new_id, entry)
             return True
 
@@ -162,7 +184,7 @@ class MemoryStorage(Storage):
                 expired = [session_id for session_id in batch if self._entries[session_id].expires <= now]
                 if not dry_run:
                     for session_id in expired:
-                        del self._entries[session_id]
+                        self._drop(session_id)
             yield len(expired)
 
     def ids(self) -> Iterator[str]:
@@ -170,6 +192,10 @@ class MemoryStorage(Storage):
             now = time.monotonic()
             live = [session_id for session_id, entry in self._entries.items() if entry.expires > now]
         yield from live
+
+    def sessions_of(self, user_id: str) -> list[str]:
+        with self._lock:
+            return [each for each in tuple(self._of_users.get(user_id, ())) if self._live(each) is not None]
 
     async def aget_session(self, session_id: str, ttl: int, data: Any = None) -> SessionMap | None:
         return self.get_session(session_id, ttl, data)
@@ -188,6 +214,9 @@ class MemoryStorage(Storage):
 
     async def aapply(self, session_id: str, session: SessionMap, ttl: int) -> bool:
         return self.apply(session_id, session, ttl)
+
+    async def asessions_of(self, user_id: str) -> list[str]:
+        return self.sessions_of(user_id)
 
     async def amove(self, session_id: str, new_id: str, ttl: int) -> bool:
         return self.move(session_id, new_id, ttl)

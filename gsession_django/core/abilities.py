@@ -8,6 +8,7 @@ from gsession_django.core.storage import Storage
 METHODS: Final = (
     *("new", "get", "get_map", "get_size", "set", "set_map", "remove", "remove_all", "get_session", "set_session"),
     *("update_ttl", "exists", "create", "apply", "move"),
+    *("sessions_of", "add_to_user", "remove_from_user", "lock", "unlock"),
 )
 COMMANDS: Final = ("purge", "ids")
 TWINS: Final = frozenset(f"a{name}" for name in METHODS)

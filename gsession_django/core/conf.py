@@ -20,12 +20,27 @@ class Conf:
             that ``SESSION_ENGINE`` names (``GSESSION["FALLBACK_ENGINE"]``).
         unavailable: the dotted path of the site's view for a request whose session could not be read or saved. The
             middleware calls it with the request and the StorageUnavailable (``GSESSION["UNAVAILABLE"]``).
+        anonymous_age: seconds that a session lives in which nobody is signed in, if that is less than
+            ``SESSION_COOKIE_AGE``; ``None`` for that (``GSESSION["ANONYMOUS_AGE"]``).
+        max_sessions_per_user: how many sessions a user may have at once; ``None`` for any number
+            (``GSESSION["MAX_SESSIONS_PER_USER"]``).
+        refuses_sign_in: whether a sign-in beyond that is refused; otherwise the user's oldest session ends
+            (``GSESSION["REFUSE_SIGN_IN"]``).
+        record_client: whether the middleware notes the address and the user agent of signed-in visitors
+            (``GSESSION["RECORD_CLIENT"]``).
+        interrupted: where the middleware sends a visitor whose session was ended under the request: a URL, the name of
+            a URL pattern, or the dotted path of a view; ``None`` for Django's 400 (``GSESSION["INTERRUPTED"]``).
     """
 
     engines: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     touch_interval: float = 10
     fallback_engine: str | None = None
     unavailable: str | None = None
+    anonymous_age: int | None = None
+    max_sessions_per_user: int | None = None
+    refuses_sign_in: bool = False
+    record_client: bool = False
+    interrupted: str | None = None
 
 
 KEYS = {
@@ -33,6 +48,11 @@ KEYS = {
     "TOUCH_INTERVAL": "touch_interval",
     "FALLBACK_ENGINE": "fallback_engine",
     "UNAVAILABLE": "unavailable",
+    "ANONYMOUS_AGE": "anonymous_age",
+    "MAX_SESSIONS_PER_USER": "max_sessions_per_user",
+    "REFUSE_SIGN_IN": "refuses_sign_in",
+    "RECORD_CLIENT": "record_client",
+    "INTERRUPTED": "interrupted",
 }
 
 _conf: Conf | None = None

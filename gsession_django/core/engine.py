@@ -111,6 +111,10 @@ class Engine(Operations):
         """Return what an operation does that changes the session, or touches it; ``False`` when it is gone."""
         return operation()
 
+    def before_save(self, session: SessionMap, ttl: int) -> bool:
+        """Set hidden pairs of a session that is about to be stored; return whether any has another value now."""
+        return False
+
     def emptied(self, session_key: str, session_id: str, lifetimes: Lifetimes, session: SessionMap) -> Operation:
         """Return what to save of a session that was cleared, and perhaps filled again."""
         yield from ()

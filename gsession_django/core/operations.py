@@ -10,7 +10,8 @@ from collections.abc import Set as AbstractSet
 from typing import Any
 
 from gsession_django.core.driving import UNABLE, Operation
-from gsession_django.core.reading import RESERVED_KEY, Lifetimes, Reader
+from gsession_django.core.reading import Lifetimes, Reader
+from gsession_django.core.reserved import RESERVED_KEY
 from gsession_django.core.saving import Saving
 from gsession_django.core.session_map import EXPIRY_KEY, SessionMap
 from gsession_django.core.values import MISSING
@@ -158,8 +159,8 @@ class Operations(Reader):
         yield from self.need("remove_all", new_id)  # it has been ended, and the copy ends with it
         return False
 
-    def remove(self, session_id: str) -> Operation:
-        """Remove a session."""
+    def remove(self, session_id: str, user_id: str | None = None) -> Operation:
+        """Remove a session; `user_id` is whose it is, where that is known."""
         yield from self._alone(session_id, self.need("remove_all", session_id))
 
     def _pairs(self, data: dict[str, Any]) -> dict[str, Any]:

@@ -1,21 +1,14 @@
 """Reading sessions, whatever methods the storage has for it."""
 
 from collections.abc import Mapping
-from typing import Any, Final, Protocol
+from typing import Any, Protocol
 
 from django.core.exceptions import ImproperlyConfigured
 
 from gsession_django.core.driving import UNABLE, Driver, Operation
+from gsession_django.core.reserved import ABOUT_PREFIX, RESERVED_KEY, UNFINISHED, is_reserved
 from gsession_django.core.session_map import EXPIRY_KEY, SessionMap
 from gsession_django.serializers import DecodeError, logger
-
-RESERVED_KEY: Final = "_gsession"
-"""What a per-key storage is given to keep where a session has no pairs. No user ever sees it."""
-RESERVED_PREFIX: Final = RESERVED_KEY + "."
-"""Begins the keys of further pairs that no user ever sees."""
-UNFINISHED: Final = "begun"
-"""The value of a reserved pair, while whoever stored the session is not done with it. It counts as missing until then.
-"""
 
 
 class Lifetimes(Protocol):
@@ -27,10 +20,10 @@ class Lifetimes(Protocol):
     def ttl_of(self, expiry: Any) -> int:
         """Return the whole seconds that a session lives from now on, if ``set_expiry()`` was given this."""
 
-
-def is_reserved(key: Any) -> bool:
-    """Whether no user ever sees a pair with this key: it begins with :data:`RESERVED_PREFIX`."""
-    return isinstance(key, str) and key.startswith(RESERVED_PREFIX)
+    def owner(self) -> str | None:
+        """Return the id of the user who is signed in in the session as it is stored; ``None`` if that is nobody, or
+        not known.
+        """
 
 
 class Reader(Driver):
@@ -99,9 +92,9 @@ class Reader(Driver):
 
     def size(self, session_id: str) -> Operation:
         """Return the number of pairs that are stored."""
-        number = yield "get_size", session_id
-        if number is UNABLE:
-            return len((yield from self._all_pairs(session_id)))
+        number = None if "sessions_of" in self.able else (yield "get_size", session_id)
+        if number is None or number is UNABLE:
+            return sum(not key.startswith(ABOUT_PREFIX) for key in (yield from self._all_pairs(session_id)))
         reserved = yield "get", session_id, RESERVED_KEY
         return number if reserved is None else number - 1
 

@@ -10,6 +10,7 @@ from django.utils.asyncio import async_unsafe
 
 from gsession_django import recording, serializers
 from gsession_django.core import documents
+from gsession_django.core.reserved import ABOUT_PREFIX
 from gsession_django.core.saving import Saving, storable_part, stored_key
 from gsession_django.core.values import (
     MISSING,
@@ -229,7 +230,8 @@ class SessionMap(MutableMapping[str, Any]):
         if self.partial:
             self._fetch(None)
         self._decode_all()
-        return iter(self._values)
+        hidden = self.held(ABOUT_PREFIX)
+        return iter([key for key in self._values if key not in hidden] if hidden else self._values)
 
     def __reversed__(self) -> Iterator[str]:
         return reversed(list(self))
@@ -246,7 +248,7 @@ class SessionMap(MutableMapping[str, Any]):
         return sum(1 for _ in self)
 
     def __bool__(self) -> bool:
-        return bool(self._values) or len(self) > 0
+        return (bool(self._values) and not self.held(ABOUT_PREFIX)) or len(self) > 0
 
     def keys(self) -> KeysView[str]:
         return _Keys(self)

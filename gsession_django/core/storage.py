@@ -23,7 +23,7 @@ What holds for every method:
 * A method that waits, for a lock or for its turn, reads the clock after that.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, ClassVar
 
 from gsession_django import serializers
@@ -198,6 +198,69 @@ class Storage:
             ``False``, with nothing stored, when the new id is taken and the session is there, and when it is gone and
             there is none under the new id.
         """
+        raise Disabled
+
+    # Whose sessions: an index from a user's id to sessions. A storage that has none lacks only what is built on it.
+
+    def sessions_of(self, user_id: str) -> Iterable[str]:
+        """Return the ids of the sessions in which this user is signed in, in any order; empty for an unknown user.
+
+        The index is a hint and the session the truth. An id may be listed whose session has ended, or is another
+        user's by now: the adapter loads each session and checks. An id that is missing here is an error: nobody could
+        end that session.
+
+        A storage that can keep the index with the session itself (a column, say) finds the user's id in the session,
+        under Django's ``_auth_user_id``, in :meth:`create` and :meth:`apply`. Then it needs none of the next two.
+
+        Args:
+            user_id: what Django keeps in a session for the user: ``str(user.pk)`` as a rule. It may be any text.
+        """
+        raise Disabled
+
+    def add_to_user(self, user_id: str, session_id: str, ttl: int) -> None:
+        """List a session among those of a user.
+
+        Called before the session is stored under this id with this user signed in, so that a process that is killed
+        in between leaves an id too many, never one too few. A storage that drops ids without a session, as
+        :meth:`sessions_of` finds them, has to spare those that were added less than a minute ago.
+
+        Args:
+            user_id: as for :meth:`sessions_of`.
+            session_id: the session's id.
+            ttl: seconds that the id is to be listed at least: twice what the session lives. The adapter calls this
+                again before they are over, while the session is in use.
+        """
+        raise Disabled
+
+    def remove_from_user(self, user_id: str, session_id: str, ended: bool) -> None:
+        """Take a session out of the list of a user; nothing happens when it is not there.
+
+        Args:
+            user_id: as for :meth:`sessions_of`.
+            session_id: the session's id.
+            ended: whether the session ends: then the storage removes it too, first, and the adapter does not call
+                :meth:`remove_all`. On a server that can be one round trip. Otherwise the session has gone on under
+                another id, or without this user.
+        """
+        raise Disabled
+
+    # One at a time: for gsession_django.decorators.session_lock.
+
+    def lock(self, session_id: str, token: str, seconds: float) -> bool:
+        """Let one holder have a session to itself, among all who ask for it: other requests read and write it still.
+
+        Args:
+            session_id: the session's id; whether there is such a session does not matter.
+            token: names the holder. Asked again with the same one, the lock is renewed.
+            seconds: after which it is free again, whatever became of the holder.
+
+        Returns:
+            ``True``; ``False`` while another token has it.
+        """
+        raise Disabled
+
+    def unlock(self, session_id: str, token: str) -> None:
+        """Free the lock, if this token has it."""
         raise Disabled
 
     def transaction(self) -> Transaction | None:

@@ -14,6 +14,7 @@ from typing import Any, ClassVar, Final, Literal, NoReturn
 from django.contrib.auth import SESSION_KEY
 from django.contrib.sessions.backends.base import CreateError, SessionBase, UpdateError
 from django.core.checks import CheckMessage
+from django.dispatch import Signal
 from django.utils import timezone
 from django.utils.functional import cached_property
 
@@ -25,7 +26,9 @@ from gsession_django.core.saving import Saving
 from gsession_django.core.session_map import EXPIRY_KEY, SessionMap
 from gsession_django.core.storage import Storage, StorageUnavailable
 from gsession_django.core.transactions import Write
+from gsession_django.core.values import Sentinel
 from gsession_django.serializers import DecodeError
+from gsession_django.signals import Ended, session_created, session_ended, session_moved
 
 PURGE_BATCH_SIZE: Final = 1000
 """Sessions that one step of a purge removes at most, where nobody says otherwise."""
@@ -69,6 +72,8 @@ class SessionStore(SessionBase):
     # How the session has ended, if this request knows: by its own delete(), or before its cycle_key().
     _gone: Literal["deleted", "moved"] | None = None
     _id: tuple[str, str] | None = None
+    # Whose the session was that clear() has dropped.
+    _owner_before: str | None = None
 
     def __init__(self, session_key: str | None = None) -> None:
         # What Django's does, but for importing the serializer, which is seldom asked for.
@@ -302,7 +307,12 @@ class SessionStore(SessionBase):
 
     def get_session_cookie_age(self) -> int:
         age: int = django_setting("SESSION_COOKIE_AGE")
-        return age
+        anonymous_age = conf().anonymous_age
+        return age if anonymous_age is None or not self._is_anonymous() else min(age, anonymous_age)
+
+    def _is_anonymous(self) -> bool:
+        session: SessionMap | None = self.__dict__.get("_session_cache")
+        return session is not None and not session.lacks(SESSION_KEY) and session.get(SESSION_KEY) is None
 
     def ttl_of(self, expiry: Any) -> int:
         """Return what a session lives from now on, in whole seconds, if `expiry` is what ``set_expiry()`` was given."""
@@ -312,6 +322,16 @@ class SessionStore(SessionBase):
             if isinstance(expiry, str | datetime):  # of which that cuts the fraction of a second off
                 return math.ceil((self.get_expiry_date(expiry=expiry) - timezone.now()).total_seconds())
         return math.ceil(self.get_expiry_age(expiry=expiry))
+
+    def owner(self) -> str | None:
+        """Return the id of the user who is signed in in the session as it is stored; ``None`` if that is nobody, or
+        not known.
+        """
+        session: SessionMap | None = self.__dict__.get("_session_cache")
+        if session is None or session.cleared:
+            return self._owner_before
+        user = session.base(SESSION_KEY)
+        return None if user is None or isinstance(user, Sentinel) else str(user)
 
     def exists(self, session_key: str | None) -> bool:
         return bool(self._run(self._exists(session_key)))
@@ -339,6 +359,7 @@ class SessionStore(SessionBase):
         if session.source is not None:
             yield from self._fetch(session, None)
         ttl = self.ttl_of(session.get(EXPIRY_KEY))
+        self._engine.before_save(session, ttl)
         for _ in range(_KEY_ATTEMPTS):
             key = yield from self._new_key(ttl)
             if (yield from self._engine.create(self._id_of(key), session, ttl)):
@@ -346,6 +367,7 @@ class SessionStore(SessionBase):
                 self._gone = None
                 self.modified = True
                 self._note(None, SessionStore._create_again, key, False)
+                yield from self._tell(session_created, key)
                 return
         raise self._no_key()
 
@@ -392,7 +414,7 @@ class SessionStore(SessionBase):
         # Without the flag, and where nobody has looked whether anything has changed, it is the site that saves.
         explicit, self._asked = self._modified or not self._asked, False
         prepared, self._prepared = self._prepared, None
-        if prepared is None or prepared.session is not session or explicit:
+        if engine.before_save(session, ttl) or prepared is None or prepared.session is not session or explicit:
             prepared = session.saving(explicit)
         with prepared as save:
             changed = save.has_changes()
@@ -430,10 +452,12 @@ class SessionStore(SessionBase):
             yield from self._fetch(session, None)
         ttl = self.ttl_of(session.get(EXPIRY_KEY))
         engine = self._engine
+        engine.before_save(session, ttl)
         taken = yield from engine.is_taken(key, self._id_of(key), self)
         if taken or not (yield from engine.create(self._id_of(key), session, ttl)):
             raise CreateError
         yield from self._created_at(key)
+        yield from self._tell(session_created, key)
 
     def _created_at(self, key: str) -> Operation:
         """Do what follows the creation of a session under a key that was given."""
@@ -444,6 +468,7 @@ class SessionStore(SessionBase):
 
     def clear(self) -> None:
         before: SessionMap | None = self.__dict__.get("_session_cache")
+        self._owner_before = self.owner()
         self._session_cache = SessionMap({}) if before is None else SessionMap({}, before.version, before.ttl_left)
         self._session_cache.clear()
         self.accessed = True
@@ -460,15 +485,24 @@ class SessionStore(SessionBase):
         if key is not None and self._validate_session_key(key):
             if self._writes:
                 yield from self._settle()
+            user = None
             if key == self.session_key:
                 self.was_moved = False  # no cookie is to bring it back
                 self._gone = "deleted"
-            yield from self._remove(key)
+                user = self.owner()
+            yield from self._remove(key, user)
+            yield from self._tell(session_ended, key, user, reason=Ended.SIGNED_OUT)
 
-    def _remove(self, key: str) -> Operation:
+    def _remove(self, key: str, user: str | None = None) -> Operation:
         yield from self._engine.leave(key, self._id_of(key), self)
-        yield from self._engine.remove(self._id_of(key))
-        self._note(None, SessionStore._remove_again, key)
+        yield from self._engine.remove(self._id_of(key), user)
+        self._note(None, SessionStore._remove_again, key, user)
+
+    def _tell(self, signal: Signal, key: str, user: str | None = None, **arguments: Any) -> Operation:
+        """Send a signal about the session of a key."""
+        if signal.has_listeners(type(self)):
+            arguments |= {"session_id": self._id_of(key), "user_id": user or self.owner()}
+            yield partial(signal.send_robust, type(self), **arguments)
 
     def cycle_key(self) -> None:
         self._run(self._cycle_key())
@@ -509,6 +543,7 @@ class SessionStore(SessionBase):
         self.modified = True
         if moved:
             self._note(None, SessionStore._move_again, old_key, new_key, anonymous)
+            yield from self._tell(session_moved, old_key, new_id=self._id_of(new_key))
 
     def _move(self, old_id: str, ttl: int) -> Operation:
         """Give the stored session a new key. Return the key, and whether there was such a session."""
@@ -575,8 +610,8 @@ class SessionStore(SessionBase):
         elif there:
             self._note(None, SessionStore._create_again, key, False)
 
-    def _remove_again(self, certain: bool, key: str) -> Operation:
-        return self._remove(key)
+    def _remove_again(self, certain: bool, key: str, user: str | None) -> Operation:
+        return self._remove(key, user)
 
     def _move_again(self, certain: bool, old_key: str, new_key: str, anonymous: bool) -> Operation:
         engine, old_id, new_id = self._engine, self._id_of(old_key), self._id_of(new_key)

@@ -26,9 +26,10 @@ from gsession_django.moving.our_engines import OurSource
 from gsession_django.moving.refused import cure, refused_types
 from gsession_django.moving.source import Found, Source
 from gsession_django.serializers import DecodeError
+from gsession_django.users.engine import IndexedEngine
 
 
-class FallbackEngine(Engine):
+class FallbackEngine(IndexedEngine):
     """The engine that ``SESSION_ENGINE`` names, beside one that sessions are moved from.
 
     Attributes:

@@ -15,7 +15,7 @@ from django.core.exceptions import ImproperlyConfigured
 from gsession_django.core.abilities import abilities, missing_twins
 from gsession_django.core.conf import conf
 from gsession_django.core.engine import engine_of
-from gsession_django.core.reading import RESERVED_KEY
+from gsession_django.core.reserved import RESERVED_KEY
 from gsession_django.core.session_map import SessionMap
 from gsession_django.core.storage import Storage
 from gsession_django.core.store import SessionStore

@@ -10,7 +10,7 @@ from django.core.exceptions import ImproperlyConfigured, SynchronousOnlyOperatio
 from pytest_django import Settings
 
 from gsession_django import Disabled, SessionStore, Storage
-from gsession_django.core.reading import RESERVED_KEY
+from gsession_django.core.reserved import RESERVED_KEY
 from tests.support.storages import (
     AsyncPerKeyStorage,
     AsyncStorage,

@@ -22,7 +22,7 @@ from django.test import TestCase, override_settings
 
 from gsession_django import SessionMap, StorageUnavailable
 from gsession_django.core.engine import Engine, engine_of
-from gsession_django.core.reading import UNFINISHED
+from gsession_django.core.reserved import UNFINISHED
 from gsession_django.moving import steps
 from gsession_django.moving.steps import MOVING_KEY
 from tests.moving.test_migrate_sessions import TYPED, before_each

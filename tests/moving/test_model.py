@@ -195,6 +195,9 @@ class _Lifetimes:
     def ttl_of(self, expiry: Any) -> int:
         return 1000
 
+    def owner(self) -> str | None:
+        return None
+
 
 AGE = _Lifetimes()
 
