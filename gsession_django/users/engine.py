@@ -22,7 +22,7 @@ class IndexedEngine(Engine):
             return False
         signs_in = session.base(SESSION_KEY) != user or not (session.lacks(SINCE) or SINCE in session)
         if signs_in:
-            session[SINCE] = time.time_ns() // 1_000_000
+            session[SINCE] = time.time_ns() // 1000
         if "add_to_user" in self.able:
             now = int(time.time())
             if signs_in or (not session.lacks(LISTED) and session.get(LISTED, 0) < now + ttl):

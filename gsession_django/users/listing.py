@@ -213,7 +213,7 @@ def describe(session_id: str, session: SessionMap, is_current: bool = False) -> 
         handle=hashlib.sha256(f"gsession_django.users:{session_id}".encode()).hexdigest()[:32],
         user_id=None if user_id is None else str(user_id),
         is_current=is_current,
-        created=None if since is None else datetime.fromtimestamp(since / 1000, UTC),
+        created=None if since is None else datetime.fromtimestamp(since / 1_000_000, UTC),
         last_seen=seen,
         expires=None if left is None else now + timedelta(seconds=left),
         signed_in_from=None if first is None else Client(*first),
