@@ -23,7 +23,7 @@ from gsession_django.core.session_map import SessionMap
 from gsession_django.core.storage import Storage
 
 if TYPE_CHECKING:
-    from gsession_django.core.store import SessionStore
+    from gsession_django.core.store_base import StoreBase
 
 
 def engine_module(name: Any) -> ModuleType:
@@ -41,7 +41,7 @@ def engine_module(name: Any) -> ModuleType:
         raise ImproperlyConfigured(f"{type(error).__name__}: {error}") from error
 
 
-def name_without_effect(store: "type[SessionStore]") -> str | None:
+def name_without_effect(store: "type[StoreBase]") -> str | None:
     """Return a name in ``GSESSION["ENGINES"]`` that has options, of a module that only imports `store`; if any."""
     for name, options in conf().engines.items():
         if options and name != store.__module__ and getattr(sys.modules.get(name), "SessionStore", None) is store:
@@ -65,7 +65,7 @@ class Engine(Operations):
 
     __slots__ = ("hash_ids", "options", "storage", "takes_turns")
 
-    def __init__(self, store: "type[SessionStore]") -> None:
+    def __init__(self, store: "type[StoreBase]") -> None:
         if name := name_without_effect(store):
             raise ImproperlyConfigured(
                 f'GSESSION["ENGINES"][{name!r}] would have no effect: {name!r} takes its SessionStore from '
@@ -136,15 +136,15 @@ class Engine(Operations):
         yield from ()
 
 
-ENGINES: "Final[dict[type[SessionStore], Engine]]" = {}
+ENGINES: "Final[dict[type[StoreBase], Engine]]" = {}
 """Those that are there already, by SessionStore: see :func:`engine_of`."""
-_former: "Final[dict[type[SessionStore], Engine]]" = {}
+_former: "Final[dict[type[StoreBase], Engine]]" = {}
 """Engines made before a setting changed, whose storages do not read it: the next one takes the storage over."""
-_class_of: "Callable[[type[SessionStore]], type[Engine]]" = lambda store: Engine  # noqa: E731 - may be replaced
+_class_of: "Callable[[type[StoreBase]], type[Engine]]" = lambda store: Engine  # noqa: E731 - may be replaced
 _engines_lock = threading.RLock()  # a storage may ask for another engine while it is made
 
 
-def engine_of(store: "type[SessionStore]") -> Engine:
+def engine_of(store: "type[StoreBase]") -> Engine:
     """Return the Engine of `store`, made when it is first asked for and again after a setting has changed."""
     try:
         return ENGINES[store]
@@ -153,7 +153,7 @@ def engine_of(store: "type[SessionStore]") -> Engine:
             return ENGINES.get(store) or ENGINES.setdefault(store, _class_of(store)(store))
 
 
-def choose_engines(class_of: "Callable[[type[SessionStore]], type[Engine]]") -> None:
+def choose_engines(class_of: "Callable[[type[StoreBase]], type[Engine]]") -> None:
     """Let `class_of` say which class the Engine of a SessionStore is of."""
     global _class_of
     _class_of = class_of

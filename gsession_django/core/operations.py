@@ -10,9 +10,10 @@ from collections.abc import Set as AbstractSet
 from typing import Any
 
 from gsession_django.core.driving import UNABLE, Operation
+from gsession_django.core.pairs import EXPIRY_KEY
 from gsession_django.core.reading import RESERVED_KEY, Lifetimes, Reader
 from gsession_django.core.saving import Saving
-from gsession_django.core.session_map import EXPIRY_KEY, SessionMap
+from gsession_django.core.session_map import SessionMap
 from gsession_django.core.values import MISSING
 from gsession_django.serializers import DecodeError
 

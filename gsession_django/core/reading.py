@@ -6,7 +6,8 @@ from typing import Any, Final, Protocol
 from django.core.exceptions import ImproperlyConfigured
 
 from gsession_django.core.driving import UNABLE, Driver, Operation
-from gsession_django.core.session_map import EXPIRY_KEY, SessionMap
+from gsession_django.core.pairs import EXPIRY_KEY, Pairs
+from gsession_django.core.session_map import SessionMap
 from gsession_django.serializers import DecodeError, logger
 
 RESERVED_KEY: Final = "_gsession"
@@ -79,7 +80,7 @@ class Reader(Driver):
             session.learn((yield from self._all_pairs(session_id, reserved)), complete=True)
         return session
 
-    def fetch(self, session_id: str, session: SessionMap, key: str | None) -> Operation:
+    def fetch(self, session_id: str, session: Pairs, key: str | None) -> Operation:
         """Bring the value of `key` into a session that is served key by key; with ``None`` all that there is."""
         if key is not None:
             value = yield from self._one_value(session_id, key)
@@ -95,7 +96,7 @@ class Reader(Driver):
         except DecodeError as error:
             self.log_unreadable(session_id, error)
             session.learn({}, complete=True)
-            session.unreadable = not session.as_dict()
+            session.unreadable = len(session) == 0  # and not bool(), which decodes nothing
 
     def size(self, session_id: str) -> Operation:
         """Return the number of pairs that are stored."""
