@@ -1,4 +1,4 @@
-"""What a session held when it was read, and whether it differs now: what ``SessionStore.modified`` compares."""
+"""How a session differs from the one that was read: ``SessionStore.modified`` asks here."""
 
 from contextlib import suppress
 from typing import Any

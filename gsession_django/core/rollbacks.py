@@ -19,7 +19,7 @@ class StoreWithRollbacks(LoadingStore):
     was_moved = False
     # How the session has ended, if this request knows: by its own delete(), or before its cycle_key().
     _gone: Literal["deleted", "moved"] | None = None
-    # What the next save stores, where `modified` has encoded it already.
+    # The next save, if `modified` has begun it: it has encoded the values to compare them.
     _prepared: Saving | None = None
     # The writes, in order, whose transaction was not committed yet at the last look.
     _writes: Sequence[Write] = ()

@@ -28,7 +28,7 @@ _COOKIE_SAFE: Final = re.compile(r"[A-Za-z0-9!#$%&'*+\-.^_`|~:]{8,}")
 
 
 class StoreBase(SessionBase):
-    """What a SessionStore is without a session: see :class:`gsession_django.SessionStore`."""
+    """The part of :class:`gsession_django.SessionStore` that holds no session yet."""
 
     storage_class: ClassVar[type[Storage]]
 

@@ -86,11 +86,11 @@ def call_first(connection: "BaseDatabaseWrapper", callback: Callable[[], None]) 
     """Let Django call `callback` after the commit, before the site's own callbacks.
 
     If one of those raises, Django calls none of the later ones. ``on_commit()`` would put `callback` behind them, and
-    refuses it while autocommit is off. `callback` comes after each SiteTransaction, so it may ask one.
+    refuses it while autocommit is off. Only a SiteTransaction comes before the others: those may ask it.
     """
     callbacks: list[Any] = connection.run_on_commit
     # In a TestCase it comes behind the callbacks that the test has registered: captureOnCommitCallbacks()
-    # tells new callbacks by their place in the list.
+    # recognises new callbacks by their place in the list.
     outermost = set(connection.savepoint_ids[: blocks_of_tests(connection)])  # the first block has no savepoint
     before = () if isinstance(callback, SiteTransaction) else SiteTransaction
     places = (
