@@ -52,7 +52,7 @@ class _Values(ValuesView[Any]):
 
 
 class Pairs(MutableMapping[str, Any]):
-    """The mapping under a SessionMap. It notes the keys that the request sets or deletes, and the values it hands out."""
+    """The mapping under a SessionMap. It notes keys that the request sets or deletes, and values that it hands out."""
 
     __slots__ = (
         "__weakref__",
