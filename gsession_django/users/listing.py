@@ -15,7 +15,8 @@ from django.db.models import Model
 from gsession_django.core.abilities import abilities
 from gsession_django.core.driving import UNABLE, Operation
 from gsession_django.core.engine import Engine, engine_module, engine_of
-from gsession_django.core.session_map import EXPIRY_KEY, SessionMap
+from gsession_django.core.pairs import EXPIRY_KEY
+from gsession_django.core.session_map import SessionMap
 from gsession_django.core.store import SessionStore
 from gsession_django.serializers import DecodeError
 from gsession_django.signals import Ended, session_ended

@@ -14,7 +14,7 @@ from django.core.management.base import BaseCommand, CommandError, CommandParser
 from gsession_django.core.engine import engine_of
 from gsession_django.core.session_map import SessionMap
 from gsession_django.core.storage import Disabled, StorageUnavailable
-from gsession_django.core.store import PURGE_BATCH_SIZE
+from gsession_django.core.store_base import PURGE_BATCH_SIZE
 from gsession_django.management.common import session_store
 from gsession_django.serializers import encode
 from gsession_django.signals import Ended
