@@ -1,4 +1,4 @@
-"""What is stored is read back, whole and for nobody else: the part of StorageContract on the eleven methods."""
+"""The part of StorageContract on the eleven methods: a storage returns stored data, whole and under its id only."""
 
 from typing import Any, Final
 
@@ -43,10 +43,10 @@ def nested(depth: int) -> dict[str, Any]:
 
 
 class AnotherSerializer(JSONSerializer):
-    """Reads nothing that is stored, as after a mistake in the settings."""
+    """Cannot read any stored session, as after a mistake in the settings."""
 
     def loads(self, data: bytes) -> Any:
-        raise ValueError("this was written by another serializer")
+        raise ValueError("another serializer wrote this")
 
 
 class Reading(ContractCase):
@@ -63,7 +63,7 @@ class Reading(ContractCase):
             "get_size": (0,),
             "apply": (False, SessionMap({"key": 1}), 60),
         }
-        because = "no session has this id, so it is an unknown one"
+        because = "no session has this id"
         for session_id in MALFORMED_IDS:
             with self.subTest(session_id=session_id[:40]):
                 self.expect(None, "get_session", session_id, 60, None, because=because)
@@ -104,10 +104,10 @@ class Reading(ContractCase):
                 except DecodeError:
                     continue
                 if (found not in (None, False)) is not there:
-                    because = "the session is there, and SESSION_SERIALIZER cannot read it: let DecodeError through"
-                    self.wrong(call, found, "nothing, or what it does of a session that is there", because)
+                    because = "the session exists, but SESSION_SERIALIZER cannot read it"
+                    self.wrong(call, found, f"{there}, or let DecodeError through", because)
         if (self.read(session_id) or {}).get("key") != "value":
-            after = "calls for which SESSION_SERIALIZER could not read the session, and with one that can"
+            after = "calls while SESSION_SERIALIZER could not read the session, and with the right one again"
             self.holds(session_id, {"key": "value"}, after)
 
     def test_sessions_do_not_mix(self) -> None:
@@ -120,7 +120,7 @@ class Reading(ContractCase):
         session_id = self.put(data)
         data["cart"]["apple"] = 2
         data["list"].append(2)
-        after = "the objects that were given to the storage were changed"
+        after = "the caller changed the objects that it had given to the storage"
         self.holds(session_id, {"cart": {"apple": 1}, "list": [1]}, after)
 
     def test_what_is_kept_is_not_handed_out(self) -> None:
@@ -128,7 +128,7 @@ class Reading(ContractCase):
         found = self.read(session_id)
         assert found is not None
         found["cart"]["apple"] = 2
-        self.holds(session_id, {"cart": {"apple": 1}}, "the objects that the storage returned were changed")
+        self.holds(session_id, {"cart": {"apple": 1}}, "the caller changed the objects that the storage had returned")
 
     def test_remove_all_removes_the_session_and_no_other(self) -> None:
         one, other = self.put({"one": 1}), self.put({"other": 1})
@@ -139,7 +139,7 @@ class Reading(ContractCase):
 
     @needs("set_session")
     def test_set_session_replaces_what_was_stored(self) -> None:
-        if "get" in self.able:  # per key: there it renews the TTL and no more
+        if "get" in self.able:  # a per-key storage only renews the TTL here
             return
         session_id = self.put({"old": 1})
         self.call("set_session", session_id, {"new": 2}, 60)
@@ -153,7 +153,7 @@ class Reading(ContractCase):
                 wanted = "at least 8 characters, all of them letters, digits or one of !#$%&'*+-.^_`|~:"
                 self.wrong(self.named("new", 60), key, wanted)
         if len(set(keys)) < 50:
-            self.wrong(self.named("new", 60), keys, "another key each time", "it was called 50 times")
+            self.wrong(f"50 times {self.named('new', 60)}", keys, "a different key each time")
 
 
 class Pairs(ContractCase):
@@ -164,7 +164,13 @@ class Pairs(ContractCase):
         session_id = self.put({"cart": {"apple": 1}})
         self.expect({"apple": 1}, "get", session_id, "cart")
         self.call("get", session_id, "cart")["apple"] = 2
-        self.expect({"apple": 1}, "get", session_id, "cart", because="only what it had returned before was changed")
+        self.expect(
+            {"apple": 1},
+            "get",
+            session_id,
+            "cart",
+            because="the caller changed only the object that an earlier call had returned",
+        )
 
     @needs("get")
     def test_get_of_what_is_not_there_is_none(self) -> None:
@@ -179,7 +185,12 @@ class Pairs(ContractCase):
 
     @needs("get_size")
     def test_get_size_counts_the_pairs(self) -> None:
-        self.expect(2, "get_size", self.put({"one": 1, "two": None}), because="the session has two pairs, one is None")
+        self.expect(
+            2,
+            "get_size",
+            self.put({"one": 1, "two": None}),
+            because="the session has two pairs, and a value of None counts",
+        )
         self.expect(0, "get_size", self.new_id(), because="there is no such session")
 
     @needs("set")

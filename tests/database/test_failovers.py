@@ -1,4 +1,4 @@
-"""A database server that was demoted, and can only be read: its successor is asked, or it is a 503 that signs nobody
+"""A database server that was demoted, and is read-only: its successor is asked, or it is a 503 that signs nobody
 out; and the site's own queries find a connection that works.
 """
 
@@ -135,7 +135,7 @@ def test_if_the_address_has_moved_to_another_server_the_visitor_learns_nothing_o
 
 def test_the_sites_next_query_goes_over_a_new_connection(server: DatabaseServer, alias: str) -> None:
     key, before = new_session(SessionStore, {"key": 1}), backend(alias)
-    says = f"The database of the sessions, DATABASES\\['{alias}'\\], can only be read: .*read-only.* HOST and PORT lead"
+    says = f"The database of the sessions, DATABASES\\['{alias}'\\], is read-only: .*read-only.* HOST and PORT lead"
     with demoted(server):
         with pytest.raises(StorageUnavailable, match=says):
             save(key, 2)
@@ -155,7 +155,7 @@ def test_no_pool_keeps_a_connection_to_a_server_that_was_demoted() -> None:
         key = new_session(SessionStore, {"key": 1})
         try:
             before = backend(alias)
-            with demoted(server), pytest.raises(StorageUnavailable, match="can only be read"):
+            with demoted(server), pytest.raises(StorageUnavailable, match="is read-only"):
                 save(key, 2)
             assert backend(alias) != before
             save(key, 3)
@@ -172,7 +172,7 @@ def test_every_operation_that_writes_is_unavailable_and_what_reads_goes_on(serve
     with demoted(server):
         for deed in ("touch", "create", "save", "move", "remove", "purge"):
             before = backend(alias)
-            with pytest.raises(StorageUnavailable, match="can only be read"):
+            with pytest.raises(StorageUnavailable, match="is read-only"):
                 DEEDS[deed](storage)
             assert backend(alias) != before
         assert dict(storage.get_session("session", 60) or {}) == {"key": 1}
@@ -192,7 +192,7 @@ def test_in_a_transaction_nothing_is_repeated_and_after_it_the_site_has_a_new_co
                 save(key, 2)
 
     with demoted(server):
-        with pytest.raises(StorageUnavailable, match="can only be read"):
+        with pytest.raises(StorageUnavailable, match="is read-only"):
             save_in_a_transaction()
         assert backend(alias) != before
     assert stored(SessionStore, key) == {"key": 1}
@@ -209,7 +209,7 @@ def test_a_postgresql_that_is_a_standby_is_written_to_once_it_is_promoted() -> N
         shutil.chown(signal_file, Path(server.folder, "data").owner())
         server.restart()
         assert stored(SessionStore, key) == {"key": 1}
-        with pytest.raises(StorageUnavailable, match="can only be read: cannot execute UPDATE in a read-only"):
+        with pytest.raises(StorageUnavailable, match="is read-only: cannot execute UPDATE in a read-only"):
             save(key, 2)
         assert given(server, "SELECT pg_promote()")
         save(key, 3)
@@ -277,7 +277,7 @@ def test_with_autocommit_off_the_connection_stays_the_sites(server: DatabaseServ
     with demoted(server):
         transaction.set_autocommit(False, alias)
         try:
-            with pytest.raises(StorageUnavailable, match="can only be read"):
+            with pytest.raises(StorageUnavailable, match="is read-only"):
                 save(key, 2)
             assert not connections[alias].get_autocommit()
         finally:
@@ -299,6 +299,6 @@ def test_an_sqlite_connection_that_can_only_read_is_replaced_once(tmp_path: Path
         connected(sqlite_entry(tmp_path, OPTIONS={"init_command": "PRAGMA query_only = ON"})) as alias,
         override_settings(**options_for(alias)),
     ):
-        with pytest.raises(StorageUnavailable, match="can only be read: attempt to write a readonly database"):
+        with pytest.raises(StorageUnavailable, match="is read-only: attempt to write a readonly database"):
             save(key, 3)
         assert stored(SessionStore, key) == {"key": 2}

@@ -228,7 +228,7 @@ def test_a_session_that_somebody_keeps_locked_is_unavailable(kind: str, setting:
         store["key"] = 2
         with connections[alias].cursor() as cursor:
             cursor.execute(setting)
-        says = f"DATABASES\\['{alias}'\\], did not get to it in time: .* See what holds a lock"
+        says = f"DATABASES\\['{alias}'\\], did not answer in time: .* Find what holds a lock"
         with locked(alias, str(store.session_id)), pytest.raises(StorageUnavailable, match=says):
             store.save()
         store.save()

@@ -85,12 +85,12 @@ def test_a_table_that_somebody_keeps_locked_is_unavailable_for_every_operation(k
     with database(kind, **without_log(kind)) as alias, override_settings(**options_for(alias)):
         storage = DatabaseStorage(alias)
         assert storage.create("session", SessionMap({"key": 0}), 60)
-        says = f"The database of the sessions, DATABASES\\['{alias}'\\], did not get to it in time: .* a lock"
+        says = f"The database of the sessions, DATABASES\\['{alias}'\\], did not answer in time: .* a lock"
         with table_locked(kind, alias, "gsession_django_session"):
             for deed in DEEDS.values():
                 with pytest.raises(StorageUnavailable, match=says):
                     deed(storage)
-            with pytest.raises(CommandError, match="did not get to it in time"):
+            with pytest.raises(CommandError, match="did not answer in time"):
                 call_command("purge_sessions")
         assert dict(storage.get_session("session", 60) or {}) == {"key": 0}
 
@@ -100,7 +100,7 @@ def test_a_table_that_somebody_keeps_locked_is_unavailable_for_every_operation(k
 def test_a_table_of_djangos_that_somebody_keeps_locked_is_unavailable(tmp_path: Path, kind: str, engine: str) -> None:
     with old_site(tmp_path, kind):
         source = source_of(engine)
-        says = f"The database of the engine '{engine}', DATABASES\\['{alias()}'\\], did not get to it in time"
+        says = f"The database of the engine '{engine}', DATABASES\\['{alias()}'\\], did not answer in time"
         if kind == "sqlite":
             run(alias(), "PRAGMA journal_mode = DELETE")
         with table_locked(kind, alias(), "django_session"):
@@ -192,7 +192,9 @@ def test_an_sqlite_file_that_cannot_grow_is_unavailable_and_keeps_what_it_has(tm
         assert session is not None
         session["text"] = "a" * 1_000_000
         saves = (partial(storage.create, "new", large), partial(storage.apply, "session", session))
-        says = f"DATABASES\\['{alias}'\\], cannot use its disk: database or disk is full. See that it is neither full"
+        says = (
+            f"DATABASES\\['{alias}'\\], cannot use its disk: database or disk is full. Check that the disk is neither"
+        )
         for save in saves:
             with pytest.raises(StorageUnavailable, match=says):
                 save(60)
@@ -217,7 +219,7 @@ def test_a_mariadb_whose_tables_are_full_is_unavailable_and_keeps_what_it_has() 
             for number in range(40):
                 storage.create(f"large-{number}", large, 60)
 
-        with pytest.raises(StorageUnavailable, match=r"cannot use its disk: .*is full.* See that it is"):
+        with pytest.raises(StorageUnavailable, match=r"cannot use its disk: .*is full.* Check that the disk is"):
             fill()
         assert dict(storage.get_session("session", 60) or {}) == {"key": 0}
 
@@ -231,7 +233,7 @@ TRIGGERS = {
         SIGNAL SQLSTATE 'HY000' SET MYSQL_ERRNO = {code}, MESSAGE_TEXT = 'refused'
     """,
 }
-NO_ROOM, READ_ONLY, LATE = "cannot use its disk", "can only be read", "did not get to it in time"
+NO_ROOM, READ_ONLY, LATE = "cannot use its disk", "is read-only", "did not answer in time"
 
 
 @pytest.mark.parametrize(
@@ -281,7 +283,7 @@ def test_too_many_connections_are_unavailable_until_there_is_one(kind: str) -> N
                 others.callback(control.execute, "SET GLOBAL max_connections = DEFAULT")
             with pytest.raises(server.unreachable, match=r"(?i)too many"):
                 connect_for_ever()
-            says = r"(?i)cannot be reached: .*too many.* allows for as many connections as there are"
+            says = r"(?i)cannot be reached: .*too many.* allows enough connections"
             with pytest.raises(StorageUnavailable, match=says):
                 storage.get_session("session", 60)
         assert dict(storage.get_session("session", 60) or {}) == {"key": 0}
@@ -316,7 +318,7 @@ def test_a_wrong_password_is_unavailable_and_in_no_message(kind: str) -> None:
                     deed(DatabaseStorage(alias))
                 error: BaseException | None = raised.value
                 assert f"DATABASES[{alias!r}], cannot be reached: " in str(error)
-                assert "See that it runs, that HOST, PORT, USER and PASSWORD are right" in str(error)
+                assert "Check that it runs, that HOST, PORT, USER and PASSWORD are right" in str(error)
                 while error is not None:
                     assert wrong not in str(error)
                     error = error.__cause__ or error.__context__
