@@ -169,7 +169,7 @@ class Pairs(ContractCase):
             "get",
             session_id,
             "cart",
-            because="the caller changed only the object that an earlier call had returned",
+            because="the caller changed only what get() had returned",
         )
 
     @needs("get")
@@ -189,7 +189,7 @@ class Pairs(ContractCase):
             2,
             "get_size",
             self.put({"one": 1, "two": None}),
-            because="the session has two pairs, and a value of None counts",
+            because="the session has two pairs, one of them None",
         )
         self.expect(0, "get_size", self.new_id(), because="there is no such session")
 

@@ -192,9 +192,7 @@ def test_an_sqlite_file_that_cannot_grow_is_unavailable_and_keeps_what_it_has(tm
         assert session is not None
         session["text"] = "a" * 1_000_000
         saves = (partial(storage.create, "new", large), partial(storage.apply, "session", session))
-        says = (
-            f"DATABASES\\['{alias}'\\], cannot use its disk: database or disk is full. Check that the disk is neither"
-        )
+        says = f"DATABASES\\['{alias}'\\], cannot use its disk: database or disk is full. Check that the disk"
         for save in saves:
             with pytest.raises(StorageUnavailable, match=says):
                 save(60)
