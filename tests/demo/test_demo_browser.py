@@ -32,7 +32,7 @@ def test_right_password_signs_in_and_the_button_signs_out(browser: Browser) -> N
 
 def test_wrong_password_is_said_to_be_wrong(browser: Browser) -> None:
     browser.sign_in("wrong")
-    assert "do not go together" in browser.one("#sign-in-error").text
+    assert "do not match" in browser.one("#sign-in-error").text
     assert browser.one("#id_username").get_attribute("value") == "demo"
     assert not browser.all("#user")
 

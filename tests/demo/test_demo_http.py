@@ -56,7 +56,7 @@ def test_right_password_signs_in(visitor: Visitor) -> None:
 
 def test_wrong_password_does_not(visitor: Visitor) -> None:
     page = visitor.sign_in("wrong")
-    assert "do not go together" in page.body
+    assert "do not match" in page.body
     assert "sessionid" not in visitor.cookies
     assert "not signed in" in visitor.get("/").body
 
