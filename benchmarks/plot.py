@@ -88,9 +88,8 @@ def _bars(axis: Axes, results: Sequence[Mapping[str, Any]], title: str) -> None:
 
 
 def _curves(found: Mapping[str, Any]) -> Figure:
-    figure = Figure(
-        figsize=(8, 7), layout=ConstrainedLayoutEngine(wspace=0.08)
-    )  # without it the numbers of two axes touch
+    # Without wspace the numbers of two axes touch.
+    figure = Figure(figsize=(8, 7), layout=ConstrainedLayoutEngine(wspace=0.08))
     figure.suptitle("Time over that of the engine in brackets (logarithmic): lower is better", fontsize="medium")
     axes = figure.subplots(2, 2, sharey=True)
     for row, curves, unit in zip(axes, (OVER_SIZE, OVER_LIVE), ("size of the session", "live sessions"), strict=True):

@@ -262,9 +262,7 @@ def _alone(purger: _Purger, alias: str, plan: Plan) -> PurgeResult:
         )
         _settle(alias, purger)
         start = time.perf_counter()
-        expired = _count(
-            alias, purger, f"{purger.expires} < {_NOW}"
-        )  # an expression without an index, to scan the table
+        expired = _count(alias, purger, f"{purger.expires} < {_NOW}")  # no index has this expression: it is a scan
         scans.append(time.perf_counter() - start)
         if expired != plan.few:
             raise WrongResult(f"{purger.name}: {expired} sessions have expired in place of {plan.few}")

@@ -1,4 +1,4 @@
-"""The site's own storage, without the site."""
+"""The storage of the test site, without the site."""
 
 import tempfile
 from pathlib import Path

@@ -94,8 +94,8 @@ def clears_and_cycles_at_once(request: HttpRequest) -> HttpResponse:
 
 
 VIEWS = [reads, writes, cycles, flushes, flushes_at_once, clears_at_once, clears_and_cycles_at_once]
-# These ask for a session to be changed that they have not looked at. Where there is none, that is SessionInterrupted,
-# a 400, as it is with Django's own engines.
+# These views change a session that they have not read. Without a session that is SessionInterrupted, a 400, as with
+# Django's own engines.
 BLIND = [clears_at_once, clears_and_cycles_at_once]
 
 urlpatterns = [url(view.__name__, view) for view in VIEWS]
@@ -110,7 +110,7 @@ def site() -> Iterator[None]:
 
 
 def visit(view: Callable[[HttpRequest], HttpResponse], key: str) -> HttpResponse | None:
-    """Let a visitor with this cookie, whatever a parser of cookies makes of it, come to a view."""
+    """Let a visitor open a view with this session key, as if it had come through the parser of cookies unchanged."""
     request = RequestFactory().get("/")
     request.COOKIES["sessionid"] = key
     try:
@@ -123,7 +123,7 @@ def visit(view: Callable[[HttpRequest], HttpResponse], key: str) -> HttpResponse
 
 
 def outcome(response: HttpResponse) -> tuple[Any, str | None]:
-    """Return what the view found, and the session key that the visitor is given."""
+    """Return the data that the view found, and the session key that the visitor gets."""
     assert response.status_code == 200
     cookie = response.cookies.get("sessionid")
     return json.loads(response.content), None if cookie is None or not cookie.value else cookie.value
@@ -176,14 +176,14 @@ def hash_ids(request: pytest.FixtureRequest) -> bool:
 
 
 def sessions_below(tmp_path: Path) -> Path:
-    """Return a folder for sessions that is some way below the test's own one."""
+    """Return a folder for sessions, some levels below the test's folder."""
     folder = tmp_path / "a" / "b" / "sessions"
     folder.mkdir(parents=True)
     return folder
 
 
 def use_shard_of(tmp_path: Path, session_id: str) -> None:
-    """Let the file engine's folder have the shard that it would look for an id in, as it has after long use."""
+    """Create the shard in which the file engine looks for an id, as after long use."""
     number = zlib.crc32(session_id.encode("utf-8", "surrogatepass")) & 255
     shard = tmp_path / "a" / "b" / "sessions" / f"{number:02x}"
     shard.mkdir(exist_ok=True)
@@ -197,7 +197,7 @@ def store_class(request: pytest.FixtureRequest, tmp_path: Path, hash_ids: bool) 
 
 
 def outside(tmp_path: Path) -> dict[Path, bytes | None]:
-    """Return all that is around the folder of the sessions, and in it beside them."""
+    """Return all files around the folder of the sessions, and all in it that are not sessions."""
     sessions = tmp_path / "a" / "b" / "sessions"
     return {
         path: path.read_bytes() if path.is_file() else None
@@ -231,7 +231,7 @@ def test_a_session_key_that_is_none_opens_no_session_and_is_never_adopted(
     assert warnings_in(caplog) == []
 
 
-# Spaces and line breaks at its end are no part of a cookie: who sends those after a session's key has the key.
+# Spaces and line breaks at the end do not belong to a cookie: with them a visitor sends the key itself.
 @pytest.mark.parametrize("name", [name for name in KEYS if keys_like("KEY")[name].strip() != "KEY"])
 def test_a_cookie_header_that_holds_no_session_key_is_answered_like_any_other(
     store_class: type[SessionStore], tmp_path: Path, name: str
@@ -321,7 +321,7 @@ def file_of(store_class: type[SessionStore], key: str) -> Path:
 
 
 def unreadable(operation: Callable[[], Any]) -> bool:
-    """Return whether an operation says that there is something it cannot read."""
+    """Return whether an operation reports an unreadable session."""
     try:
         operation()
     except DecodeError:
@@ -330,7 +330,7 @@ def unreadable(operation: Callable[[], Any]) -> bool:
 
 
 def assert_unreadable(store_class: type[SessionStore], key: str, caplog: pytest.LogCaptureFixture) -> None:
-    """Check that a damaged file is an empty session for the visitor, is left as it is, and is in nobody's way."""
+    """Check that a damaged file is an empty session for the visitor, stays as it is, and disturbs nobody."""
     caplog.clear()
     session_id, storage = id_of(store_class, key), storage_of(store_class)
     content = path_of(folder_of_sessions(), session_id).read_bytes()
@@ -348,7 +348,7 @@ def assert_unreadable(store_class: type[SessionStore], key: str, caplog: pytest.
     assert path_of(folder_of_sessions(), session_id).read_bytes() == content
     assert unreadable(lambda: storage.get_session(session_id, 60))
     assert unreadable(lambda: storage.apply(session_id, SessionMap({"key": 1}), 60))
-    # The header may be whole, so these may find a session; but they find their way.
+    # The header may be whole, so these may find a session. They must not fail.
     assert unreadable(lambda: storage.exists(session_id)) or storage.exists(session_id)
     assert unreadable(lambda: storage.update_ttl(session_id, 60)) or storage.update_ttl(session_id, 60)
     assert len(list(storage.ids())) >= 1
@@ -419,7 +419,7 @@ def django_session_file(data: dict[str, Any]) -> bytes:
 
 
 def with_body(body: bytes, offset: int = HEADER_SIZE, length: int | None = None) -> bytes:
-    """Return a file whose header and checksums are right, whatever the body is."""
+    """Return a file with this body, and with a correct header and correct checksums."""
     header = Header(time.time() + 600, 1, offset, len(body) if length is None else length, zlib.crc32(body))
     return header.pack() + bytes(offset - HEADER_SIZE) + body
 
@@ -436,7 +436,7 @@ CONTENTS: dict[str, Callable[[], bytes]] = {
     "the first bytes and then random ones": lambda: b"GSF1" + random.Random(2).randbytes(5000),
     "a text": lambda: b"GSF1\n" * 100,
     "a megabyte of nothing": lambda: bytes(1_000_000),
-    "a body that is no JSON": lambda: with_body(b"{'key': 1}"),
+    "a body that is not JSON": lambda: with_body(b"{'key': 1}"),
     "an empty body": lambda: with_body(b""),
     "a body of random bytes": lambda: with_body(random.Random(3).randbytes(100)),
     "a body in another encoding": lambda: with_body('{"ключ": 1}'.encode("utf-16")),
@@ -488,7 +488,7 @@ def test_a_session_stored_by_another_serializer_is_left_alone(
 
 
 class Reversed:
-    """A serializer whose bytes mean nothing to any other."""
+    """A serializer whose bytes no other serializer can read."""
 
     def dumps(self, obj: Any) -> bytes:
         return json.dumps(obj).encode()[::-1]
@@ -498,7 +498,7 @@ class Reversed:
 
 
 def come_upon(parent: Parent, folder: str, key: str, kind: str) -> None:
-    """Do everything with a session in whose place something is that is no file. It may hang, so not in the test."""
+    """Run every operation on a session whose file is not a regular file. It may hang, so it has its own process."""
     lines: list[str] = []
     handler = logging.Handler()
     handler.emit = lambda record: lines.append(record.getMessage())  # type: ignore[method-assign]
@@ -532,7 +532,7 @@ def come_upon(parent: Parent, folder: str, key: str, kind: str) -> None:
         assert found == {}, "another's session"
         assert given not in (key, victim)
         assert stored(file.SessionStore, given) == {"visits": 1}
-    if kind != "a symlink to nothing":  # which is as good as not there
+    if kind != "a symlink to nothing":  # the same as a missing file
         assert lines, "nothing was logged"
 
     def is_nothing(operation: Callable[[], Any]) -> bool:
@@ -727,7 +727,7 @@ def test_a_session_that_is_over_already_is_none(store_class: type[SessionStore],
     store["key"] = 1
     store.set_expiry(asked)
     store.save()
-    if asked == -0.5:  # rounded up, that is zero
+    if asked == -0.5:  # rounds up to zero
         clock.offset = 0.01
     assert stored(store_class, store.session_key) is None
     response = visit(writes, store.session_key or "")

@@ -1,4 +1,4 @@
-"""Expiries that no clock reaches, on every engine: a session that says so lives on, or nothing of it is stored."""
+"""Expiries that no clock reaches, on every engine: such a session lives on, or the engine stores nothing of it."""
 
 import asyncio
 from pathlib import Path
@@ -19,7 +19,7 @@ each_expiry = pytest.mark.parametrize("expiry", FAR, ids=lambda expiry: f"{float
 
 
 def renewed(store_class: type[SessionStore], key: str, expiry: int) -> str:
-    """Let a session have this expiry, be changed, touched and moved, and return its key."""
+    """Give a session this expiry, change, touch and move it, and return its key."""
     store = store_class(key)
     store.set_expiry(expiry)
     store["cart"]["plum"] = 1

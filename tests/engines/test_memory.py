@@ -49,7 +49,7 @@ def live(storage: Storage) -> set[str]:
     return set(storage.ids())
 
 
-# How many.
+# The number of sessions.
 
 
 def test_beyond_max_sessions_the_oldest_goes(storage: Storage) -> None:
@@ -124,7 +124,7 @@ def test_max_sessions_is_an_option_of_the_setting(tmp_path: Path) -> None:
         assert stored(store_class, second) == {"key": 1}
 
 
-# How long.
+# Expiry.
 
 
 def test_a_session_expires_on_time(storage: Storage, clock: Clock) -> None:
@@ -158,7 +158,7 @@ def test_what_has_expired_makes_room_when_others_come(tmp_path: Path, clock: Clo
     clock.offset = 11
     for number in range(500):
         storage.create(f"new {number}", SessionMap({}), 60)
-    assert sum(storage.purge(1000)) == 0, "something that has expired was still kept"
+    assert sum(storage.purge(1000)) == 0, "the storage still kept an expired session"
     assert len(live(storage)) == 500
 
 
@@ -181,13 +181,13 @@ def test_a_purge_removes_what_has_expired_by_the_time_it_comes_to_it(storage: St
     assert list(storage.purge(1, dry_run=True)) == [1, 1, 0]
     steps = storage.purge(1)
     assert next(steps) == 1
-    make(storage, "b")  # made anew under the same id, between two steps
+    make(storage, "b")  # created again under the same id, between two steps
     storage.remove_all("c")
     assert sum(steps) == 0
     assert live(storage) == {"b"}
 
 
-# Nobody has a hand in what is kept.
+# Nobody else can change a stored session.
 
 
 def test_no_two_requests_share_an_object(store_class: type[SessionStore]) -> None:

@@ -1,4 +1,4 @@
-"""Two sign-ins at once, as by a double click on "Log in": both succeed, and a logout stays one."""
+"""Two sign-ins at once, as by a double click on "Log in": both succeed, and a logout still ends the session."""
 
 import threading
 from collections.abc import Iterator
@@ -81,7 +81,7 @@ def test_both_succeed_and_keep_the_cart(store_class: type[SessionStore]) -> None
     for client in visitors:
         assert client.get("/who").content == b"ada {'apple': 1}"
     assert not store_class().exists(key)
-    # Each has a session of its own: to sign out of one is to sign out of that.
+    # Each visitor has a separate session, so signing out ends only one.
     visitors[0].post("/sign_out")
     assert [client.get("/who").content.split()[0] for client in visitors] == [b"nobody", b"ada"]
 

@@ -1,4 +1,4 @@
-"""What cannot be read is not what is not there: nobody is signed out by a serializer that fails, or by a typo."""
+"""An unreadable session is not a missing one: a failing serializer, or a typo in the settings, signs nobody out."""
 
 import json
 import logging
@@ -23,7 +23,7 @@ DATA: dict[str, Any] = {"user": {"id": 5}, "cart": {"apple": 1}, "big": {"text":
 
 
 class Reversed:
-    """Writes and reads bytes that mean nothing to any other serializer."""
+    """A serializer whose bytes no other serializer can read."""
 
     def dumps(self, obj: Any) -> bytes:
         return json.dumps(obj).encode()[::-1]
@@ -43,7 +43,7 @@ class TooDeep(Reversed):
 
 
 class Wrong(Reversed):
-    """Has a mistake in its own code."""
+    """A serializer with a bug."""
 
     def loads(self, data: bytes) -> Any:
         return self.key  # type: ignore[attr-defined]
@@ -131,7 +131,7 @@ class TestSerializerThatCannotBeUsed:
 
 
 class TestSerializerThatFails:
-    """All the session's values are dicts: what is text or a number, two of the engines keep as it is."""
+    """All values of the session are dicts, because two of the engines do not serialize text and numbers."""
 
     @either_client
     @pytest.mark.parametrize("every", [False, True], ids=["", "save every request"])
@@ -192,7 +192,7 @@ class TestSerializerThatFails:
 
 
 class TestStoredByAnotherMeanwhile:
-    """As while a deploy is under way: the request has read the session, and then it is written in other bytes."""
+    """As during a deployment: a request reads the session, and then the other release writes it in other bytes."""
 
     @pytest.mark.parametrize("ending", ["save", "touch", "cycle_key"])
     def test_the_request_keeps_what_it_has_and_nothing_is_overwritten(
@@ -215,14 +215,14 @@ class TestStoredByAnotherMeanwhile:
             kept = stored(store_class, request.session_key if ending == "cycle_key" else key) or {}
             assert kept["theirs"] == {"item": 1}
         if ending == "save":
-            # Where each value is stored by itself, the change meets what the other request has left of its dict.
+            # Engines that store each value separately merge the change with the other request's dict.
             by_value = store_class.__module__.endswith(("memory", "redis_hash"))
             expected = {"cart": {"pear": 1}} if by_value else {**DATA, "cart": {"apple": 1, "pear": 1}}
             assert stored(store_class, request.session_key) == expected
 
 
 class Undecodable(Storage):
-    """A storage in which every method finds something that it cannot read."""
+    """A storage in which every method finds unreadable data."""
 
     def __init__(self) -> None:
         self.removed: list[str] = []
