@@ -66,7 +66,7 @@ def kill_somewhen(writer: Worker, seconds: float) -> list[tuple[str, Any]]:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_what_was_acknowledged_reads_back_whole_whenever_its_writer_is_killed(kind: str, tmp_path: Path) -> None:
+def test_acknowledged_changes_read_back_whole_whenever_their_writer_is_killed(kind: str, tmp_path: Path) -> None:
     with engine(kind, tmp_path) as store_class:
         storage, number = store_class.get_storage(), 0
         key = new_session(store_class, payload(number, 10))

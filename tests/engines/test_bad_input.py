@@ -207,7 +207,7 @@ def outside(tmp_path: Path) -> dict[Path, bytes | None]:
 
 
 @pytest.mark.parametrize("name", KEYS)
-def test_a_session_key_that_is_none_opens_no_session_and_is_never_adopted(
+def test_an_invalid_session_key_opens_no_session_and_is_never_adopted(
     store_class: type[SessionStore], tmp_path: Path, name: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     victim = new_session(store_class, SECRET)
@@ -233,7 +233,7 @@ def test_a_session_key_that_is_none_opens_no_session_and_is_never_adopted(
 
 # Spaces and line breaks at the end do not belong to a cookie: with them a visitor sends the key itself.
 @pytest.mark.parametrize("name", [name for name in KEYS if keys_like("KEY")[name].strip() != "KEY"])
-def test_a_cookie_header_that_holds_no_session_key_is_answered_like_any_other(
+def test_a_cookie_header_without_a_session_key_is_answered_like_any_other(
     store_class: type[SessionStore], tmp_path: Path, name: str
 ) -> None:
     victim = new_session(store_class, SECRET)
@@ -276,7 +276,7 @@ IDS += ["\ud800" * 8, "x" * 10_000, "a/" * 20, "a" * 129, "\n", "abcdefgh\n"]
 
 
 @pytest.mark.parametrize("session_id", IDS, ids=lambda session_id: ascii(session_id[:12]))
-def test_an_id_that_could_never_have_been_stored_is_an_unknown_session(
+def test_an_impossible_id_is_an_unknown_session(
     store_class: type[SessionStore], tmp_path: Path, session_id: str
 ) -> None:
     storage = store_class.get_storage()
@@ -294,7 +294,7 @@ def test_an_id_that_could_never_have_been_stored_is_an_unknown_session(
     assert outside(tmp_path) == before
 
 
-def test_an_id_that_cannot_be_a_file_is_refused_in_words(tmp_path: Path) -> None:
+def test_an_id_that_cannot_be_a_file_name_is_refused_with_a_reason(tmp_path: Path) -> None:
     with engine("file", tmp_path, hash_ids=False) as store_class:
         for key in ("ABCDEFGHIJ", "a" * 129, "........", "a.b.c.d.e", "../../etc/passwd", "\ud800" * 8):
             with pytest.raises(ValueError, match="hash_ids"):
@@ -569,7 +569,9 @@ def come_upon(parent: Parent, folder: str, key: str, kind: str) -> None:
         "a symlink to itself",
     ],
 )
-def test_what_is_no_file_at_all_is_no_session_and_holds_nobody_up(file_store: type[SessionStore], kind: str) -> None:
+def test_a_special_file_under_a_sessions_name_is_not_a_session_and_blocks_nobody(
+    file_store: type[SessionStore], kind: str
+) -> None:
     key, folder = new_session(file_store, {"key": "value"}), str(folder_of_sessions())
     with Worker(folder, come_upon, folder, key, kind) as worker:
         doing = ""
@@ -580,7 +582,7 @@ def test_what_is_no_file_at_all_is_no_session_and_holds_nobody_up(file_store: ty
                 pytest.fail(f"{doing}: it hangs")
 
 
-def test_a_purge_removes_damaged_files_and_what_they_are_is_no_trouble(file_store: type[SessionStore]) -> None:
+def test_a_purge_removes_damaged_files_of_every_kind(file_store: type[SessionStore]) -> None:
     keys = [new_session(file_store, {"key": "value"}) for _ in range(4)]
     for key, content in zip(keys, (b"", b"GSF1", bytes(100)), strict=False):
         file_of(file_store, key).write_bytes(content)
@@ -589,7 +591,7 @@ def test_a_purge_removes_damaged_files_and_what_they_are_is_no_trouble(file_stor
     assert len(list(folder_of_sessions().glob("*/[0-9a-f]*"))) == 1
 
 
-def test_a_shard_that_is_a_file_is_unavailable_for_its_sessions_alone(file_store: type[SessionStore]) -> None:
+def test_a_shard_that_is_a_file_is_unavailable_only_for_its_sessions(file_store: type[SessionStore]) -> None:
     key = new_session(file_store, {"key": "value"})
     shard = file_of(file_store, key).parent
     shutil.rmtree(shard)
@@ -648,7 +650,7 @@ def test_after_the_clock_went_backwards_a_session_lives_as_long_as_it_should(
 
 
 @BOTH
-def test_a_touch_after_the_clock_went_backwards_is_not_put_off(store_class: type[SessionStore], clock: Clock) -> None:
+def test_a_touch_after_the_clock_went_backwards_is_not_delayed(store_class: type[SessionStore], clock: Clock) -> None:
     with override_settings(SESSION_SAVE_EVERY_REQUEST=True):
         key = new_session(store_class, {"key": 1, "_session_expiry": 100})
         clock.offset = -10_000
@@ -711,7 +713,7 @@ def test_a_session_is_stored_for_whole_seconds_and_never_shorter_than_asked(
 
 @BOTH
 @pytest.mark.parametrize("asked", [timedelta(seconds=1.5), timedelta(seconds=10)])
-def test_a_session_with_a_moment_to_end_at_lives_until_then(
+def test_a_session_that_expires_at_a_date_lives_until_then(
     store_class: type[SessionStore], clock: Clock, asked: timedelta
 ) -> None:
     before = time.monotonic()
@@ -722,7 +724,9 @@ def test_a_session_with_a_moment_to_end_at_lives_until_then(
 
 @BOTH
 @pytest.mark.parametrize("asked", [-1, -0.5, -(10**9), timedelta(seconds=-5), timedelta(days=-400)])
-def test_a_session_that_is_over_already_is_none(store_class: type[SessionStore], clock: Clock, asked: Any) -> None:
+def test_a_session_that_is_stored_expired_does_not_exist(
+    store_class: type[SessionStore], clock: Clock, asked: Any
+) -> None:
     store = store_class()
     store["key"] = 1
     store.set_expiry(asked)
@@ -764,7 +768,7 @@ def test_a_ttl_of_zero_or_below_ends_a_session_in_every_way(
 
 @BOTH
 @pytest.mark.parametrize("ttl", [10**9, 10**12])
-def test_a_ttl_of_ages_is_no_trouble(store_class: type[SessionStore], clock: Clock, ttl: int) -> None:
+def test_a_very_long_ttl_works(store_class: type[SessionStore], clock: Clock, ttl: int) -> None:
     storage = store_class.get_storage()
     assert storage.create("0" * 64, SessionMap({"key": 1}), ttl)
     clock.offset = 10**9 - 60

@@ -281,7 +281,7 @@ def kill_writers_at_random(parent: Parent, seed: int) -> None:
     parent.say((kills, acknowledged, doubts, reads, wrong, lines + log.lines[:5]))
 
 
-def test_what_was_acknowledged_reads_back_whole_whenever_its_writer_is_killed(tmp_path: Path) -> None:
+def test_acknowledged_changes_read_back_whole_whenever_their_writer_is_killed(tmp_path: Path) -> None:
     seed = int(os.environ.get("GSESSION_TEST_SEED") or random.randrange(10**9))
     print(f"GSESSION_TEST_SEED={seed} makes the same writers again")  # pytest shows this after a failure
     with Worker(tmp_path, kill_writers_at_random, seed) as killer:
@@ -426,9 +426,7 @@ def kill_at_each_call(parent: Parent, name: str, fsync: bool) -> None:
 
 @pytest.mark.parametrize("fsync", [False, True], ids=["", "fsync"])
 @pytest.mark.parametrize("name", CASES)
-def test_killed_at_any_call_it_leaves_the_previous_session_or_the_new_one(
-    tmp_path: Path, name: str, fsync: bool
-) -> None:
+def test_a_kill_at_any_call_leaves_the_previous_session_or_the_new_one(tmp_path: Path, name: str, fsync: bool) -> None:
     with Worker(tmp_path, kill_at_each_call, name, fsync) as killer:
         kills, lines = killer.hear()
     assert kills >= 8
@@ -470,7 +468,7 @@ def test_the_lock_of_a_killed_process_is_free(tmp_path: Path, storage: file.File
         thread.join(TIMEOUT)
 
 
-def test_what_a_killed_writer_left_half_written_is_used_up_by_the_next(
+def test_the_next_writer_reuses_the_half_written_file_of_a_killed_one(
     tmp_path: Path, storage: file.FileStorage
 ) -> None:
     storage.create(ONE, SessionMap({"key": 1}), 60)

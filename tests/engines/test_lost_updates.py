@@ -335,7 +335,7 @@ def test_threads_that_overlap_a_cycle_key_get_update_error(store_class: type[Ses
     assert len(list(store_class.get_storage().ids())) == 1
 
 
-def test_what_was_saved_before_a_cycle_key_is_all_there_under_the_new_key(
+def test_everything_saved_before_a_cycle_key_is_there_under_the_new_key(
     shared_store: type[SessionStore], tmp_path: Path
 ) -> None:
     key = new_session(shared_store, {"cart": {}})
@@ -353,7 +353,9 @@ def test_what_was_saved_before_a_cycle_key_is_all_there_under_the_new_key(
     assert list(shared_store.get_storage().ids()) == [held.session_id]
 
 
-def test_what_threads_saved_before_a_cycle_key_is_all_there_under_the_new_key(store_class: type[SessionStore]) -> None:
+def test_everything_that_threads_saved_before_a_cycle_key_is_there_under_the_new_key(
+    store_class: type[SessionStore],
+) -> None:
     key = new_session(store_class, {"cart": {}})
     busy = threading.Barrier(WRITERS, timeout=TIMEOUT)
     held = store_class(key)
@@ -399,7 +401,7 @@ def cycle_or_delete(parent: Parent, writer: int, place: Place, keys: list[str]) 
                 parent.say((ending_of(store.save), store.session_id))
 
 
-def test_of_a_cycle_key_and_a_deletion_at_once_either_wins_and_nothing_comes_back(
+def test_a_cycle_key_or_a_simultaneous_deletion_wins_and_nothing_comes_back(
     shared_store: type[SessionStore], tmp_path: Path
 ) -> None:
     keys = [new_session(shared_store, {"cart": {"before": 1}, SESSION_KEY: "1"}) for _ in range(30)]
@@ -426,7 +428,7 @@ def test_a_session_deleted_before_its_key_is_cycled_is_not_brought_back(store_cl
     assert list(store_class.get_storage().ids()) == []
 
 
-def test_what_could_not_be_saved_can_be_taken_out_again_and_the_rest_saved(store_class: type[SessionStore]) -> None:
+def test_a_value_that_could_not_be_saved_can_be_removed_and_the_rest_saved(store_class: type[SessionStore]) -> None:
     key = new_session(store_class, {"cart": {}})
     held, other = store_class(key), store_class(key)
     own_item(held, "mine")
@@ -465,7 +467,7 @@ def test_fifty_tasks_that_all_read_before_one_saves_lose_nothing(store_class: ty
 
 
 @pytest.mark.parametrize("how", ["deleted", "cycled"])
-def test_fifty_tasks_that_hold_a_session_that_goes_meanwhile_get_update_error(
+def test_fifty_tasks_that_hold_a_session_deleted_meanwhile_get_update_error(
     store_class: type[SessionStore], how: str
 ) -> None:
     key = new_session(store_class, {"cart": {}})

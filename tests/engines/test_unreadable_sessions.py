@@ -115,7 +115,7 @@ class TestSerializerThatCannotBeUsed:
             ("NoLoads", r"cannot be used: it has no loads\(\)"),
         ],
     )
-    def test_is_an_error_of_the_settings_and_signs_nobody_out(
+    def test_it_is_an_error_of_the_settings_and_signs_nobody_out(
         self, store_class: type[SessionStore], name: str, says: str, client_class: type[Any]
     ) -> None:
         key = new_session(store_class, DATA)
@@ -136,7 +136,7 @@ class TestSerializerThatFails:
     @either_client
     @pytest.mark.parametrize("every", [False, True], ids=["", "save every request"])
     @pytest.mark.parametrize("name", ["Reversed", "OutOfMemory", "TooDeep", "Wrong"])
-    def test_reading_is_an_empty_session_and_changes_nothing(
+    def test_a_read_gives_an_empty_session_and_changes_nothing(
         self, store_class: type[SessionStore], name: str, client_class: type[Any], every: bool
     ) -> None:
         client = client_with(key := new_session(store_class, DATA), client_class)
@@ -151,7 +151,7 @@ class TestSerializerThatFails:
         assert id_of(store_class, key) in list(store_class.get_storage().ids())
 
     @either_client
-    def test_writing_gets_a_new_key_and_leaves_what_is_stored(
+    def test_a_save_gets_a_new_key_and_leaves_the_stored_session(
         self, store_class: type[SessionStore], client_class: type[Any]
     ) -> None:
         client = client_with(key := new_session(store_class, DATA), client_class)
@@ -180,7 +180,7 @@ class TestSerializerThatFails:
         assert messages
         assert all(f"SESSION_SERIALIZER = '{__name__}.Reversed' cannot read it: " in message for message in messages)
 
-    def test_clear_and_flush_end_what_is_stored(self, store_class: type[SessionStore]) -> None:
+    def test_clear_and_flush_end_the_stored_session(self, store_class: type[SessionStore]) -> None:
         keys = [new_session(store_class, DATA) for _ in range(2)]
         with serializer("Reversed"):
             cleared, flushed = store_class(keys[0]), store_class(keys[1])
@@ -195,7 +195,7 @@ class TestStoredByAnotherMeanwhile:
     """As during a deployment: a request reads the session, and then the other release writes it in other bytes."""
 
     @pytest.mark.parametrize("ending", ["save", "touch", "cycle_key"])
-    def test_the_request_keeps_what_it_has_and_nothing_is_overwritten(
+    def test_the_request_keeps_its_data_and_overwrites_nothing(
         self, store_class: type[SessionStore], ending: str
     ) -> None:
         key = new_session(store_class, DATA)
@@ -273,7 +273,7 @@ def held() -> UndecodableStore:
 
 
 class TestDecodeErrorOfAnyMethod:
-    def test_of_apply_stores_what_the_request_has_under_a_new_key(
+    def test_an_unreadable_apply_stores_the_requests_data_under_a_new_key(
         self, storage: Undecodable, caplog: pytest.LogCaptureFixture
     ) -> None:
         store = held()
@@ -284,7 +284,7 @@ class TestDecodeErrorOfAnyMethod:
         assert storage.removed == []
         assert "cannot be read, and is left as it is: garbage" in caplog.text
 
-    def test_of_move_stores_what_the_request_has_under_a_new_key_and_ends_the_old_one(
+    def test_an_unreadable_move_stores_the_requests_data_under_a_new_key_and_ends_the_old_one(
         self, storage: Undecodable
     ) -> None:
         store = held()
@@ -293,7 +293,9 @@ class TestDecodeErrorOfAnyMethod:
         assert storage.created == ["taken", store.session_id]
         assert storage.removed == [old]
 
-    def test_of_update_ttl_is_logged_and_done(self, storage: Undecodable, caplog: pytest.LogCaptureFixture) -> None:
+    def test_an_unreadable_update_ttl_is_logged_and_done(
+        self, storage: Undecodable, caplog: pytest.LogCaptureFixture
+    ) -> None:
         store = held()
         store.modified = True
         store.save()
@@ -301,7 +303,7 @@ class TestDecodeErrorOfAnyMethod:
         assert [record.levelno for record in caplog.records] == [logging.WARNING]
 
     @pytest.mark.parametrize("use", [lambda store: store.exists("a" * 32), lambda store: store.load() == {}])
-    def test_of_exists_and_get_session_is_a_session_that_is_there(
+    def test_an_unreadable_exists_or_get_session_means_that_the_session_is_there(
         self, storage: Undecodable, use: Callable[[SessionStore], bool]
     ) -> None:
         store = UndecodableStore("a" * 32)
