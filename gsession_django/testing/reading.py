@@ -153,7 +153,7 @@ class Reading(ContractCase):
                 wanted = "at least 8 characters, all of them letters, digits or one of !#$%&'*+-.^_`|~:"
                 self.wrong(self.named("new", 60), key, wanted)
         if len(set(keys)) < 50:
-            self.wrong(f"50 times {self.named('new', 60)}", keys, "a different key each time")
+            self.wrong(f"50 calls of {self.named('new', 60)}", keys, "a different key each time")
 
 
 class Pairs(ContractCase):
