@@ -103,7 +103,7 @@ class DatabaseStorage(Storage):
         return False
 
     def _reread(self, session_id: str) -> SessionMap | None:
-        """Read the row again. In a transaction that takes FOR UPDATE: a plain read may show the old row."""
+        """Read the row again. A transaction reads FOR UPDATE, because a plain read may show it the old row."""
         if not self.table.in_transaction:
             return self._read(session_id)
         rows = sql.columns(sql.one(self.table.rows, session_id).select_for_update(), self.table.now())

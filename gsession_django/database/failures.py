@@ -76,21 +76,21 @@ _SNAPSHOT: Final = "SQLITE_BUSY_SNAPSHOT"
 def answered(connected: Callable[[], BaseDatabaseWrapper], whose: str, ask: Callable[[], T]) -> T:
     """Call `ask` and return its result.
 
-    Outside a transaction it is called again after some errors. When an existing connection is lost, or leads to a
-    read-only server, it is called once more on a new connection. When the database refuses it because of a conflict
-    with other statements, it is called up to a hundred times.
+    Outside a transaction this repeats `ask` after some errors: once on a new connection, when an existing one is lost
+    or leads to a read-only server; up to a hundred times, when the database refuses it because of a conflict with other
+    statements.
 
-    A lost or read-only connection is closed in any case, and Django opens a new one for the site's next query. Inside
-    an ``atomic()`` block Django itself closes a lost one, and raises if the site tries to commit. With autocommit off
-    nothing is closed: the site would go on without knowing that its transaction is lost.
+    This also closes a lost or read-only connection, and Django opens a new one for the site's next query. Inside an
+    ``atomic()`` block Django itself closes a lost one, and raises if the site tries to commit. With autocommit off this
+    closes nothing: the site would go on without knowing that its transaction is lost.
 
     Args:
-        connected: returns the connection that `ask` uses. It is called after an error only.
+        connected: returns the connection that `ask` uses. Only an error calls it.
         whose: which database it is, as a message begins.
         ask: a call that can be repeated, even when the outcome of the first attempt is unknown.
 
     Raises:
-        StorageUnavailable: the database cannot answer now. Every other error is raised as it is.
+        StorageUnavailable: the database cannot answer now. Every other error passes unchanged.
     """
     may_reconnect, attempts = True, _ATTEMPTS
     while True:

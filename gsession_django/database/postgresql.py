@@ -2,9 +2,9 @@
 
 Rows that expire one after another are spread over the table, and each page that a purge writes to costs time. So the
 purge looks up the rows of many batches at once, and removes them in the order of their places. When nine rows in ten
-have expired, it takes less than half the time, and visitors notice a purge while it runs. The place of a row is only a
-hint: since the look-up the row may have been renewed, or another row may have taken its place. So each removal checks
-the expiry again.
+have expired, that takes less than half the time, and a shorter purge disturbs visitors less. The place of a row is only
+a hint: since the look-up a request may have renewed the row, or another row may have taken its place. So each removal
+checks the expiry again.
 """
 
 from collections.abc import Iterator

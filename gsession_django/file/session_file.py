@@ -193,8 +193,8 @@ def read_header(path: str) -> Header:
 def write_new(path: str, scratch: str, body: bytes, expires: float, fsync: bool = False) -> int:
     """Create the session file `path` atomically, by way of the file `scratch`, and return its first revision.
 
-    The caller must hold the writers' lock, or two writers would use `scratch`. A leftover `scratch` of a killed process
-    is overwritten.
+    The caller must hold the writers' lock, or two writers would use `scratch`. This overwrites the `scratch` that a
+    killed process left.
     """
     recording.written(len(body))
     # Random: nobody may take a session that was created again under an old id for the old one.

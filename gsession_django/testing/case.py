@@ -251,7 +251,7 @@ class ContractCase(_TestCase):
         return session_id
 
     def found(self, session_id: str) -> Mapping[str, Any] | None:
-        """Return the result of ``get_session``, and fail if it is neither a mapping nor ``None``."""
+        """Return the result of ``get_session``, which must be a mapping or ``None``."""
         found = self.call("get_session", session_id, 60, None)
         if found is not None and not isinstance(found, Mapping):
             self.wrong(self.named("get_session", session_id, 60, None), found, "a mapping, or None")

@@ -69,7 +69,7 @@ class Purging(ContractCase):
             for _ in steps:
                 pass
         for session_id in expired:
-            self.holds(session_id, {"new": 1}, f"a session was stored under this id {resting}")
+            self.holds(session_id, {"new": 1}, f"storing a session under this id {resting}")
 
     def _store_again(self, ids: list[str]) -> None:
         for session_id in ids:
@@ -97,7 +97,7 @@ class Purging(ContractCase):
             if len(seen) == before:
                 break
             for session_id in expired:
-                self.holds(session_id, {"new": 1}, "a session was stored under this id while purge() ran")
+                self.holds(session_id, {"new": 1}, "storing a session under this id while purge() ran")
             if self._waits and len(seen) == _LINES_WITH_A_WAIT:
                 break
 

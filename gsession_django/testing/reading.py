@@ -79,10 +79,10 @@ class Reading(ContractCase):
     def test_what_is_stored_is_read_back(self) -> None:
         for name, data in {**VALUES, "deep nesting": nested(50), "branches": nested(4)}.items():
             with self.subTest(name):
-                self.holds(self.put(data), data, f"{name} was stored")
+                self.holds(self.put(data), data, f"storing {name}")
 
     def test_an_empty_session_is_a_session(self) -> None:
-        self.holds(self.put({}), {}, "a session without pairs was stored")
+        self.holds(self.put({}), {}, "storing a session without pairs")
 
     def test_what_cannot_be_read_is_there_and_stays(self) -> None:
         session_id = self.put({"key": "value"})
@@ -105,15 +105,16 @@ class Reading(ContractCase):
                     continue
                 if (found not in (None, False)) is not there:
                     because = "the session exists, but SESSION_SERIALIZER cannot read it"
-                    self.wrong(call, found, f"{there}, or let DecodeError through", because)
+                    result = "the session" if method == "get_session" else there
+                    self.wrong(call, found, f"{result}, or let DecodeError through", because)
         if (self.read(session_id) or {}).get("key") != "value":
-            after = "calls while SESSION_SERIALIZER could not read the session, and with the right one again"
+            after = "calls with a SESSION_SERIALIZER that cannot read the session, and with the right one again"
             self.holds(session_id, {"key": "value"}, after)
 
     def test_sessions_do_not_mix(self) -> None:
         ids = [self.put({"number": number}) for number in range(20)]
         for number, session_id in enumerate(ids):
-            self.holds(session_id, {"number": number}, "20 sessions were stored")
+            self.holds(session_id, {"number": number}, "storing 20 sessions")
 
     def test_what_is_given_is_not_kept(self) -> None:
         data: dict[str, Any] = {"cart": {"apple": 1}, "list": [1]}
@@ -164,13 +165,7 @@ class Pairs(ContractCase):
         session_id = self.put({"cart": {"apple": 1}})
         self.expect({"apple": 1}, "get", session_id, "cart")
         self.call("get", session_id, "cart")["apple"] = 2
-        self.expect(
-            {"apple": 1},
-            "get",
-            session_id,
-            "cart",
-            because="the caller changed only what get() had returned",
-        )
+        self.expect({"apple": 1}, "get", session_id, "cart", because="the caller changed only its own copy")
 
     @needs("get")
     def test_get_of_what_is_not_there_is_none(self) -> None:
@@ -185,12 +180,7 @@ class Pairs(ContractCase):
 
     @needs("get_size")
     def test_get_size_counts_the_pairs(self) -> None:
-        self.expect(
-            2,
-            "get_size",
-            self.put({"one": 1, "two": None}),
-            because="the session has two pairs, one of them None",
-        )
+        self.expect(2, "get_size", self.put({"one": 1, "two": None}), because="the session has two pairs, one is None")
         self.expect(0, "get_size", self.new_id(), because="there is no such session")
 
     @needs("set")

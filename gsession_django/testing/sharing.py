@@ -100,7 +100,7 @@ class Sharing(ContractCase):
         session_id = self.put({"key": 1})
         for _, way in self.ways():
             with way():
-                self.holds(session_id, {"key": 1}, "it was stored")
+                self.holds(session_id, {"key": 1}, "storing it")
         self.reread(self.visitor({"key": 1}))
 
         def in_child() -> None:
@@ -127,7 +127,7 @@ class Sharing(ContractCase):
                 while True:
                     self.holds(session_id, {"key": 1}, f"a fork, {where}")
                     own = self.put({"where": where})
-                    self.holds(own, {"where": where}, f"it was stored {where}")
+                    self.holds(own, {"where": where}, f"storing it {where}")
                     if time.monotonic() >= until:
                         break
         self.finds(self.visitor({"key": "visitor"}), {"key": "visitor"}, f"save() {where}")

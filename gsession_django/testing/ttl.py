@@ -9,7 +9,7 @@ from gsession_django.testing.case import ContractCase, needs
 
 WAIT: Final = 1.2
 """Seconds after which a session with a TTL of 1 is over."""
-_LATER: Final = f" and {WAIT} seconds"
+_LATER: Final = f" and a wait of {WAIT} seconds"
 
 Case = Iterator[None]
 """Prepares sessions, yields, and looks at them after the wait."""
@@ -47,8 +47,8 @@ class TimeToLive(ContractCase):
     def _session(self) -> Case:
         short, long = self.put({"key": 1}, ttl=1), self.put({"key": 1}, ttl=60)
         yield
-        self.holds(short, None, f"a session with a TTL of 1 was stored{_LATER}")
-        self.holds(long, {"key": 1}, f"a session with a TTL of 60 was stored{_LATER}")
+        self.holds(short, None, f"storing a session with a TTL of 1{_LATER}")
+        self.holds(long, {"key": 1}, f"storing a session with a TTL of 60{_LATER}")
 
     def _touch(self) -> Case:
         key = self.visitor({"key": {"nested": 1}}, expiry=1)
@@ -99,7 +99,7 @@ class TimeToLive(ContractCase):
     def test_a_ttl_of_zero_or_below_is_over_at_once(self) -> None:
         for ttl in (0, -1, -(10**9)):
             with self.subTest(ttl=ttl):
-                self.holds(self.put({"key": 1}, ttl=ttl), None, f"a session with a TTL of {ttl} was stored")
+                self.holds(self.put({"key": 1}, ttl=ttl), None, f"storing a session with a TTL of {ttl}")
 
     def test_ttl_left_is_what_the_session_has_to_live(self) -> None:
         session_id = self.put({"key": 1}, ttl=30)
