@@ -136,7 +136,7 @@ def test_if_the_address_has_moved_to_another_server_the_visitor_notices_nothing(
 
 def test_the_sites_next_query_goes_over_a_new_connection(server: DatabaseServer, alias: str) -> None:
     key, before = new_session(SessionStore, {"key": 1}), backend(alias)
-    says = f"The database of the sessions, DATABASES\\['{alias}'\\], is read-only: .*read-only.* HOST and PORT lead"
+    says = f"The database of the sessions, DATABASES\\['{alias}'\\], is read-only: .*read-only.* point HOST and PORT"
     with demoted(server):
         with pytest.raises(StorageUnavailable, match=says):
             save(key, 2)
