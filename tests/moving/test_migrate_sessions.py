@@ -214,7 +214,7 @@ def test_what_cannot_be_read_is_left_where_it_is(site: None, settings: Settings)
     keys += sessions(DB, 2)
     first, second = migrate(DB, HASH).splitlines()
     assert first == said(DB, HASH, "Moved 1 session", unreadable=1)
-    assert "Their signature may be that of another SECRET_KEY" in second
+    assert "Another SECRET_KEY may have signed them" in second
     assert numbers(HASH, keys) == [None, 2]
     settings.SECRET_KEY = before
     assert numbers(DB, keys) == [1, None]
@@ -231,7 +231,7 @@ def test_what_the_target_has_of_its_own_is_never_overwritten(site: None) -> None
     assert migrate(redis, HASH, "--copy").startswith(said(redis, HASH, "Copied 1 session", skipped=1))
     first, second = migrate(redis, HASH).splitlines()
     assert first == said(redis, HASH, "Moved 1 session", skipped=1)
-    assert second == f"Skipped: {HASH} has these sessions too, with other data. Both were left as they are."
+    assert second == f"Skipped: {HASH} also has these sessions, with other data. Both were left as they are."
     assert numbers(redis, keys) == [10, None]
     assert numbers(HASH, keys) == [100, 2]
 
@@ -291,8 +291,8 @@ def test_what_the_serializer_cannot_take_is_counted_and_its_types_named(
     assert first_line == (
         f"4 sessions hold values that SESSION_SERIALIZER = '{JSON}' cannot take (bytes, datetime.datetime, "
         f"decimal.Decimal, set, tuple as a key of a dict). Set SESSION_SERIALIZER = '{TYPED}', which takes dates, "
-        "times, Decimals, UUIDs, bytes, sets and tuples, or to one of your own that takes these types. They were left "
-        f"at {CACHE}: run the command again then."
+        "times, Decimals, UUIDs, bytes, sets and tuples, or write one that takes these types. They were left at "
+        f"{CACHE}: then run the command again."
     )
     assert by_ids == f"By their ids at {HASH}:"
     assert sorted(listed) == sorted(
@@ -582,14 +582,14 @@ def test_the_object_is_printed_after_ctrl_c_too(monkeypatch: pytest.MonkeyPatch,
 @pytest.mark.parametrize(
     ("source", "target", "says"),
     [
-        ("no.such", FILE, "'no.such' is no session engine: No module named 'no'"),
-        (DB, "no.such", "--to names 'no.such', which is no session engine: No module named 'no'"),
-        (DB, "gsession_django", "--to names 'gsession_django', which is no engine of gsession_django. Sessions are"),
-        (HASH, DB, f"--to names '{DB}', which is no engine of gsession_django. Sessions are moved to one of those"),
-        ("django.contrib.sessions.backends.signed_cookies", FILE, "nothing on a server"),
-        (FILE, FILE, f"Sessions are to be moved from '{FILE}' to the same engine"),
-        ("gsession_django.backends.memory", FILE, "in the memory of a process, where no other can reach them"),
-        (DB, "gsession_django.backends.memory", "in the memory of a process, where no other can reach them"),
+        ("no.such", FILE, "'no.such' is not a session engine: No module named 'no'"),
+        (DB, "no.such", "--to names 'no.such', which is not a session engine: No module named 'no'"),
+        (DB, "gsession_django", "--to names 'gsession_django', which is not an engine of gsession_django. Name one of"),
+        (HASH, DB, f"--to names '{DB}', which is not an engine of gsession_django. Name one of those"),
+        ("django.contrib.sessions.backends.signed_cookies", FILE, "none on a server"),
+        (FILE, FILE, f"--from names '{FILE}', which keeps its sessions in the same place as '{FILE}'"),
+        ("gsession_django.backends.memory", FILE, "in the memory of a process, and no other process can read them"),
+        (DB, "gsession_django.backends.memory", "in the memory of a process, and they would end with it"),
         (
             DB,
             "tests.support.engine_that_cannot_purge",
@@ -604,7 +604,7 @@ def test_what_cannot_be_moved_is_refused(site: None, source: str, target: str, s
 
 def test_a_session_engine_that_is_none_of_ours_is_refused(site: None, settings: Settings) -> None:
     settings.SESSION_ENGINE = DB
-    assert str(fails(HASH)).startswith(f"SESSION_ENGINE names '{DB}', which is no engine of gsession_django.")
+    assert str(fails(HASH)).startswith(f"SESSION_ENGINE names '{DB}', which is not an engine of gsession_django.")
 
 
 def test_a_target_that_finds_out_that_it_cannot_is_an_error(monkeypatch: pytest.MonkeyPatch, site: None) -> None:
@@ -629,7 +629,7 @@ def test_two_names_of_one_place_are_refused(
     monkeypatch.setattr(engine_that_purges, "SessionStore", Store)
     settings.GSESSION = {"ENGINES": {Store.__module__: {"hash_ids": hash_ids}, HASH: {"hash_ids": hash_ids}}}
     keys = sessions(HASH, 1)
-    assert "keep their sessions in one and the same place" in str(fails(HASH, "tests.support.engine_that_purges"))
+    assert "which keeps its sessions in the same place as" in str(fails(HASH, "tests.support.engine_that_purges"))
     assert numbers(HASH, keys) == [1]
     assert count(HASH) == 1
 

@@ -167,7 +167,7 @@ CASES = {
         DB, DATABASE, {"text": LARGE}, "Data too long for column 'data'", "mariadb", small_column
     ),
     "postgresql has a constraint": Refusal(
-        DB, DATABASE, {"text": LARGE}, "there is no session with this id", "postgresql", constraint
+        DB, DATABASE, {"text": LARGE}, "but no session has it", "postgresql", constraint
     ),
     "postgresql refuses a change": Refusal(
         DB, DATABASE, {"text": LARGE}, "too large to be changed", "postgresql", procedure

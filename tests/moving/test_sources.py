@@ -244,7 +244,7 @@ source_of({DJANGOS["db"]!r})
     environment = {**os.environ, "DJANGO_SETTINGS_MODULE": "tests.settings", "PYTHONPATH": os.getcwd()}
     done = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=False)
     assert "ImproperlyConfigured: The engine 'django.contrib.sessions.backends.db' has no model" in done.stderr
-    assert "INSTALLED_APPS, for Django's own engines 'django.contrib.sessions'" in done.stderr
+    assert "INSTALLED_APPS: for Django's own engines, that is 'django.contrib.sessions'" in done.stderr
 
 
 @pytest.mark.parametrize("kind", ["postgresql", "mariadb"])
@@ -498,12 +498,12 @@ def test_a_folder_that_is_gone_is_an_outage(site: None, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("engine", "says"),
     [
-        ("no.such.engine", "'no.such.engine' is no session engine: No module named"),
-        ("", "'' is no session engine: it is not the dotted name of a module"),
-        ("gsession_django.core.conf", "'gsession_django.core.conf' is no session engine: .*SessionStore"),
-        ("django.contrib.sessions.backends.base", "'django.contrib.sessions.backends.base' is no session engine"),
-        ("gsession_django.core.store", "'gsession_django.core.store' is neither an engine of gsession_django"),
-        ("django.contrib.sessions.backends.signed_cookies", "in the visitors' cookies and nothing on a server"),
+        ("no.such.engine", "'no.such.engine' is not a session engine: No module named"),
+        ("", "'' is not a session engine: it is not the dotted name of a module"),
+        ("gsession_django.core.conf", "'gsession_django.core.conf' is not a session engine: .*SessionStore"),
+        ("django.contrib.sessions.backends.base", "'django.contrib.sessions.backends.base' is not a session engine"),
+        ("gsession_django.core.store", "from 'gsession_django.core.store': it is not an engine of gsession_django"),
+        ("django.contrib.sessions.backends.signed_cookies", "in the visitors' cookies, and none on a server"),
     ],
 )
 def test_an_engine_that_is_none_of_these_is_refused(engine: str, says: str) -> None:
@@ -516,18 +516,18 @@ def test_an_engine_that_is_none_of_these_is_refused(engine: str, says: str) -> N
     [
         (
             {"BACKEND": "django.core.cache.backends.locmem.LocMemCache"},
-            r"LocMemCache, which cannot list them, nor tell",
+            r"LocMemCache, which can neither list them nor tell",
         ),
         (
             {"BACKEND": "django_redis.cache.RedisCache", "OPTIONS": {"CLIENT_CLASS": "django_redis.client.HerdClient"}},
-            "with the CLIENT_CLASS HerdClient, from which they cannot be moved",
+            "with the CLIENT_CLASS HerdClient. Sessions can only be moved from",
         ),
         (
             {
                 "BACKEND": "django_redis.cache.RedisCache",
                 "OPTIONS": {"CLIENT_CLASS": "django_redis.client.ShardClient"},
             },
-            "with the CLIENT_CLASS ShardClient, from which they cannot be moved",
+            "with the CLIENT_CLASS ShardClient. Sessions can only be moved from",
         ),
         ({"BACKEND": "django_redis.cache.RedisCache", "KEY_FUNCTION": f"{__name__}.hashed"}, "KEY_FUNCTION of its"),
     ],

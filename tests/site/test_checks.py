@@ -84,13 +84,13 @@ def test_an_engine_of_djangos_is_none_of_our_business(settings: Settings, engine
             "E005",
             "names the engine 'no.such.engine', which cannot be imported: No module",
         ),
-        ({"ENGINES": {"django.contrib.sessions.backends.file": {}}}, "E006", "is no engine of gsession_django"),
+        ({"ENGINES": {"django.contrib.sessions.backends.file": {}}}, "E006", "is not an engine of gsession_django"),
         (
             {"ENGINES": {"gsession_django.core.conf": {}}},
             "E006",
-            "names 'gsession_django.core.conf', which is no engine",
+            "names 'gsession_django.core.conf', which is not an engine",
         ),
-        ({"ENGINES": {"gsession_django": {}}}, "E006", "is no engine"),
+        ({"ENGINES": {"gsession_django": {}}}, "E006", "is not an engine"),
         ({"ENGINES": {MEMORY: {"max": 5}}}, "E009", "has the option 'max' = 5, which MemoryStorage does not take"),
     ],
 )
@@ -118,11 +118,15 @@ async def takes_more(request: HttpRequest, *more: Any) -> HttpResponse:
 @pytest.mark.parametrize(
     ("unavailable", "check_id", "says"),
     [
-        ("no.such.view", "E027", "names no view: ModuleNotFoundError: No module named 'no'"),
-        ("no_module", "E027", "= 'no_module' names no view: ImportError"),
+        ("no.such.view", "E027", "does not name a view: ModuleNotFoundError: No module named 'no'"),
+        ("no_module", "E027", "= 'no_module' does not name a view: ImportError"),
         (f"{__name__}.no_view", "E027", 'does not define a "no_view"'),
-        (f"{__name__}.MEMORY", "E027", "names no view: TypeError: 'gsession_django.backends.memory' cannot be called"),
-        (5, "E027", "= 5 names no view"),
+        (
+            f"{__name__}.MEMORY",
+            "E027",
+            "does not name a view: TypeError: 'gsession_django.backends.memory' cannot be called",
+        ),
+        (5, "E027", "= 5 does not name a view"),
         (f"{__name__}.takes_one", "E028", "cannot be called with a request and an exception: too many positional"),
         ("django.views.View", "E028", "cannot be called with a request and an exception"),
     ],
@@ -208,9 +212,9 @@ def test_an_override_that_async_requests_go_past(
     assert message.id == "gsession_django.E021"
     assert message.msg == (
         f"{storage_class.__name__}, the storage of the engine {name!r}, overrides {method}() and inherits a{method}() "
-        "from AsyncStorage: async requests go past the override."
+        "from AsyncStorage: async requests bypass the override."
     )
-    assert message.hint == f"Override a{method}() too, where you override {method}()."
+    assert message.hint == f"Override a{method}() in the same class."
 
 
 class OverridesBoth(OverridesOne):

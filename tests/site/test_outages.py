@@ -526,7 +526,8 @@ def test_a_view_of_the_site_that_fails_is_logged_and_the_default_page_is_sent(
     assert is_503(response)
     assert b"try again" in response.content
     failed, line = [record for record in caplog.records if record.name == "gsession_django"]
-    assert failed.getMessage() == f"GSESSION[\"UNAVAILABLE\"] = '{HERE}{view}' failed; the default page is sent."
+    setting = f"GSESSION[\"UNAVAILABLE\"] = '{HERE}{view}'"
+    assert failed.getMessage() == f"{setting} failed. The visitor gets the default page."
     assert failed.exc_info is not None
     assert line.exc_info is None
     assert signals == []
