@@ -15,16 +15,16 @@ from django.core.management.base import CommandError, CommandParser
 from gsession_django.core.engine import engine_module
 from gsession_django.core.store import SessionStore
 
-MORE: Final = "There may be more: it stopped after {max_seconds:g} seconds, as asked for."
+MORE_LEFT: Final = "There may be more: it stopped after {max_seconds:g} seconds, as asked for."
 """What a command says if ``--max-seconds`` has ended it."""
 
 
-def add_limits(parser: CommandParser, done: str, batch_size: int) -> None:
+def add_limits(parser: CommandParser, verb: str, batch_size: int) -> None:
     """Add ``--batch-size`` and ``--max-seconds``.
 
     Args:
         parser: the command's.
-        done: what the command does with a batch, such as ``"moves"``.
+        verb: what the command does with a batch, such as ``"moves"``.
         batch_size: the default.
     """
     parser.add_argument(
@@ -32,7 +32,7 @@ def add_limits(parser: CommandParser, done: str, batch_size: int) -> None:
         type=_positive,
         default=batch_size,
         metavar="N",
-        help=f"how many sessions it {done} in one batch (default: %(default)s)",
+        help=f"how many sessions it {verb} in one batch (default: %(default)s)",
     )
     parser.add_argument(
         "--max-seconds",

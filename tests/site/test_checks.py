@@ -1,4 +1,4 @@
-"""System checks: what is wrong in the settings is said before a visitor meets it."""
+"""System checks find wrong settings before a visitor does."""
 
 import sys
 import types
@@ -29,7 +29,7 @@ class AnyOption(WholeMapStorage):
 
 @pytest.fixture
 def module(monkeypatch: pytest.MonkeyPatch) -> Callable[[type[Storage]], str]:
-    """Make an importable engine of a storage and return its module's name."""
+    """Make an importable engine with a storage, and return its module's name."""
 
     def make(storage_class: type[Storage]) -> str:
         engine = types.ModuleType(f"engine_on_{storage_class.__name__}")
@@ -141,7 +141,7 @@ def test_the_view_for_an_outage_is_one(settings: Settings, unavailable: Any, che
 
 @pytest.mark.parametrize("unavailable", [f"{__name__}.takes_two", f"{__name__}.takes_more", "builtins.max", None])
 def test_a_view_for_an_outage_that_is_in_order(settings: Settings, unavailable: str | None) -> None:
-    """Of a function that does not say what it takes, nothing is said either."""
+    """The check leaves a function without a signature alone."""
     settings.GSESSION = {"UNAVAILABLE": unavailable}
     assert check_settings() == []
 
@@ -197,7 +197,7 @@ class CountingStorage(Counting, AsyncStorage):
 
 
 class FromBelow(OverridesOne):
-    """Inherits what its base gets wrong."""
+    """Inherits the mistake of its base."""
 
 
 @pytest.mark.parametrize(
@@ -223,7 +223,7 @@ class OverridesBoth(OverridesOne):
 
 
 class Twins:
-    """Native twins for whatever storage it is mixed into."""
+    """A mixin with native twins for any storage."""
 
     async def aget_session(self, *args: Any) -> Any:
         return self.get_session(*args)  # type: ignore[attr-defined]

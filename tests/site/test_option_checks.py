@@ -1,4 +1,4 @@
-"""What is wrong with the name of an engine, or the value of an option, is an error in words, and no exception."""
+"""A wrong name of an engine, or a wrong value of an option, is an error that explains itself, and not an exception."""
 
 import sys
 import types
@@ -31,7 +31,7 @@ Modules = Callable[..., str]
 
 @pytest.fixture
 def module(monkeypatch: pytest.MonkeyPatch) -> Modules:
-    """Make an importable module with these names in it, and return its name."""
+    """Make an importable module with these attributes, and return its name."""
 
     def make(name: str = "engine_of_somebody", **names: Any) -> str:
         made = types.ModuleType(name)
@@ -44,7 +44,7 @@ def module(monkeypatch: pytest.MonkeyPatch) -> Modules:
 
 @pytest.fixture
 def raising(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str], str]]:
-    """Make a module that does this when it is imported, and return its name."""
+    """Make a module that runs this code when it is imported, and return its name."""
     monkeypatch.syspath_prepend(tmp_path)
 
     def make(code: str) -> str:
@@ -60,7 +60,7 @@ def store_on(storage_class: Any, name: str) -> type[SessionStore]:
 
 
 def errors() -> list[CheckMessage]:
-    """Return the errors of all checks of this package, those for deployment too."""
+    """Return the errors of all checks of this package, with those for deployment."""
     return [
         message
         for message in run_checks(tags=["gsession_django"], include_deployment_checks=True)

@@ -1,4 +1,4 @@
-"""manage.py purge_sessions removes expired sessions and says what it did."""
+"""manage.py purge_sessions removes expired sessions, and says what it did."""
 
 import os
 import signal

@@ -15,7 +15,7 @@ from tqdm import tqdm
 from gsession_django.backends.memory import MemoryStorage
 from gsession_django.core.engine import Engine, engine_of
 from gsession_django.core.storage import StorageUnavailable
-from gsession_django.management.common import MORE, add_limits, count, interrupt, session_store
+from gsession_django.management.common import MORE_LEFT, add_limits, count, interrupt, session_store
 from gsession_django.moving import steps
 from gsession_django.moving.choice import check_places, source_of
 from gsession_django.moving.limits import Limit, limit_of
@@ -74,7 +74,7 @@ class Command(BaseCommand):
             for line in (report.summary(), *report.remarks()):
                 self.stdout.write(line)
             if late:
-                self.stdout.write(MORE.format(**options))
+                self.stdout.write(MORE_LEFT.format(**options))
         if refusals := report.refusals():
             raise CommandError("\n".join(refusals), returncode=REFUSED)
 

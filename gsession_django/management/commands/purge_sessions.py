@@ -11,7 +11,7 @@ from gsession_django.core.abilities import abilities
 from gsession_django.core.engine import engine_of
 from gsession_django.core.storage import Disabled, StorageUnavailable
 from gsession_django.core.store import PURGE_BATCH_SIZE, SessionStore
-from gsession_django.management.common import MORE, add_limits, count, interrupt, session_store
+from gsession_django.management.common import MORE_LEFT, add_limits, count, interrupt, session_store
 
 _OTHERS: Final = "Use clearsessions for Django's own."
 
@@ -55,7 +55,7 @@ class Command(BaseCommand):
             raise CommandError(f"Interrupted. {_summary(name, removed, dry_run)}", returncode=130)
         self.stdout.write(_summary(name, removed, dry_run))
         if late:
-            self.stdout.write(MORE.format(**options))
+            self.stdout.write(MORE_LEFT.format(**options))
 
 
 def _cannot(name: str, store: type[SessionStore]) -> str:
