@@ -12,8 +12,8 @@ def answers_outages(view: _View) -> _View:
     Use it for a view that catches :class:`gsession_django.StorageUnavailable`, such as a health page. Put it above
     other decorators, and on a class-based view as ``method_decorator(answers_outages, name="dispatch")``.
 
-    After a failure the request saves nothing more. If the view raises StorageUnavailable, or if the save at the end of
-    the request fails and loses a change, the answer is a 503, as for any other view.
+    After a failure the request saves nothing more. The answer is still a 503 if the view raises StorageUnavailable, or
+    if the save after the view fails and loses a change.
 
     Args:
         view: a sync or async view.

@@ -23,11 +23,10 @@ from gsession_django.core.store import SessionStore
 class SessionMiddleware(DjangoSessionMiddleware):
     """Takes the place of Django's in ``MIDDLEWARE``.
 
-    If the storage cannot read or save the session of a request, ``gsession_django.outages.answer()`` answers the
-    request, even if something else has swallowed the error (as ``{% if %}`` does). A view with
-    :func:`gsession_django.decorators.answers_outages` answers itself. The visitor's cookie stays; if the request has
-    already given the session a new key, the answer sends that key. The outage is logged once, to ``gsession_django``.
-    Django neither logs the StorageUnavailable of a view, nor sends ``got_request_exception`` for it.
+    If a session cannot be read or saved, ``gsession_django.outages.answer()`` answers the request, even if a view or
+    ``{% if %}`` has swallowed the error. A view with :func:`gsession_django.decorators.answers_outages` answers itself.
+    The visitor's cookie stays; if the session already has a new key, the answer sends that. This logs the outage once,
+    to ``gsession_django``. Django neither logs the StorageUnavailable of a view, nor sends ``got_request_exception``.
 
     Under ASGI this awaits the session. If a subclass overrides ``process_request`` or ``process_response``, they run in
     a thread, as Django's do.

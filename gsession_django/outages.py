@@ -37,9 +37,9 @@ def answer(request: HttpRequest, failure: str) -> HttpResponseBase:
         failure: why the storage could not answer.
 
     Returns:
-        The response of the view in ``GSESSION["UNAVAILABLE"]``. If there is none, or it fails: JSON for a client that
-        prefers it to HTML, else the template ``503.html``, else plain text, with the status 503. The response has
-        ``Retry-After`` and ``Cache-Control``, by default ``no-store``.
+        The response of the view in ``GSESSION["UNAVAILABLE"]``. If there is none, or it fails: a 503 with JSON if the
+        client prefers that, else with the template ``503.html``, else with plain text. Sets ``Retry-After`` and
+        ``Cache-Control``, unless the view has.
     """
     name = conf().unavailable
     response = None if name is None else _of_the_site(name, request, failure)

@@ -31,10 +31,10 @@ _PACKED: Final = b"\xc1"
 class TypedSerializer:
     """A ``SESSION_SERIALIZER`` for types that Django's ``JSONSerializer`` refuses or changes.
 
-    It writes a value that JSON has as JSON, and reads JSON as ``JSONSerializer`` does. It writes any other value as a
+    It writes a value of JSON's types as JSON, and reads what ``JSONSerializer`` wrote. It writes any other value as a
     byte 0xC1 and MessagePack with extension types.
 
-    These types come back as they were, at any depth, and as keys of a dict where Python allows it:
+    These types come back unchanged, at any depth, and as keys of a dict where Python allows it:
 
     * ``datetime``, naive or aware (with a ``zoneinfo`` zone or a fixed offset; any other ``tzinfo`` becomes its
       offset), ``date``, ``time``, ``timedelta``;
@@ -133,8 +133,8 @@ def _plain(value: Any, odd: Odd) -> Any:
     return value if kind in _AS_IS else (_WRITERS.get(kind) or _writer_of(value))(value, odd)
 
 
-# These two call the next writer themselves: then a level of nesting takes one call. They read a copy, as another thread
-# may change the original meanwhile.
+# These two call the next writer themselves, to use one call a level. They read a copy, as another thread may change the
+# original.
 
 
 def _list(value: list[Any], odd: Odd) -> Any:

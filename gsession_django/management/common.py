@@ -62,8 +62,8 @@ def session_store(name: str, setting: str, others: str) -> type[SessionStore]:
 
     Args:
         name: the engine.
-        setting: the setting or option that names it, for the message if it is not such an engine.
-        others: what the message tells to do with other engines.
+        setting: the setting or option that names it, for the message.
+        others: what to do with other engines, for the message.
     """
     try:
         store: Any = engine_module(name).SessionStore

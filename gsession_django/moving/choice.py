@@ -66,8 +66,8 @@ def check_places(
         source: where sessions are to be moved from.
         target: the engine to move them to.
         store: its SessionStore; ``None`` for an engine of another package.
-        probing: also create a session at the target, and look for it at the source. Without this, the check only
-            compares names, storages and options, and connects to nothing.
+        probing: also create a session at the target, and look for it at the source. Otherwise this only compares
+            names, storages and options, and connects to nothing.
     """
     same = source.name == target
     if isinstance(source, OurSource) and store is not None:

@@ -21,9 +21,9 @@ class Found:
 class Source(Protocol):
     """An engine to move sessions from.
 
-    It knows a session by a ``ref``: the session key in an engine of Django's, the session id in one of ours. Its
-    methods are sync, and an async request calls them in a thread. If the engine cannot answer, each raises
-    :class:`gsession_django.StorageUnavailable`. It never takes an outage for a missing session.
+    It knows a session by a ``ref``: the session key in an engine of Django's, the session id in one of ours. An async
+    request calls the methods in a thread. In an outage they raise :class:`gsession_django.StorageUnavailable`, and
+    never report a session as missing.
 
     Attributes:
         name: the engine's module.

@@ -1,30 +1,28 @@
 """Moves a session in steps. If one mover stops at any point, the next one completes the move.
 
-Until the move is complete, the copy at the target has one more pair. Its key begins with ``MOVING_KEY`` and belongs to
-this copy alone. No user ever sees the pair. The mover
+During the move, the copy at the target has one more pair, which no user sees. Its key begins with ``MOVING_KEY`` and
+belongs to this copy alone. The mover
 
 1. reads the session at the source,
 2. creates a copy at the target, if there is none, with the pair ``begun``,
-3. looks whether the source still has the session. If not, and the pair is still ``begun``, the visitor has signed out
-   meanwhile, and the mover removes the copy,
+3. looks for the session at the source. If it is gone, and the pair is still ``begun``, the visitor has signed out, and
+   the mover removes the copy,
 4. makes the pair ``certain``, if the copy is still there,
 5. removes the session at the source,
 6. removes the pair.
 
-If the target already has a copy, its pair says how far another mover has come, and this one goes on from there. Several
-movers of one session do no harm:
+If the target already has a copy, the mover goes on from where its pair says. Several movers do no harm:
 
-* No mover removes the session at the source before the copy is ``certain``, and whoever ends a session does so at the
-  source first. So if the source lacks the session of a ``begun`` copy, the session has ended.
-* A mover may be late: it has read the session, and then another mover has moved it, and it has ended. Its late copy has
-  a key of its own, so the remaining steps of other movers do not make it look certain or complete.
+* No mover removes the session at the source before the copy is ``certain``, and a session ends at the source first. So
+  if the source lacks the session of a ``begun`` copy, the session has ended.
+* A late mover may create a copy after another has moved the session and it has ended. This copy has a key of its own,
+  so the remaining steps of other movers do not make it look certain or complete.
 * Only step 2 sets a TTL: when a late mover takes steps 4 and 6, the session may be in use.
 
-The target may refuse a session, for example because it is too large. The error may not tell that from an outage: MySQL
-and Redis close the connection. So the mover tries a step twice, and after each failure it creates a small session of
-its own at the target. If that fails too, the target is down, and the mover raises the error. If not, the session is
-:class:`Refused`: it stays at the source, and the mover removes a ``begun`` copy. No other mover can have made that copy
-certain, as the target refuses it to all of them.
+The target may refuse a session, such as a large one. MySQL and Redis then close the connection, as in an outage. So the
+mover tries a step twice, and after each failure it creates a small session at the target. If that fails too, the target
+is down, and the mover raises the error. If not, the session is :class:`Refused`: it stays at the source, and the mover
+removes a ``begun`` copy. No other mover can have made that copy certain, as the target refuses it to all of them.
 """
 
 import math
@@ -69,7 +67,7 @@ class Outcome(Enum):
     MOVED = auto()
     """It is at the target, and complete."""
     SKIPPED = auto()
-    """The target has another session under this id. Both were left as they are."""
+    """The target has another session under this id. Both stay as they are."""
     ENDED = auto()
     """It ended meanwhile, at the source or at the target."""
 
@@ -114,7 +112,7 @@ def copy(engine: Engine, source: Source, batch: Mapping[str, tuple[str, Found]],
 
 
 def foresee(engine: Engine, batch: Mapping[str, tuple[str, Found]], lifetimes: Lifetimes) -> Operation:
-    """Return what :func:`move` or :func:`copy` would do with each session now. This only reads, and changes nothing."""
+    """Return what :func:`move` or :func:`copy` would do with each session now. This only reads."""
     outcomes: dict[str, Outcome | Refused] = {}
     for ref, (session_id, found) in batch.items():
         session = yield from _tried(partial(_load, engine, session_id, lifetimes), partial(_look, engine, lifetimes))
@@ -127,15 +125,14 @@ def foresee(engine: Engine, batch: Mapping[str, tuple[str, Found]], lifetimes: L
 
 
 def probe(engine: Engine, meanwhile: Callable[[str], Any] | None = None) -> Operation:
-    """Create a session at the target that belongs to nobody, and remove it.
+    """Create a small session at the target, and remove it.
 
     Args:
         engine: the target.
-        meanwhile: called with the session's id while it is there. Without it, this changes the session once, so the
-            target has done all that :func:`move` needs.
+        meanwhile: called with the session's id in between. Without it, this changes the session once, as a move does.
 
     Returns:
-        What `meanwhile` returns.
+        The result of `meanwhile`.
     """
     session_key = yield "new", _PROBE_TTL
     session_id = engine.id_of(secrets.token_hex(16) if session_key is UNABLE else session_key)
@@ -241,8 +238,8 @@ def _begin_all(engine: Engine, batch: Mapping[str, tuple[str, Found]], lifetimes
 def _begin(engine: Engine, session_id: str, found: Found, made: dict[str, str], lifetimes: Lifetimes) -> Operation:
     """Take step 2 for one session. Return the pairs of its copy, or ``None`` if another session has its id.
 
-    This adds the pairs of each copy that it tries to make to `made`. If `made` already has some, an earlier attempt has
-    failed, and may have left a part of the session.
+    `made` collects the pairs of each attempt. If it already has some, an earlier attempt may have left a part of the
+    session.
     """
     if made:
         yield from _withdraw(engine, session_id, made, lifetimes, found)
@@ -260,9 +257,9 @@ def _begin(engine: Engine, session_id: str, found: Found, made: dict[str, str], 
 
 
 def _tried(attempt: Callable[[], Operation], check: Callable[[], Operation]) -> Operation:
-    """Return what `attempt` returns, or :class:`Refused` if it fails twice and `check` succeeds after each failure.
+    """Return what `attempt` returns, or :class:`Refused` if it fails twice.
 
-    If `check` fails, the target is down, and this raises the error of `attempt`.
+    If `check` fails after a failure, the target is down, and this raises the error of `attempt`.
     """
     for _ in range(2):
         try:
@@ -330,7 +327,7 @@ def _create(engine: Engine, session_id: str, found: Found, pairs: Pairs) -> Oper
 def _mark(engine: Engine, session_id: str, pairs: Pairs, ttl: int, value: str | None) -> Operation:
     """Set the pairs to `value`, or remove them; ``False`` if the session is gone. Nothing else of it changes.
 
-    ``apply`` leaves the TTL alone if another request has changed the expiry: so this pretends to know another one.
+    ``apply`` leaves the TTL alone if another request has changed the expiry, so this pretends to know another one.
     """
     session = SessionMap({EXPIRY_KEY: _NO_EXPIRY, **pairs})
     for key in pairs:

@@ -654,5 +654,5 @@ def test_on_a_terminal_it_shows_a_progress_bar(site: None, tmp_path: Path) -> No
     args = [sys.executable, "-m", "django", "migrate_sessions", "--from", DJANGOS["file"], "--to", FILE]
     printed, shown = run_on_terminal(args, environment)
     assert printed == said(DJANGOS["file"], FILE, "Moved 2 sessions") + "\n"
-    assert b" 0/2 " in shown, "what there is to move was counted, so that the bar tells how long it takes"
+    assert b" 0/2 " in shown, "the command has counted the sessions, so the bar tells how long it takes"
     assert b" sessions/s]" in shown

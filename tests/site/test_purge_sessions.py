@@ -196,4 +196,4 @@ def test_on_a_terminal_it_shows_a_progress_bar(folder: Path) -> None:
     said, shown = run_on_terminal(args, environment)
     assert said == f"Removed 2 expired sessions of {FILE}.\n"
     assert b" sessions/s]" in shown
-    assert b" 0/2 " in shown, "what there is to remove was counted, so that the bar tells how long it takes"
+    assert b" 0/2 " in shown, "the command has counted the sessions, so the bar tells how long it takes"

@@ -345,7 +345,7 @@ class NamedStore(SessionStore):
 def test_each_call_that_an_operation_is_composed_of_is_a_span(tools: Tools) -> None:
     key = new_session(ComposedStore, {"a": 1})
     assert stored(ComposedStore, key) == {"a": 1}
-    assert all(span.status.status_code is StatusCode.UNSET for span in tools.spans), "Disabled is no error"
+    assert all(span.status.status_code is StatusCode.UNSET for span in tools.spans), "Disabled is not an error"
     assert {"create", "set_session", "get_session"} <= set(tools.operations)
     assert {attributes_of(span)["db.system.name"] for span in tools.spans} == {
         "tests.support.storages.sometimesdisabledstorage"
