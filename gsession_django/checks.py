@@ -240,7 +240,7 @@ def _check_storage(name: str, store: type[SessionStore]) -> Iterator[CheckMessag
         yield Error(
             f"{storage.__qualname__}, the storage of the engine {name!r}, cannot hold a session: it lacks "
             f"{', '.join(missing)}.",
-            hint="Write the missing methods; docs/writing-a-storage.md says what each has to do.",
+            hint="Write the missing methods; docs/storage-methods.md says what each has to do.",
             id="gsession_django.E007",
         )
     missing = missing_twins(storage)

@@ -56,7 +56,7 @@ def _check_prefix(engine: str, entry: CacheEntry) -> Iterator[CheckMessage]:
     except ImproperlyConfigured as error:
         yield Error(
             f'GSESSION["ENGINES"][{engine!r}]: {error}',
-            hint="docs/redis.md shows a site with tenants.",
+            hint="docs/redis-tenants.md shows a site with tenants.",
             id="gsession_django.E015",
         )
 

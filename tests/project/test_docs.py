@@ -1,6 +1,7 @@
 """The documentation: its examples run, its names exist, its links lead somewhere.
 
-A page's Python blocks run in order and share their names. A block is one of these:
+A page's Python blocks run in order and share their names. A page with `<!-- continues: other.md -->` can import the
+modules of that page. A block is one of these:
 
 * `python` after `<!-- file: mysite/module.py -->`: that module; it is written, imported, and its names are taken over;
 * `python` after `<!-- part of: mysite/module.py -->`: some lines of a module that is on the page as a whole;
@@ -40,17 +41,19 @@ from gsession_django.backends.redis_hash import RedisHashStorage
 from gsession_django.core import conf
 from gsession_django.core.storage import Storage
 from tests.support.databases import connected
-from tests.support.pages import DOCS, ROOT, STORAGE_PAGE, Block, blocks_of, tokens_of
+from tests.support.pages import DOCS, ROOT, STORAGE_PAGE, Block, blocks_of, page_before, tokens_of
 
 pytestmark = pytest.mark.once
 
 README = ROOT / "README.md"
 CHECKS_PAGE = DOCS / "checks.md"
 ENGINES_PAGE = DOCS / "engines.md"
+METHODS_PAGE = DOCS / "storage-methods.md"
 SETTINGS_PAGE = DOCS / "settings.md"
 PAGES = [README, *sorted(DOCS.glob("*.md"))]
 TESTED = {
-    "writing-a-storage.md": ["SQLiteStorageTests", "CompleteStorageTests"],
+    "writing-a-storage.md": ["SQLiteStorageTests"],
+    "extending-a-storage.md": ["CompleteStorageTests"],
     "per-key-storages.md": ["PairStorageTests"],
     "async-storages.md": ["HTTPStorageTests"],
 }
@@ -146,12 +149,15 @@ class Page:
         self.names.update(test.globs)
 
     def run_file(self, block: Block, name: str) -> None:
+        self.write(block, name)
+        module = importlib.import_module(name.removesuffix(".py").replace("/", "."))
+        self.take(vars(module))
+
+    def write(self, block: Block, name: str) -> None:
         file = self.folder / name
         file.parent.mkdir(exist_ok=True)
         file.write_text(block.text, "utf-8")
         importlib.invalidate_caches()
-        module = importlib.import_module(name.removesuffix(".py").replace("/", "."))
-        self.take(vars(module))
 
     def run_code(self, source: str) -> None:
         self.before = source
@@ -165,7 +171,7 @@ class Page:
         new = {name: value for name, value in names.items() if self.names.get(name) is not value}
         self.names.update({name: value for name, value in new.items() if not name.startswith("__")})
         for value in new.values():
-            if isinstance(value, type) and issubclass(value, unittest.TestCase) and hasattr(value, "store_class"):
+            if isinstance(value, type) and issubclass(value, unittest.TestCase) and value.__module__ == names["__name__"]:
                 run_test_case(value)
                 self.tested.append(value.__name__)
 
@@ -234,6 +240,10 @@ def runner(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Itera
 
 @each_page
 def test_examples_run(page: Path, runner: Page) -> None:
+    before = page_before(page)
+    for block in blocks_of(before) if before is not None else ():
+        if block.file is not None:
+            runner.write(block, block.file)
     for block in blocks_of(page):
         if block.language in ("python", "pycon"):
             runner.run(block)
@@ -266,7 +276,7 @@ def test_steps_add_up_to_the_final_listing() -> None:
 
 def test_every_method_of_the_interface_is_in_the_tables() -> None:
     methods = {name for name, _ in inspect.getmembers(Storage, inspect.isfunction) if not name.startswith("_")}
-    rows = rows_under(STORAGE_PAGE, "The eleven methods") + rows_under(STORAGE_PAGE, "The extensions")
+    rows = rows_under(METHODS_PAGE, "The eleven methods") + rows_under(METHODS_PAGE, "The extensions")
     signatures = [row[0] for row in rows]
     for signature in signatures:
         name, _, parameters = signature.rstrip(")").partition("(")

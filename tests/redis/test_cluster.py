@@ -51,7 +51,7 @@ pytestmark = pytest.mark.once
 MODULES = {"redis": redis_engine, "redis_hash": redis_hash}
 both_engines = pytest.mark.parametrize("module", MODULES.values(), ids=MODULES)
 LARGE = "x" * 100_000
-PAGE = Path(__file__).resolve().parents[2] / "docs" / "redis.md"
+PAGES = [Path(__file__).resolve().parents[2] / "docs" / name for name in ("redis.md", "redis-cluster.md")]
 # All sessions of a site are in one slot: the hash tag comes before everything else.
 ONE_SLOT = {"KEY_PREFIX": "{one slot}"}
 
@@ -923,7 +923,7 @@ def test_a_cluster_of_one_node() -> None:
 
 @both_engines
 def test_a_user_who_may_do_no_more_than_the_docs_say(module: ModuleType) -> None:
-    text = PAGE.read_text("utf-8").replace("\\\n", "")
+    text = "".join(page.read_text("utf-8") for page in PAGES).replace("\\\n", "")
     rules = re.findall(r"^redis-cli ACL SETUSER sessions (.*)$", text, re.MULTILINE)
     rights = [*shlex.split(" ".join(rules)), *re.findall(r"`([~+][a-z]+[:|*a-z]*)`", text), "~site:*"]
     entry = {"KEY_PREFIX": "site:", "OPTIONS": {"USERNAME": "visitors", "PASSWORD": "secret"}}

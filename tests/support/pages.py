@@ -12,7 +12,13 @@ from markdown_it.token import Token
 ROOT = Path(__file__).resolve().parents[2]
 DOCS = ROOT / "docs"
 STORAGE_PAGE = DOCS / "writing-a-storage.md"
-STORAGE_PAGES = [STORAGE_PAGE, DOCS / "per-key-storages.md", DOCS / "async-storages.md"]
+STORAGE_PAGES = [
+    STORAGE_PAGE,
+    DOCS / "extending-a-storage.md",
+    DOCS / "per-key-storages.md",
+    DOCS / "async-storages.md",
+]
+_CONTINUES = re.compile(r"^<!-- continues: (\S+) -->$", re.MULTILINE)
 _MODULE = re.compile(r"<!-- (file|part of): (\S+) -->")
 
 
@@ -40,6 +46,12 @@ class Block:
 @cache
 def tokens_of(page: Path) -> list[Token]:
     return MarkdownIt("commonmark").enable("table").parse(page.read_text("utf-8"))
+
+
+def page_before(page: Path) -> Path | None:
+    """Return the page whose modules this one imports, if any."""
+    found = _CONTINUES.search(page.read_text("utf-8"))
+    return DOCS / found[1] if found else None
 
 
 def blocks_of(page: Path) -> Iterator[Block]:
