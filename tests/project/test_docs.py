@@ -4,7 +4,6 @@ A page's Python blocks run in order and share their names. A page with `<!-- con
 modules of that page. A block is one of these:
 
 * `python` after `<!-- file: mysite/module.py -->`: that module; it is written, imported, and its names are taken over;
-* `python` after `<!-- part of: mysite/module.py -->`: some lines of a module that is on the page as a whole;
 * `python`, indented: more of the class in the block before it;
 * `python` that does nothing but set upper-case names: settings, which hold from there to the end of the page;
 * any other `python`: run as it is, and the test cases that it defines are run too;
@@ -131,8 +130,6 @@ class Page:
     def run(self, block: Block) -> None:
         if block.language == "pycon":
             self.run_doctest(block)
-        elif block.part_of is not None:
-            assert any(block.part_of == other.file and block.text in other.text for other in blocks_of(self.path))
         elif block.file is not None:
             self.run_file(block, block.file)
         elif block.text.startswith("    "):

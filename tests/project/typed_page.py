@@ -18,7 +18,7 @@ def write_modules(folder: Path) -> list[str]:
     """Write the code of the pages to files, and return their names."""
     modules = {"mysite/__init__.py": ""}
     blocks = chain.from_iterable(map(blocks_of, STORAGE_PAGES))
-    code = [block for block in blocks if block.language == "python" and block.part_of is None]
+    code = [block for block in blocks if block.language == "python"]
     for block in dropwhile(lambda block: block.file is None, code):
         name = block.file or "mysite/variants.py"
         modules[name] = f"{modules.get(name, '')}\n{block.text}"

@@ -19,7 +19,7 @@ STORAGE_PAGES = [
     DOCS / "async-storages.md",
 ]
 _CONTINUES = re.compile(r"^<!-- continues: (\S+) -->$", re.MULTILINE)
-_MODULE = re.compile(r"<!-- (file|part of): (\S+) -->")
+_MODULE = re.compile(r"<!-- file: (\S+) -->")
 
 
 @dataclass
@@ -28,14 +28,12 @@ class Block:
 
     Attributes:
         file: the module that it is, if any.
-        part_of: the module that it shows some lines of, if any.
     """
 
     language: str
     text: str
     line: int
     file: str | None = None
-    part_of: str | None = None
 
     @property
     def padded(self) -> str:
@@ -55,9 +53,9 @@ def page_before(page: Path) -> Path | None:
 
 
 def blocks_of(page: Path) -> Iterator[Block]:
-    module: dict[str, str] = {}
+    file = None
     for token in tokens_of(page):
         if token.type == "fence" and token.map:
-            yield Block(token.info, token.content, token.map[0] + 1, module.get("file"), module.get("part of"))
+            yield Block(token.info, token.content, token.map[0] + 1, file)
         comment = _MODULE.search(token.content) if token.type == "html_block" else None
-        module = {} if comment is None else {comment[1]: comment[2]}
+        file = comment and comment[1]
