@@ -168,7 +168,8 @@ class Page:
         new = {name: value for name, value in names.items() if self.names.get(name) is not value}
         self.names.update({name: value for name, value in new.items() if not name.startswith("__")})
         for value in new.values():
-            if isinstance(value, type) and issubclass(value, unittest.TestCase) and value.__module__ == names["__name__"]:
+            is_test_case = isinstance(value, type) and issubclass(value, unittest.TestCase)
+            if is_test_case and value.__module__ == names["__name__"]:  # not one that is imported
                 run_test_case(value)
                 self.tested.append(value.__name__)
 
