@@ -3,10 +3,10 @@
 A page's Python blocks run in order and share their names. A page with `<!-- continues: other.md -->` can import the
 modules of that page. A block is one of these:
 
-* `python` after `<!-- file: mysite/module.py -->`: that module; it is written, imported, and its names are taken over;
+* `python` after `<!-- file: mysite/module.py -->`: that module, whose names the later blocks share;
 * `python`, indented: more of the class in the block before it;
-* `python` that does nothing but set upper-case names: settings, which hold from there to the end of the page;
-* any other `python`: run as it is, and the test cases that it defines are run too;
+* `python` that only sets upper-case names: settings, which hold to the end of the page;
+* any other `python`: code, whose test cases run too;
 * `pycon`: a doctest.
 """
 
@@ -82,7 +82,7 @@ def inline_of(page: Path) -> Iterator[Token]:
 
 
 def commands_in(page: Path) -> Iterator[str]:
-    """Yield what may be a command: inline code, and blocks that are not Python."""
+    """Yield inline code, and the lines of blocks that are not Python: each may be a command."""
     yield from (token.content for token in inline_of(page) if token.type == "code_inline")
     yield from (line for block in blocks_of(page) if not block.language.startswith("py") for line in lines_of(block))
 
@@ -97,7 +97,7 @@ def anchors_of(page: Path) -> set[str]:
 
 
 def rows_under(page: Path, heading: str) -> list[list[str]]:
-    """Return the rows of the tables under a heading, without the head; of each cell its text, code marks removed."""
+    """Return the rows of the tables under a heading, without the head and without code marks."""
     rows: list[list[str]] = []
     section, here = "", False
     for token, after in pairwise(tokens_of(page)):
@@ -186,7 +186,7 @@ class Page:
 
 
 def settings_in(source: str) -> list[str]:
-    """Return the names that `source` sets, if it does nothing but set upper-case names."""
+    """Return the names that `source` sets, if it only sets upper-case names."""
     names: list[str] = []
     for statement in ast.parse(source).body:
         match statement:
@@ -253,7 +253,7 @@ def test_blocks_are_in_languages_that_are_known(page: Path) -> None:
     assert {block.language.partition(" ")[0] for block in blocks_of(page)} <= LANGUAGES | DIRECTIVES
 
 
-# The storage that is built up step by step.
+# The storage that a page builds step by step.
 
 
 def test_final_listing_is_the_demo_storage() -> None:
@@ -349,7 +349,7 @@ def app_with_command(name: str) -> str:
     pytest.fail(f"there is no command {name!r}")
 
 
-# Links, and what a later change has to find.
+# Links.
 
 
 @each_linking_page
@@ -370,7 +370,7 @@ def test_pages_that_messages_name_exist() -> None:
         assert (ROOT / page).exists(), f"a message of the package names {page}"
 
 
-def test_place_for_the_figures_is_kept() -> None:
+def test_the_page_of_engines_has_a_place_for_the_figures() -> None:
     assert "figures" in anchors_of(ENGINES_PAGE)
     assert re.search(r"^<!-- figures -->$", ENGINES_PAGE.read_text("utf-8"), re.MULTILINE)
 

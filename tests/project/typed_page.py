@@ -1,7 +1,7 @@
-"""Runs mypy on the code of the pages about storages as somebody does who copied it: strict, with no plugin.
+"""Runs mypy on the code of the pages about storages as somebody who copied it would: strict, without a plugin.
 
-The modules of the pages stand where they say. The other blocks after the first of them make up one more,
-``mysite/variants.py``; those before it are its parts.
+Each module gets the name that its page gives. The blocks before the first module are its parts. All other blocks make
+up one more module, ``mysite/variants.py``.
 """
 
 import os
