@@ -232,7 +232,7 @@ def _check_storage(name: str, store: type[SessionStore]) -> Iterator[CheckMessag
         yield Error(
             f"{storage.__qualname__}, the storage of the engine {name!r}, cannot hold a session: it lacks "
             f"{', '.join(missing)}.",
-            hint="Write the missing methods, as docs/writing-a-storage.md explains.",
+            hint="Write the missing methods, as docs/storage-methods.md explains.",
             id="gsession_django.E007",
         )
     missing = missing_twins(storage)

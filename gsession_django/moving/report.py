@@ -114,7 +114,7 @@ class Report:
         return lines
 
     def as_json(self, complete: bool, error: str | None) -> dict[str, Any]:
-        """Return the object that ``--json`` prints. ``docs/migrating.md`` explains its names.
+        """Return the object that ``--json`` prints. ``docs/migrate-sessions.md`` explains its names.
 
         Args:
             complete: whether the run got through all sessions.

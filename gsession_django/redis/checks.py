@@ -56,7 +56,7 @@ def _check_prefix(engine: str, entry: CacheEntry) -> Iterator[CheckMessage]:
     except ImproperlyConfigured as error:
         yield Error(
             f'GSESSION["ENGINES"][{engine!r}]: {error}',
-            hint="Correct prefix, as in docs/redis.md (Tenants).",
+            hint="Correct prefix, as in docs/redis-tenants.md.",
             id="gsession_django.E015",
         )
 

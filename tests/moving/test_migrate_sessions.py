@@ -551,7 +551,7 @@ def test_the_page_names_all_that_is_in_the_object(site: None) -> None:
     _, found = printed_object(DB, HASH)
     names = [
         name
-        for names, *_ in rows_under(ROOT / "docs" / "migrating.md", "The JSON object")
+        for names, *_ in rows_under(ROOT / "docs" / "migrate-sessions.md", "The JSON object")
         for name in names.split(", ")
     ]
     assert sorted(names) == sorted([*found, "seconds"])
