@@ -10,6 +10,7 @@ modules of that page. A block is one of these:
 * `pycon`: a doctest.
 """
 
+import argparse
 import ast
 import doctest
 import importlib
@@ -275,6 +276,7 @@ def test_steps_add_up_to_the_final_listing() -> None:
 def test_every_method_of_the_interface_is_in_the_tables() -> None:
     methods = {name for name, _ in inspect.getmembers(Storage, inspect.isfunction) if not name.startswith("_")}
     rows = rows_under(METHODS_PAGE, "The eleven methods") + rows_under(METHODS_PAGE, "The extensions")
+    rows += rows_under(METHODS_PAGE, "Whose sessions, and one at a time")
     signatures = [row[0] for row in rows]
     for signature in signatures:
         name, _, parameters = signature.rstrip(")").partition("(")
@@ -334,9 +336,15 @@ def test_management_commands_and_their_options_exist(page: Path) -> None:
     for text in commands_in(page):
         for name, arguments in MANAGE.findall(text):
             command = load_command_class(app_with_command(name), name)
-            usage = command.create_parser("manage.py", name).format_help()
+            usage = usage_of(command.create_parser("manage.py", name))
             for option in re.findall(r"--[a-z-]+", arguments):
                 assert re.search(rf"{option}\b", usage), f"{text}: {name} has no {option}"
+
+
+def usage_of(parser: argparse.ArgumentParser) -> str:
+    """Return the help of a command, and of the commands below it."""
+    below = [action.choices for action in parser._actions if isinstance(action, argparse._SubParsersAction)]
+    return parser.format_help() + "".join(usage_of(each) for choices in below for each in choices.values())
 
 
 def app_with_command(name: str) -> str:
