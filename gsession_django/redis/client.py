@@ -4,6 +4,7 @@ import asyncio
 import os
 import weakref
 from collections.abc import AsyncGenerator, Iterator
+from functools import partial
 from typing import Any, TypeVar
 
 from redis.exceptions import NoScriptError, RedisError, ResponseError
@@ -15,7 +16,7 @@ from gsession_django.redis.errors import failure
 from gsession_django.redis.link import AsyncLink, Link
 from gsession_django.redis.nodes import Nodes
 from gsession_django.redis.settings import CacheEntry
-from gsession_django.redis.steps import Steps, atake, take
+from gsession_django.redis.steps import take
 
 T = TypeVar("T")
 Way = Connections | Nodes
@@ -36,14 +37,18 @@ class RedisClient:
         self._of_loops: dict[asyncio.AbstractEventLoop, tuple[Way, AsyncGenerator[None]]] = {}
         _clients.add(self)
 
-    def _make_way(self, link_class: type[Link] | type[AsyncLink]) -> Way:
+    def _make_way(self, link_class: type[Link]) -> Way:
         make_pool = CacheEntry.make_pool if link_class is Link else CacheEntry.make_async_pool
         limits = self._limits
 
         def connect(entry: CacheEntry) -> Connections:
             return Connections(make_pool(entry), link_class, limits)
 
-        return Nodes(self.entry, connect, link_class.pause) if self.entry.is_cluster else connect(self.entry)
+        return (
+            Nodes(self.entry, connect, partial(link_class.call, link_class.sleep))
+            if self.entry.is_cluster
+            else connect(self.entry)
+        )
 
     def carry_out(self, operation: Operation[T]) -> T:
         """Send the batches of an operation, each in one write, and return what it does.
@@ -58,21 +63,21 @@ class RedisClient:
             way = self._of_loops[asyncio.get_running_loop()][0]
         except KeyError:
             way = await self._of_new_loop()
-        return await atake(self._carry_out(operation, way))
+        return await self._carry_out(operation, way)
 
     def send(self, batch: Batch) -> list[Any]:
         """Send one batch, and return the replies."""
         return self.carry_out(alone(batch))
 
-    def _carry_out(self, operation: Operation[T], way: Way) -> Steps[T]:
+    async def _carry_out(self, operation: Operation[T], way: Way) -> T:
         try:
             batch = next(operation)
             while True:
                 try:
                     try:
-                        replies = _checked((yield from way.exchange(batch)))
+                        replies = _checked(await way.exchange(batch))
                     except NoScriptError:
-                        replies = _checked((yield from way.exchange(batch.in_full())))
+                        replies = _checked(await way.exchange(batch.in_full()))
                 except (RedisError, OSError) as error:
                     raise failure(self.entry, error) from error
                 if recording.CALL.get() is not None:

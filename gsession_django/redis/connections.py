@@ -1,6 +1,6 @@
 """The way to one server: connections that are kept between batches, and what becomes of a batch if one fails.
 
-There is no I/O here. What waits for the server is a step that :mod:`~gsession_django.redis.steps` carries out.
+There is no I/O here. What waits for the server is a coroutine of a link, or of redis-py's pool.
 """
 
 import asyncio
@@ -18,9 +18,8 @@ from redis.exceptions import ConnectionError, MaxConnectionsError, RedisError, R
 
 from gsession_django import recording
 from gsession_django.redis.commands import Batch
-from gsession_django.redis.link import DIRECT, AsyncLink, Link, let_go
+from gsession_django.redis.link import DIRECT, Link, let_go
 from gsession_django.redis.settings import ASYNC_POOLS
-from gsession_django.redis.steps import Steps
 
 logger = logging.getLogger("gsession_django")
 
@@ -55,8 +54,8 @@ class Connections:
         limits: how long.
     """
 
-    def __init__(self, pool: Any, link_class: type[Link] | type[AsyncLink], limits: Limits) -> None:
-        self._pool, self._link_class = pool, link_class
+    def __init__(self, pool: Any, link_class: type[Link], limits: Limits) -> None:
+        self._pool, self._link_class, self._call = pool, link_class, link_class.call
         self._fail_fast_after = limits.fail_fast_after or math.inf
         self._max_idle = limits.max_idle
         # A pool that a site has written makes its own connections, and lends them for a batch.
@@ -72,7 +71,7 @@ class Connections:
         self._links: weakref.WeakSet[Any] = weakref.WeakSet()
         self._failures, self._try_at = 0, 0.0
 
-    def exchange(self, batch: Batch) -> Steps[list[Any]]:
+    async def exchange(self, batch: Batch) -> list[Any]:
         """Send a batch and return the replies. An error that the server answers is a ``ResponseError`` among them.
 
         Raises redis-py's ``ConnectionError`` and ``TimeoutError``.
@@ -81,9 +80,9 @@ class Connections:
         if self._failures:
             self._fail_fast(start)
         if self._follows_master and start >= self._ask_at:
-            yield from self._ask_for_master(start)
+            await self._ask_for_master(start)
         data, count = batch.packed(), len(batch.commands)
-        if asks := batch.reads and self._asks_whether_master:
+        if asks := self._asks_whether_master and batch.reads:
             data, count = data + _ARE_YOU_MASTER, count + 1
         failures, of_caller = 0, sys.exception()
         while True:
@@ -92,10 +91,14 @@ class Connections:
                 try:
                     link = self._idle.pop()
                 except IndexError:
-                    link = yield from self._another()
-                if start - link.used > self._max_idle or self._is_outdated(link.connection):
-                    yield link.open, ()
-                replies: list[Any] = yield link.talk, (data, count)
+                    link = await self._another()
+                if (
+                    start - link.used > self._max_idle
+                    or link.connection.should_reconnect()  # as the server wants it
+                    or (self._follows_master and self._is_former(link.connection))
+                ):
+                    await link.open()
+                replies: list[Any] = await link.talk(data, count)
                 if asks and type(reply := replies.pop()) is not int:
                     self._cannot_ask(reply)
             except BaseException as error:
@@ -103,16 +106,16 @@ class Connections:
                     error.__context__.__traceback__ = None
                 failures += 1
                 pause = self._pause_before_next(batch, link, error, failures)
-                yield from self._give_up(link, error)
+                await self._give_up(link, error)
                 if pause is None:
                     raise
                 recording.retried()
                 if pause:
-                    yield self._link_class.pause, (pause,)
+                    await self._call(self._link_class.sleep, pause)
             else:
                 self._failures = 0
                 if self._lends:
-                    yield link.release, (self._pool,)
+                    await link.release(self._pool)
                 else:
                     self._free(link)
                 return replies
@@ -133,16 +136,17 @@ class Connections:
                 return link
             return None
 
-    def _another(self) -> Steps[Any]:
+    async def _another(self) -> Any:
         """Return the next connection that is free: waited for as long as connecting may take, or as the pool says."""
         pool = self._pool
         if self._lends:
-            lent = self._link_class((yield pool.get_connection, ()))
+            lent = self._link_class(await self._call(pool.get_connection))
             lent.used = time.monotonic()  # it is open, and the pool says for how long it may be
             return lent
         patience = getattr(pool, "timeout", pool.connection_kwargs.get("socket_connect_timeout"))
         end = math.inf if patience is None else time.monotonic() + patience
-        place = self._link_class.place()
+        place = self._link_class.event()
+        place.link = None
         link: Any = None
         try:
             while (link := place.link or self._free_one(place)) is None:
@@ -151,7 +155,7 @@ class Connections:
                         f"all {pool.max_connections} connections were in use for {patience:g} seconds. Raise "
                         "max_connections in CONNECTION_POOL_KWARGS, or look for what keeps them in use"
                     )
-                yield self._link_class.wait, (place, min(left, _LOOKED_EVERY))
+                await self._call(self._link_class.wait, place, min(left, _LOOKED_EVERY))
                 place.clear()
             return link
         finally:
@@ -172,18 +176,16 @@ class Connections:
 
     # Which connections may be used.
 
-    def _is_outdated(self, connection: Any) -> bool:
-        """Return whether the server wants it renewed, or Sentinel has named another master since it was opened."""
-        return connection.should_reconnect() or (
-            self._follows_master and self._pool.master_address != (connection.host, connection.port)
-        )
+    def _is_former(self, connection: Any) -> bool:
+        """Return whether Sentinel has named another master since the connection was opened."""
+        return bool(self._pool.master_address != (connection.host, connection.port))
 
-    def _ask_for_master(self, start: float) -> Steps[None]:
+    async def _ask_for_master(self, start: float) -> None:
         """Ask Sentinel for the master: one that stood still does not know that it was replaced, and connections to it
         that were idle meanwhile do not show it.
         """
         with suppress(RedisError, OSError):  # the master may be there without them
-            yield self._pool.get_master_address, ()
+            await self._call(self._pool.get_master_address)
         end = time.monotonic()
         # Later if it took long, as with sentinels that are gone.
         self._ask_at = end + max(_NAMED_FOR, 10 * (end - start))
@@ -224,13 +226,13 @@ class Connections:
             self._failures, self._try_at = self._failures + 1, time.monotonic() + _TRIED_EVERY
         return None
 
-    def _give_up(self, link: Any, error: BaseException) -> Steps[None]:
+    async def _give_up(self, link: Any, error: BaseException) -> None:
         """Close a connection. If it has failed, close the idle ones, which have most likely failed too."""
         failed = isinstance(error, ConnectionError | TimeoutError)
         if link is None:
             # redis-py takes a connection for open whose opening an exception has interrupted.
             if self._lends and not failed and not isinstance(error, GeneratorExit):
-                yield self._pool.disconnect, (False,)
+                await self._call(self._pool.disconnect, False)
             return
         link.close()
         if not self._lends:
@@ -239,9 +241,9 @@ class Connections:
             self._links.discard(link)
             self._free(None)
         elif not isinstance(error, GeneratorExit):
-            yield link.release, (self._pool,)
+            await link.release(self._pool)
             if failed:
-                yield self._pool.disconnect, (False,)
+                await self._call(self._pool.disconnect, False)
 
     def _close_idle(self) -> None:
         with suppress(IndexError):

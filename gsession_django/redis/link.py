@@ -21,7 +21,7 @@ from redis._parsers.hiredis import NOT_ENOUGH_DATA, _HiredisParser
 from redis.exceptions import ConnectionError, ReadOnlyError, RedisError, ResponseError, TimeoutError
 
 from gsession_django.redis.settings import ASYNC_CONNECTIONS
-from gsession_django.redis.steps import Steps, atake, take
+from gsession_django.redis.steps import acall, call
 
 DIRECT: Final = frozenset({*ASYNC_CONNECTIONS, *ASYNC_CONNECTIONS.values()})
 """The classes of redis-py's own connections, whose sockets are used directly."""
@@ -44,28 +44,16 @@ def _meaning(error: OSError, timeout: float | None) -> RedisError:
     return ConnectionError(f"{type(error).__name__}: {error}")
 
 
-def _through_redis(connection: Any, data: bytes, count: int, read: Callable[[], Any]) -> Steps[list[Any]]:
+async def _through_redis(link: "Link", data: bytes, count: int, read: Callable[[], Any]) -> list[Any]:
     """Do what ``talk`` does with a connection class of the site's own, and without hiredis."""
-    yield connection.send_packed_command, ([data],)
+    await link.call(link.connection.send_packed_command, [data])
     replies: list[Any] = []
     for _ in range(count):
         try:
-            replies.append((yield read, ()))
+            replies.append(await link.call(read))
         except ResponseError as error:
             replies.append(_looked_at(error))
     return replies
-
-
-class Place(threading.Event):
-    """Where somebody waits for a connection: set when there is one, or when another may be made."""
-
-    link: Any = None
-
-
-class AsyncPlace(asyncio.Event):
-    """The same for one event loop."""
-
-    link: Any = None
 
 
 class Link:
@@ -74,18 +62,20 @@ class Link:
     Attributes:
         connection: redis-py's; it need not be open.
         used: ``time.monotonic()`` when the last batch began; minus infinity if there was none since it was opened.
+        event, wait, sleep: how threads wait, for an event or some seconds.
     """
 
-    place = Place
-    pause = staticmethod(time.sleep)
-    wait = staticmethod(Place.wait)
+    event: Any = threading.Event
+    wait: Any = staticmethod(threading.Event.wait)
+    sleep: Any = staticmethod(time.sleep)
+    call: Any = staticmethod(call)
 
     def __init__(self, connection: Any) -> None:
         self.connection = connection
         self.used = -math.inf
         self._reader: Any = None
 
-    def open(self) -> None:
+    async def open(self) -> None:
         """Connect, and log in; if it is open, close it first."""
         connection = self.connection
         connection.disconnect()
@@ -101,7 +91,7 @@ class Link:
             poll.register(self._sock, select.POLLIN)
             self._poll = poll.poll
 
-    def talk(self, data: bytes, count: int) -> list[Any]:
+    async def talk(self, data: bytes, count: int) -> list[Any]:
         """Send commands, and return the replies to them. The connection's timeout holds for all of it.
 
         One that was kept is opened anew if the server has closed it, or if anything unread lies on it.
@@ -115,15 +105,16 @@ class Link:
         """
         try:
             if self.used > 0 and self._is_unclean():
-                self.open()
+                await self.open()
             self.used = time.monotonic()
             if self._reader is not None:
                 return self._talk_directly(data, count)
-            return take(_through_redis(self.connection, data, count, self._read))
+            return await _through_redis(self, data, count, self._read)
         except OSError as error:
             raise _meaning(error, self.connection.socket_timeout) from error
 
-    def _is_unclean(self) -> bool:
+    def _is_unclean(self) -> Any:
+        """Return whether there is something on its socket, the end too, that was not read."""
         if self._reader is None:
             try:
                 return bool(self.connection.can_read())
@@ -145,18 +136,17 @@ class Link:
 
     def _talk_directly(self, data: bytes, count: int) -> list[Any]:
         connection, sock, reader = self.connection, self._sock, self._reader
-        gets = reader.gets
         if connection.health_check_interval:
             connection.check_health()
             connection.next_health_check = self.used + connection.health_check_interval
         timeout = sock.gettimeout()  # redis-py gives the server more time when it announces maintenance
-        replies: list[Any] = []
         sock.sendall(data)
+        replies: list[Any] = []
         while True:
             if not (length := sock.recv_into(self._buffer)):
                 raise ConnectionError("the server has closed the connection")
             reader.feed(self._buffer, 0, length)
-            while len(replies) < count and (reply := gets(False)) is not NOT_ENOUGH_DATA:
+            while (reply := reader.gets(False)) is not NOT_ENOUGH_DATA:
                 if type(reply) not in _SIMPLE:
                     if isinstance(reply, ConnectionError):  # it is loading its data, for one
                         raise reply
@@ -166,15 +156,14 @@ class Link:
                     if isinstance(reply, ResponseError):
                         reply = _looked_at(reply)
                 replies.append(reply)
-            if len(replies) == count:
-                break
+                if len(replies) == count:
+                    if sock.gettimeout() != timeout:
+                        sock.settimeout(timeout)
+                    return replies
             if timeout is not None:
                 if (left := self.used + timeout - time.monotonic()) <= 0:
                     raise builtins.TimeoutError
                 sock.settimeout(left)
-        if sock.gettimeout() != timeout:
-            sock.settimeout(timeout)
-        return replies
 
     def _read(self) -> Any:
         timeout = self.connection.socket_timeout
@@ -184,27 +173,23 @@ class Link:
     def close(self) -> None:
         self.connection.disconnect()
 
-    def release(self, pool: Any) -> None:
+    async def release(self, pool: Any) -> None:
         """Give it back to the pool that lent it."""
         pool.release(self.connection)
 
 
-class AsyncLink:
-    """The same for one event loop."""
+class AsyncLink(Link):
+    """The same for the tasks of one event loop."""
 
-    place = AsyncPlace
-    pause = staticmethod(asyncio.sleep)
-
-    def __init__(self, connection: Any) -> None:
-        self.connection = connection
-        self.used = -math.inf
-        self._is_direct = type(connection) in DIRECT
+    event = asyncio.Event
+    sleep = staticmethod(asyncio.sleep)
+    call = staticmethod(acall)
 
     @staticmethod
-    async def wait(place: AsyncPlace, seconds: float) -> None:
+    async def wait(event: asyncio.Event, seconds: float) -> None:
         with suppress(builtins.TimeoutError):
             async with asyncio.timeout(seconds):
-                await place.wait()
+                await event.wait()
 
     async def open(self) -> None:
         self.close()
@@ -221,9 +206,9 @@ class AsyncLink:
                 if connection.health_check_interval:
                     await connection.check_health()
                     connection.next_health_check = asyncio.get_running_loop().time() + connection.health_check_interval
-                if not self._is_direct:
+                if type(connection) not in DIRECT:
                     read = partial(connection.read_response, disable_decoding=True)
-                    return await atake(_through_redis(connection, data, count, read))
+                    return await _through_redis(self, data, count, read)
                 try:
                     connection._writer.write(data)
                 except RuntimeError as error:  # uvloop's, where the connection was reset since it was looked at
@@ -236,7 +221,6 @@ class AsyncLink:
         return [_looked_at(reply) if isinstance(reply, ResponseError) else reply for reply in replies]
 
     async def _is_unclean(self) -> bool:
-        """Return whether there is something on its socket, the end too, that was not read."""
         connection = self.connection
         try:
             # redis-py looks at what the event loop has read; what came while the loop stood still is in the socket.

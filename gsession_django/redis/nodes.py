@@ -45,7 +45,7 @@ class Nodes:
     """
 
     def __init__(
-        self, entry: CacheEntry, connect: Callable[[CacheEntry], Connections], pause: Callable[[float], Any]
+        self, entry: CacheEntry, connect: Callable[[CacheEntry], Connections], pause: Callable[[float], Steps[None]]
     ) -> None:
         self._entry = entry
         self._connect = connect
@@ -69,7 +69,7 @@ class Nodes:
     async def aclose(self) -> None:
         await asyncio.gather(*(connections.aclose() for connections in self._nodes.values()))
 
-    def exchange(self, batch: Batch) -> Steps[list[Any]]:
+    async def exchange(self, batch: Batch) -> list[Any]:
         """Send a batch to the node that has its keys, and return the replies.
 
         Nothing is sent twice where that does harm. A refusal by a node says that nothing was done.
@@ -84,7 +84,7 @@ class Nodes:
             node = asked or owner
             if node is not None:
                 try:
-                    replies = yield from self.at(node).exchange(_asking(batch) if asked else batch)
+                    replies = await self.at(node).exchange(_asking(batch) if asked else batch)
                 except MaxConnectionsError:  # which no other node can mend
                     raise
                 except (ConnectionError, TimeoutError) as error:
@@ -106,7 +106,7 @@ class Nodes:
                 asked, pause = problem.node_addr, 0
             elif not isinstance(problem, TryAgainError):
                 if self._owners is owners:  # nobody has looked meanwhile
-                    yield from self._look(node, end)
+                    await self._look(node, end)
                 moved = self._owners.get(slot) != owner
                 if isinstance(problem, TimeoutError) and not moved:  # or a visitor would wait twice as long
                     raise copy(problem)
@@ -114,9 +114,9 @@ class Nodes:
             if time.monotonic() + pause > end:
                 raise copy(problem)
             if pause:
-                yield self._pause, (pause,)
+                await self._pause(pause)
 
-    def _look(self, failed: Address | None, end: float) -> Steps[None]:
+    async def _look(self, failed: Address | None, end: float) -> None:
         """Find out who has which slot: from any node, but from the one that has failed last."""
         nodes = self._members.union(self._entry.nodes)
         problem: RedisError = ConnectionError("No node of the cluster could be asked for its slots.")
@@ -124,7 +124,7 @@ class Nodes:
             if time.monotonic() > end:
                 break
             try:
-                (reply,) = yield from self.at(node).exchange(Batch(("CLUSTER", "SLOTS")))
+                (reply,) = await self.at(node).exchange(Batch(("CLUSTER", "SLOTS")))
             except (ConnectionError, TimeoutError) as error:
                 problem = _alone(error)
                 continue
@@ -140,9 +140,9 @@ class Nodes:
                 return
         raise copy(problem)
 
-    def primaries(self) -> Steps[list[Address]]:
+    async def primaries(self) -> list[Address]:
         """Return the nodes that together have all keys, as any node names them now."""
-        yield from self._look(None, time.monotonic() + PATIENCE)
+        await self._look(None, time.monotonic() + PATIENCE)
         return list(dict.fromkeys(self._owners.values()))
 
 
