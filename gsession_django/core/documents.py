@@ -7,7 +7,7 @@ a stamp, which is another one after each write. A program that writes a session 
 
 import os
 import struct
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Final
 
 from gsession_django.core.values import Part
@@ -45,52 +45,94 @@ def encode_pairs(pairs: Mapping[str, Any], encodings: Mapping[str, bytes]) -> by
     if not isinstance(serializer, KeptJSONSerializer) or not _are_text(pairs):
         decoded = {key: decode(value.encoded()) if type(value) is Part else value for key, value in pairs.items()}
         return dumps(decoded)
-    if sum(map(len, encodings.values())) < LARGE and not _has_large(pairs.values()):
-        data = dumps(pairs)
-        if len(data) <= LARGE:
-            return data
-        if not any(isinstance(value, _CONTAINERS) for value in pairs.values()):
-            return data + _blanks([], len(data))
-    words: list[bytes | memoryview] = []
-    places: list[int] = []
-    size = 0
+    has_large = _has_large(pairs, encodings)
+    if not has_large and len(data := dumps(pairs)) <= LARGE:
+        return data
+    document = _Document(dumps)
+    if not has_large:
+        document.add_run(pairs, data)
+        return document.finished()
     run: dict[str, Any] = {}
     for key, value in pairs.items():
-        if type(value) is Part:
-            pair, name_size = value.pair()
-        elif key in encodings or isinstance(value, _CONTAINERS) or (type(value) is str and len(value) >= LARGE):
-            name = dumps(key)
-            name_size = len(name)
-            pair = memoryview(b"%b:%b" % (name, encodings[key] if key in encodings else dumps(value)))
-        else:
+        kind = type(value)
+        if kind is not Part and (kind is not str or len(value) < LARGE) and len(encodings.get(key, b"")) < LARGE:
             run[key] = value
             continue
         if run:
-            words += (b",", dumps(run)[1:-1])
-            size += 1 + len(words[-1])
+            document.add_run(run, dumps(run))
             run = {}
-        words += (b",", pair)
-        start = size + name_size + 2
-        size += 1 + len(pair)
-        if size - start >= LARGE and name_size <= _LONGEST_NAME:
-            places += (name_size, start, size)
+        if kind is Part:
+            document.add_part(value)
+        else:
+            document.add_pair(key, encodings[key] if key in encodings else dumps(value))
     if run:
-        words += (b",", dumps(run)[1:-1])
-        size += 1 + len(words[-1])
-    words[0] = b"{"
-    words.append(b"}")
-    size += 1
-    if size > LARGE:
-        words.append(_blanks(places, size))
-    return b"".join(words)
+        document.add_run(run, dumps(run))
+    return document.finished()
 
 
-def _has_large(values: Iterable[Any]) -> bool:
-    for value in values:  # which takes half the time of any()
+def _has_large(pairs: Mapping[str, Any], encodings: Mapping[str, bytes]) -> bool:
+    for value in pairs.values():  # which takes half the time of any()
         kind = type(value)
         if kind is Part or (kind is str and len(value) >= LARGE):
             return True
-    return False
+    return any(len(encoding) >= LARGE for encoding in encodings.values())
+
+
+class _Document:
+    """A large document under way.
+
+    Args:
+        dumps: encodes a value.
+
+    Attributes:
+        words: what it consists of: pairs, and what stands before each.
+    """
+
+    __slots__ = ("_begin", "_dumps", "_end", "_places", "_size", "_whole", "words")
+
+    def __init__(self, dumps: Callable[[Any], bytes]) -> None:
+        self._dumps = dumps
+        self.words: list[bytes | memoryview] = []
+        self._places: list[int] = []
+        self._size = 0
+        # Where the last word is among the bytes of the session that was read.
+        self._whole, self._begin, self._end = b"", 0, 0
+
+    def add_part(self, part: Part) -> None:
+        """Add a pair as it was read. Those that stood side by side are one word, which is copied at once."""
+        whole, first, start, end = part.place
+        if whole is not self._whole or first != self._end + 1:
+            self.words += (b",", b"")
+            self._whole, self._begin = whole, first
+        self.words[-1] = memoryview(whole)[self._begin : end]
+        self._end = end
+        self._size += 1 + end - first
+        self._places += (start - 1 - first, self._size - end + start, self._size)
+
+    def add_run(self, pairs: Mapping[str, Any], data: bytes) -> None:
+        """Add pairs that are encoded as `data` together, but one by one if there may be a large value among them."""
+        if len(data) >= LARGE and any(isinstance(value, _CONTAINERS) for value in pairs.values()):
+            for key, value in pairs.items():
+                self.add_pair(key, self._dumps(value))
+            return
+        self.words += (b",", data[1:-1])
+        self._size += len(data) - 1
+        self._whole = b""
+
+    def add_pair(self, key: str, encoding: bytes) -> None:
+        """Add one pair."""
+        name = self._dumps(key)
+        self.words += (b",", b"%b:%b" % (name, encoding))
+        self._size += 2 + len(name) + len(encoding)
+        self._whole = b""
+        if len(encoding) >= LARGE and len(name) <= _LONGEST_NAME:
+            self._places += (len(name), self._size - len(encoding), self._size)
+
+    def finished(self) -> bytes:
+        """Return the document, and the white space behind it."""
+        self.words[0] = b"{"
+        size = self._size + 1
+        return b"".join((*self.words, b"}", _blanks(self._places, size) if size > LARGE else b""))
 
 
 def _are_text(keys: Iterable[Any]) -> bool:

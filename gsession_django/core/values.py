@@ -54,20 +54,14 @@ class Part:
         start, end: where its encoding begins, and ends.
     """
 
-    __slots__ = ("_end", "_first", "_start", "_whole")
+    __slots__ = ("place",)
 
     def __init__(self, whole: bytes, first: int, start: int, end: int) -> None:
-        self._whole = whole
-        self._first = first
-        self._start = start
-        self._end = end
+        self.place = whole, first, start, end
 
     def encoded(self) -> Encoded:
-        return Encoded(memoryview(self._whole)[self._start : self._end])
-
-    def pair(self) -> tuple[memoryview, int]:
-        """Return its pair as it is stored, not copied, and the size of the name in that."""
-        return memoryview(self._whole)[self._first : self._end], self._start - self._first - 1
+        whole, _, start, end = self.place
+        return Encoded(memoryview(whole)[start:end])
 
 
 def encoded(value: Any) -> Encoded | None:
