@@ -45,8 +45,8 @@ class RedisHashStorage(BaseRedisStorage):
     def _left(self, session_id: str) -> str:
         """Return the key of the large values that a session has left behind when it was moved.
 
-        For a request that has read the session before, and not these. They are as they were then, and none of what was
-        stored since: a session key that has ended opens nothing of the session that goes on.
+        They serve a request that read the session before the move, and not these values. They stay as they were then: a
+        session key that has ended opens nothing that is stored later.
         """
         return f"{beside(self._key(session_id))}:large"
 

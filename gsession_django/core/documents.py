@@ -1,8 +1,8 @@
-"""A whole session in one piece, as most engines store it, and its large values found without reading them.
+"""A whole session in one piece, as most engines store it. Its large values are found without reading them.
 
-``SESSION_SERIALIZER`` makes the bytes. Behind a large JSON document comes white space, which every JSON reader passes
-over (RFC 8259, section 2). It says where the large values are, so a request decodes only those that it uses. It ends in
-a stamp, which is another one after each write. A program that writes a session anew, as GoFrame does, drops both.
+``SESSION_SERIALIZER`` makes the bytes. White space follows a large JSON document; every JSON reader passes over
+it (RFC 8259, section 2). It says where the large values are, so a request decodes only those that it uses. It ends in a
+stamp, which is new after each write. A program that writes a session anew, as GoFrame does, drops both.
 """
 
 import os
@@ -144,7 +144,7 @@ def _are_text(keys: Iterable[Any]) -> bool:
 
 
 def _blanks(places: list[int], size: int) -> bytes:
-    """Return what comes behind a document of this size: nothing if it is too large to say where anything is."""
+    """Return the white space for a document of this size: none for one too large to have places."""
     if size > _LARGEST:
         return b""
     digits = struct.pack(f">{_PLACE * (len(places) // 3)}{_STAMP}", *places, size, os.urandom(8)).hex().encode()
@@ -168,7 +168,7 @@ def decode_pairs(data: bytes) -> dict[str, Any]:
 
 
 def stamp_of(data: bytes) -> bytes | None:
-    """Return what no other write of a session has at its end, or ``None`` if this one has nothing of the kind."""
+    """Return the stamp of a session, which no other write of it has; ``None`` if there is none."""
     return data[-_STAMP_SIZE:] if len(data) > LARGE and _size_of(data) else None
 
 
@@ -182,7 +182,7 @@ def _size_of(data: bytes) -> int:
 
 
 def _with_parts(data: bytes) -> dict[str, Any] | None:
-    """Return the session of a document that says where its large values are, and ``None`` of any other."""
+    """Return the session of a document that says where its large values are; ``None`` for any other."""
     if not (size := _size_of(data)):
         return None
     digits = data[size:-_STAMP_SIZE].translate(_DIGITS)
@@ -202,5 +202,5 @@ def _with_parts(data: bytes) -> dict[str, Any] | None:
         pairs: dict[str, Any] = decode(b"".join(pieces))
     except (ValueError, OverflowError, struct.error):
         return None
-    # Somebody else may have changed the document, and left what is behind it.
+    # Another program may have changed the document and left the white space.
     return pairs | parts if {*map(pairs.get, parts)} <= {0} else None

@@ -30,7 +30,7 @@ UNFETCHED: Final = Sentinel("UNFETCHED")
 MISSING: Final = Sentinel("MISSING")
 """No value: the key is not in the session."""
 UNKNOWN: Final = Sentinel("UNKNOWN")
-"""A value that was not read, or is not there: nobody has looked."""
+"""A value that may be there or not: nobody has looked."""
 
 
 class Encoded(bytes):
@@ -78,7 +78,7 @@ PLAIN: Final = SCALARS - {float}
 NEVER_ENCODED: Final = (SCALARS - {bytes}) | {Sentinel}
 """Every serializer takes these, and what a sentinel stands for is not encoded. (JSON takes no bytes.)"""
 PENDING: Final = frozenset({Encoded, Canonical, Part, Sentinel})
-"""A value of these is not what the request will see."""
+"""The request never sees a value of these types."""
 
 
 def same_encoding(one: bytes, other: bytes, trusting: bool) -> bool:

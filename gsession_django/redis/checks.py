@@ -16,7 +16,7 @@ from gsession_django.redis.prefix import Prefix, function_of
 from gsession_django.redis.settings import WAIT_TIMEOUT, CacheEntry, database_of, is_url, urls_of
 
 _OLDEST = (6, 2)
-# Seconds by which a server that has nothing else to do may be late to end a WAIT, with its default hz.
+# An idle server may end a WAIT this many seconds late, with its default hz.
 _TICK = 0.1
 
 
@@ -67,7 +67,7 @@ def _check_waiting(engine: str, entry: CacheEntry) -> Iterator[CheckMessage]:
     if not options.get("wait_replicas") or not fits(timeout, float):
         return
     pool = entry.make_pool()
-    # Not of its arguments: where the entry gives none, it is redis-py's own.
+    # Asked of a connection: redis-py has a timeout of its own where the entry gives none.
     limit = pool.connection_class(**pool.connection_kwargs).socket_timeout
     if limit is not None and timeout > limit - _TICK:
         yield Error(
@@ -85,7 +85,7 @@ def _databases(entry: dict[str, Any]) -> set[object]:
         return set()
     found: set[object] = set()
     options = entry.get("OPTIONS", {})
-    sentinels = repr(options.get("SENTINELS"))  # behind which the host is no host, but a name that they know
+    sentinels = repr(options.get("SENTINELS"))  # with sentinels, the host is the name of a service
     for url in filter(is_url, urls_of(entry)):
         parts = urlsplit(url.strip())
         socket = parts.path if parts.scheme == "unix" else ""
@@ -98,7 +98,7 @@ def check_server(engine: str) -> Iterator[CheckMessage]:
     try:
         entry = CacheEntry.of_sessions()
     except ImproperlyConfigured:
-        return  # check_entry() says so
+        return  # check_entry() reports it
     try:
         for server in RedisClient(entry).servers():
             pool = server.make_pool()

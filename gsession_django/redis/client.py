@@ -23,11 +23,11 @@ Way = Connections | Nodes
 
 
 class RedisClient:
-    """All that a storage needs of Redis: one an engine and process, for all its threads and event loops.
+    """What a storage needs of Redis. One object serves all threads and event loops of an engine in a process.
 
     Args:
         entry: where to connect to. Nothing is connected before the first batch.
-        limits: how long connections are used, and a server is waited for.
+        limits: the engine's options.
     """
 
     def __init__(self, entry: CacheEntry, limits: Limits = Limits()) -> None:  # noqa: B008 - it is frozen
@@ -51,9 +51,9 @@ class RedisClient:
         )
 
     def carry_out(self, operation: Operation[T]) -> T:
-        """Send the batches of an operation, each in one write, and return what it does.
+        """Send the batches of an operation, each in one write, and return its result.
 
-        Raises what :func:`gsession_django.redis.errors.failure` says of an error.
+        Raises what :func:`gsession_django.redis.errors.failure` makes of an error.
         """
         return take(self._carry_out(operation, self._way))
 
@@ -89,9 +89,9 @@ class RedisClient:
             return result
 
     def scan(self, pattern: str, count: int, kind: str) -> Iterator[bytes]:
-        """Yield the keys of a type that match `pattern`, some of them perhaps twice; `count` are looked at in a step.
+        """Yield the keys of a type that match `pattern`, some perhaps twice. A step looks at `count` keys.
 
-        In a cluster, one whose slot moves meanwhile may be missed.
+        In a cluster it may miss a key whose slot moves meanwhile.
         """
         for server in self.servers():
             way = self._way
@@ -144,7 +144,7 @@ class RedisClient:
 
 
 def alone(batch: Batch) -> Operation[list[Any]]:
-    """Send a batch, and return the replies: an operation of only one."""
+    """Send one batch and return the replies: the simplest operation."""
     return (yield batch)
 
 
@@ -160,9 +160,9 @@ def _checked(replies: list[Any]) -> list[Any]:
 
 
 _clients: "weakref.WeakSet[RedisClient]" = weakref.WeakSet()
-# Held while a process forks, so that nothing of theirs is finalised in the child before it has let go of it.
+# Held during a fork: the child finalises nothing of theirs before it has let go of the sockets.
 _forking: list[list[RedisClient]] = []
-# Kept, since what finalises them would talk to event loops of the parent.
+# Kept: finalising them would talk to the parent's event loops.
 _inherited: list[Any] = []
 
 

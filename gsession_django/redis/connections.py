@@ -1,4 +1,4 @@
-"""The way to one server: connections that are kept between batches, and what becomes of a batch if one fails.
+"""The way to one server: connections are kept between batches, and a batch may be sent again if one fails.
 
 There is no I/O here. What waits for the server is a coroutine of a link, or of redis-py's pool.
 """
@@ -23,21 +23,20 @@ from gsession_django.redis.settings import ASYNC_POOLS
 
 logger = logging.getLogger("gsession_django")
 
-# Arguments of connections that hold to the pool that made them.
+# A connection with one of these arguments refers to the pool that made it.
 _NEED_THEIR_POOL: Final = frozenset({"cache", "cache_config", "credential_provider"})
-# Seconds for which the master stays the one that Sentinel has named: no server is taken for dead in less.
+# Seconds after which Sentinel is asked again for the master: it takes no server for dead in less.
 _NAMED_FOR: Final = 1.0
 # Seconds between two requests that try a server which does not answer.
 _TRIED_EVERY: Final = 0.5
-# Seconds after which who waits for a connection looks whether one is free without a word: an exception between two
-# lines can lose one.
+# Seconds after which a waiter looks for a free connection by itself: an exception between two lines can lose the word.
 _LOOKED_EVERY: Final = 1.0
 # Only a master can answer it: a replica answers with an error.
 _ARE_YOU_MASTER: Final = b"*3\r\n$4\r\nWAIT\r\n$1\r\n0\r\n$1\r\n0\r\n"
 
 
 class Limits(NamedTuple):
-    """The engine's options of these names: how long connections are used, and when a server is asked no more."""
+    """The engine's options of these names: how long a connection may be idle, and when a server is asked no more."""
 
     max_idle: float = 60.0
     fail_fast_after: int = 3
@@ -50,8 +49,8 @@ class Connections:
 
     Args:
         pool: redis-py's. It says how connections are made, and how many there may be.
-        link_class: how one is used: by threads or by tasks.
-        limits: how long.
+        link_class: how threads, or tasks, use one.
+        limits: the engine's options.
     """
 
     def __init__(self, pool: Any, link_class: type[Link], limits: Limits) -> None:
@@ -64,15 +63,15 @@ class Connections:
         self._ask_at = 0.0
         self._asks_whether_master = True
         self._idle: list[Any] = []
-        # Whoever waits has a place here, where the next that is free is put.
+        # An event for each waiter. Its attribute `link` is the connection that the waiter gets.
         self._waiting: deque[Any] = deque()
         self._lock = threading.RLock()  # a signal handler may use sessions, too
-        # Not a number: a connection that an exception has lost between two lines counts no longer.
+        # Weak: a connection that an exception has lost between two lines does not count.
         self._links: weakref.WeakSet[Any] = weakref.WeakSet()
         self._failures, self._try_at = 0, 0.0
 
     async def exchange(self, batch: Batch) -> list[Any]:
-        """Send a batch and return the replies. An error that the server answers is a ``ResponseError`` among them.
+        """Send a batch and return the replies. A server's error is a ``ResponseError`` among them.
 
         Raises redis-py's ``ConnectionError`` and ``TimeoutError``.
         """
@@ -123,7 +122,7 @@ class Connections:
     # A free connection.
 
     def _free_one(self, place: Any) -> Any:
-        """Return an idle connection, or a new one; if there may be no more, the next is put into the place."""
+        """Return an idle connection or a new one; ``None`` if there may be no more, and `place` gets the next."""
         with self._lock:
             if place not in self._waiting:
                 self._waiting.append(place)
@@ -137,11 +136,11 @@ class Connections:
             return None
 
     async def _another(self) -> Any:
-        """Return the next connection that is free: waited for as long as connecting may take, or as the pool says."""
+        """Return the next free connection. Waits as long as connecting may take, or as the pool says."""
         pool = self._pool
         if self._lends:
             lent = self._link_class(await self._call(pool.get_connection))
-            lent.used = time.monotonic()  # it is open, and the pool says for how long it may be
+            lent.used = time.monotonic()  # it is open, and the pool looks after its age
             return lent
         patience = getattr(pool, "timeout", pool.connection_kwargs.get("socket_connect_timeout"))
         end = math.inf if patience is None else time.monotonic() + patience
@@ -161,11 +160,11 @@ class Connections:
         finally:
             with self._lock, suppress(ValueError):
                 self._waiting.remove(place)
-            if link is None or link is not place.link:  # what was given at the last moment is the next one's
+            if link is None or link is not place.link:  # it came at the last moment, and goes to the next waiter
                 self._free(place.link)
 
     def _free(self, link: Any) -> None:
-        """Keep a connection, or give it to the one who has waited longest. With ``None`` another may be made."""
+        """Keep a connection, or give it to the first waiter. ``None`` tells the waiter that a new one may be made."""
         if link is not None:
             self._idle.append(link)
         if self._waiting:
@@ -181,13 +180,13 @@ class Connections:
         return bool(self._pool.master_address != (connection.host, connection.port))
 
     async def _ask_for_master(self, start: float) -> None:
-        """Ask Sentinel for the master: one that stood still does not know that it was replaced, and connections to it
-        that were idle meanwhile do not show it.
+        """Ask Sentinel for the master. A master that stood still does not know that it was replaced, and idle
+        connections to it do not show it.
         """
         with suppress(RedisError, OSError):  # the master may be there without them
             await self._call(self._pool.get_master_address)
         end = time.monotonic()
-        # Later if it took long, as with sentinels that are gone.
+        # Later if it took long: some sentinels are gone.
         self._ask_at = end + max(_NAMED_FOR, 10 * (end - start))
 
     def _cannot_ask(self, reply: Any) -> None:
@@ -202,7 +201,7 @@ class Connections:
     # A failure.
 
     def _fail_fast(self, now: float) -> None:
-        """Raise ``TimeoutError`` for a server that has not answered several requests, but let one try now and then."""
+        """Raise ``TimeoutError`` if the server left several requests unanswered. Now and then one request tries."""
         if self._failures < self._fail_fast_after:
             return
         if now < self._try_at:
@@ -210,14 +209,14 @@ class Connections:
         self._try_at = now + _TRIED_EVERY
 
     def _pause_before_next(self, batch: Batch, link: Any, error: BaseException, failures: int) -> float | None:
-        """Return the seconds after which to send a batch once more; ``None`` if that may do harm, or was tried.
+        """Return the seconds to wait before a batch is sent again; ``None`` if that may do harm, or was done.
 
         A server that is slow to answer is not asked twice, or a visitor would wait twice as long.
         """
         is_late = isinstance(error, TimeoutError)
         if link is not None and (is_late or isinstance(error, ConnectionError)):
             retry = link.connection.retry
-            # A replica has refused it: as we found out, or redis-py. Any other context may be what the caller is about.
+            # A replica has refused it, as we or redis-py found out. The context may be an error of the caller's.
             refused = isinstance(error.__cause__, ResponseError)
             retries = retry.get_retries() if retry.get_retries() >= 0 else math.inf
             if (refused or batch.repeat) and failures <= retries + (not is_late):
@@ -230,7 +229,7 @@ class Connections:
         """Close a connection. If it has failed, close the idle ones, which have most likely failed too."""
         failed = isinstance(error, ConnectionError | TimeoutError)
         if link is None:
-            # redis-py takes a connection for open whose opening an exception has interrupted.
+            # redis-py takes a connection for open even if an exception has interrupted the opening.
             if self._lends and not failed and not isinstance(error, GeneratorExit):
                 await self._call(self._pool.disconnect, False)
             return
@@ -269,7 +268,7 @@ class Connections:
         await asyncio.gather(*ends, return_exceptions=True)
 
     def __del__(self) -> None:
-        # redis-py's connections are left to the garbage collector, which may come to their sockets first, and warn.
+        # The garbage collector may come to a socket before redis-py's connection, and would warn.
         if self._link_class is Link:
             self._close_idle()
             if self._follows_master:

@@ -1,7 +1,7 @@
-"""One connection: redis-py opens it, and a batch then goes over its socket directly.
+"""One connection. redis-py opens it; a batch then goes over its socket directly.
 
-redis-py's own way to send a batch and to read short replies makes a load a tenth slower, and gives each read a timeout
-of its own. The names of redis-py's that this takes are listed in tests/redis/test_names.py.
+redis-py's own sending and reading makes a load a tenth slower, and gives each read a timeout of its own.
+tests/redis/test_names.py lists the private names of redis-py that are used here.
 """
 
 import asyncio
@@ -25,27 +25,27 @@ from gsession_django.redis.steps import acall, call
 
 DIRECT: Final = frozenset({*ASYNC_CONNECTIONS, *ASYNC_CONNECTIONS.values()})
 """The classes of redis-py's own connections, whose sockets are used directly."""
-# What replies are as a rule; an error is of none of these types, and neither is what the server pushes in between.
+# The types of ordinary replies. An error has another one, and so has a message that the server pushes.
 _SIMPLE: Final = frozenset({bytes, int, dict, list, type(None)})
 
 
 def _looked_at(error: ResponseError) -> ResponseError:
-    """Return the error, unless a replica has answered it: then another server is the master by now."""
-    # In the middle, where a script met it; the other is what WAIT is answered.
+    """Return a server's error. One of a replica becomes ``ConnectionError``: another server is the master by now."""
+    # READONLY is in the middle where a script met it. A replica answers WAIT with the other text.
     if isinstance(error, ReadOnlyError) or "READONLY" in str(error) or "with replica" in str(error):
         raise ConnectionError(f"the server is a replica: {error}") from error
-    return error.with_traceback(None)  # its frames hold the replies, and so the error, and the connection
+    return error.with_traceback(None)  # its frames hold the connection, and the replies with this error
 
 
 def _meaning(error: OSError, timeout: float | None) -> RedisError:
-    """Return what an error of a socket means. With a number (ETIMEDOUT) the kernel has given the connection up."""
+    """Return redis-py's error for a socket's. With a number (ETIMEDOUT), the kernel has given the connection up."""
     if isinstance(error, builtins.TimeoutError) and error.errno is None:
         return TimeoutError(f"no answer within {timeout} seconds")
     return ConnectionError(f"{type(error).__name__}: {error}")
 
 
 async def _through_redis(link: "Link", data: bytes, count: int, read: Callable[[], Any]) -> list[Any]:
-    """Do what ``talk`` does with a connection class of the site's own, and without hiredis."""
+    """Talk by redis-py's methods: with a connection class of the site's own, or without hiredis."""
     await link.call(link.connection.send_packed_command, [data])
     replies: list[Any] = []
     for _ in range(count):
@@ -94,7 +94,7 @@ class Link:
     async def talk(self, data: bytes, count: int) -> list[Any]:
         """Send commands, and return the replies to them. The connection's timeout holds for all of it.
 
-        One that was kept is opened anew if the server has closed it, or if anything unread lies on it.
+        A kept connection is opened again if the server has closed it, or if anything on it is unread.
 
         Args:
             data: the commands, packed.
@@ -114,7 +114,7 @@ class Link:
             raise _meaning(error, self.connection.socket_timeout) from error
 
     def _is_unclean(self) -> Any:
-        """Return whether there is something on its socket, the end too, that was not read."""
+        """Return whether anything on its socket is unread, its end included."""
         if self._reader is None:
             try:
                 return bool(self.connection.can_read())
@@ -211,7 +211,7 @@ class AsyncLink(Link):
                     return await _through_redis(self, data, count, read)
                 try:
                     connection._writer.write(data)
-                except RuntimeError as error:  # uvloop's, where the connection was reset since it was looked at
+                except RuntimeError as error:  # uvloop raises it if the connection was reset since the look
                     raise ConnectionError(str(error)) from error
                 await connection._writer.drain()
                 read = connection._parser.read_response
@@ -223,8 +223,8 @@ class AsyncLink(Link):
     async def _is_unclean(self) -> bool:
         connection = self.connection
         try:
-            # redis-py looks at what the event loop has read; what came while the loop stood still is in the socket.
-            # Where it was reset, there is no end to read, and no socket any more.
+            # redis-py looks at what the event loop has read. The socket has what came while the loop stood still.
+            # A connection that was reset has no end to read, and no socket.
             if await connection.can_read() or connection._writer.is_closing() or (file := _file_of(connection)) < 0:
                 return True
         except RedisError:
@@ -253,8 +253,8 @@ def _file_of(connection: Any) -> int:
 def let_go(connections: Iterable[Any]) -> None:
     """Let go of the sockets of these async connections, which a parent process goes on using.
 
-    Whatever is done to these objects later, to close or finalise them, meets another file in their place: it neither
-    writes to the parent's sockets nor takes them out of its event loop, which the kernel shares between the two.
+    Another file takes the place of each socket. Closing or finalising these objects later then neither writes to the
+    parent's sockets nor takes them out of its event loop, which the kernel shares between the two processes.
     """
     nowhere = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
     for connection in connections:

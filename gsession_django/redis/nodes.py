@@ -1,7 +1,7 @@
 """Redis Cluster: which of its nodes has a session, and asking there.
 
-All keys of a batch are in one slot, and so on one node. The node is asked like a server of its own; only if it refuses,
-or does not answer, is there more to do: slots move, and nodes fail and are replaced.
+All keys of a batch are in one slot, and so on one node. The node is asked like a single server. If it refuses or does
+not answer, there is more to do: slots move, and nodes fail and are replaced.
 """
 
 import asyncio
@@ -85,7 +85,7 @@ class Nodes:
             if node is not None:
                 try:
                     replies = await self.at(node).exchange(_asking(batch) if asked else batch)
-                except MaxConnectionsError:  # which no other node can mend
+                except MaxConnectionsError:  # no other node can help
                     raise
                 except (ConnectionError, TimeoutError) as error:
                     if not (batch.repeat or _was_not_sent(error)):
@@ -108,7 +108,7 @@ class Nodes:
                 if self._owners is owners:  # nobody has looked meanwhile
                     await self._look(node, end)
                 moved = self._owners.get(slot) != owner
-                if isinstance(problem, TimeoutError) and not moved:  # or a visitor would wait twice as long
+                if isinstance(problem, TimeoutError) and not moved:  # the visitor has waited once
                     raise copy(problem)
                 pause = 0 if moved else _PAUSE
             if time.monotonic() + pause > end:
@@ -117,7 +117,7 @@ class Nodes:
                 await self._pause(pause)
 
     async def _look(self, failed: Address | None, end: float) -> None:
-        """Find out who has which slot: from any node, but from the one that has failed last."""
+        """Ask any node who has which slot. The one that has failed is asked last."""
         nodes = self._members.union(self._entry.nodes)
         problem: RedisError = ConnectionError("No node of the cluster could be asked for its slots.")
         for node in sorted(nodes, key=lambda node: (node == failed, random.random())):
@@ -181,8 +181,8 @@ def _was_not_sent(error: RedisError) -> bool:
 
 
 def _alone(error: RedisError) -> RedisError:
-    """Return the error without the frames that it came through. They would hold it, and it them and all connections,
-    until the garbage collector comes; so what is kept in a variable is raised as a copy.
+    """Return the error without the frames that it came through. The error and its frames would hold each other and all
+    connections until the garbage collector comes. An error that a variable holds is therefore raised as a copy.
     """
     error.__context__ = None
     return error.with_traceback(None)
