@@ -152,44 +152,44 @@ def problem_of(case: type[unittest.TestCase], test: str = "test_an_unknown_sessi
 
 
 def contract_test(store_class: Any = None) -> type[unittest.TestCase]:
-    """Return a contract test that is not collected, as it has no name here."""
+    """Return a contract test that pytest does not collect: it has no name in this module."""
     return type(
         "MyTests", (StorageContract, SimpleTestCase), {} if store_class is None else {"store_class": store_class}
     )
 
 
 IS_A_STORAGE = (
-    "MyTests.store_class is the storage WholeMapStorage: set it to the engine's SessionStore, whose storage_class is "
-    "WholeMapStorage."
+    "MyTests.store_class is the storage WholeMapStorage. Set it to the engine's SessionStore, which names "
+    "WholeMapStorage as its storage_class."
 )
 
 
 @pytest.mark.parametrize(
     ("store_class", "says"),
     [
-        (None, "Set MyTests.store_class to the engine's SessionStore: the class in its module."),
+        (None, "MyTests.store_class is not set. Set it to the SessionStore in the engine's module."),
         *((storage, IS_A_STORAGE) for storage in (WholeMapStorage, WholeMapStorage())),
         (
             DjangoStore,
             (
-                f"MyTests.store_class is {DjangoStore!r}: set it to the engine's SessionStore, a subclass of "
+                f"MyTests.store_class is {DjangoStore!r}. Set it to the engine's SessionStore, a subclass of "
                 "gsession_django.SessionStore."
             ),
         ),
         (
             SessionStore,
             (
-                "MyTests.store_class is SessionStore, whose storage_class is None: set that to the class of the "
-                "storage, a subclass of gsession_django.Storage."
+                "MyTests.store_class is SessionStore, whose storage_class is None. Set storage_class to the class of "
+                "the storage, a subclass of gsession_django.Storage."
             ),
         ),
     ],
 )
-def test_a_store_class_that_is_none_is_one_sentence(store_class: Any, says: str) -> None:
+def test_a_wrong_store_class_is_named_with_what_to_do(store_class: Any, says: str) -> None:
     assert problem_of(contract_test(store_class)) == says
 
 
-def test_a_set_up_that_was_not_called_is_one_sentence() -> None:
+def test_a_set_up_that_was_not_called_is_named() -> None:
     class MyTests(StorageContract, SimpleTestCase):
         store_class = memory.SessionStore
 
@@ -220,7 +220,7 @@ def test_a_test_case_is_needed() -> None:
     ("module", "why"),
     [
         ("mysite.sesions", "which cannot be imported"),
-        ("tests.support.clock", "which is no engine"),
+        ("tests.support.clock", "which is not an engine"),
         ("tests.engine_imported", "which only imports the SessionStore"),
         ("gsession_django.backends.memory", "which is the engine of MemoryStorage"),
     ],
@@ -237,8 +237,8 @@ def test_options_that_do_not_reach_the_engine_are_refused(
     monkeypatch.setitem(sys.modules, imported.__name__, imported)
     with override_settings(GSESSION={"ENGINES": {module: {"max_sessions": 5}}}):
         assert problem_of(contract_test(store_class)) == (
-            f'GSESSION["ENGINES"] has options under {module!r}, {why}: put those of Larger under '
-            "'tests.support.storages', the module in which its SessionStore is defined ({} if it has none)."
+            f'GSESSION["ENGINES"] has options under {module!r}, {why}. Put the options of Larger '
+            "under 'tests.support.storages', the module that defines its SessionStore, or {} if it has none."
         )
     settings: tuple[dict[str, Any], ...] = (
         {},

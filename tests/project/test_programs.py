@@ -13,8 +13,8 @@ MARIADB = "not run: 3 tests (MariaDB is not installed; Debian: apt-get install m
 CHROMIUM = "not run: 1 tests (Chromium is not installed; Debian: apt-get install chromium chromium-driver)"
 ON_MARIADB = (
     "tests/database/test_contract.py::MariaDBTests::test_what_is_stored_is_read_back",
-    "tests/database/test_servers.py::test_mariadb_is_durable_where_that_is_asked_for",
-    "tests/database/test_servers.py::test_nothing_is_left_of_them_when_the_test_process_is_killed[mariadb]",
+    "tests/database/test_servers.py::test_mariadb_is_durable_on_request",
+    "tests/database/test_servers.py::test_a_killed_test_process_leaves_no_server_behind[mariadb]",
 )
 IN_A_BROWSER = "tests/demo/test_demo_browser.py::test_cart_survives_signing_in"
 ON_NEITHER = "tests/site/test_checks.py"

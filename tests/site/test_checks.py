@@ -316,6 +316,6 @@ def test_a_folder_that_is_not_there(settings: Settings, tmp_path: Any) -> None:
     settings.SESSION_FILE_PATH = tmp_path / "missing"
     message = only(check_settings())
     assert message.id == "gsession_django.E008"
-    assert f"SESSION_FILE_PATH = '{tmp_path}/missing': there is no such folder" in message.msg
+    assert f"SESSION_FILE_PATH = '{tmp_path}/missing': this folder does not exist" in message.msg
     settings.SESSION_FILE_PATH = tmp_path
     assert check_settings() == []

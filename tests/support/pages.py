@@ -1,4 +1,4 @@
-"""Reading the pages of the documentation: what is in which block."""
+"""Reads the blocks on the pages of the documentation."""
 
 import re
 from collections.abc import Iterator
@@ -21,8 +21,8 @@ class Block:
     """A fenced block, and the line on which its text begins, counted from 0.
 
     Attributes:
-        file: the module that it is, if any.
-        part_of: the module that it shows some lines of, if any.
+        file: the module whose whole text it is, if any.
+        part_of: the module of which it shows some lines, if any.
     """
 
     language: str
@@ -33,7 +33,7 @@ class Block:
 
     @property
     def padded(self) -> str:
-        """The text with as many lines before it as on the page, so that tracebacks name the page's lines."""
+        """The text with as many lines before it as on the page: tracebacks then name the page's lines."""
         return "\n" * self.line + self.text
 
 
