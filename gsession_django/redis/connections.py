@@ -12,6 +12,7 @@ import time
 import weakref
 from collections import deque
 from contextlib import suppress
+from dataclasses import dataclass
 from typing import Any, Final, NamedTuple
 
 from redis.exceptions import ConnectionError, MaxConnectionsError, RedisError, ResponseError, TimeoutError
@@ -42,6 +43,14 @@ class Limits(NamedTuple):
     fail_fast_after: int = 3
 
 
+@dataclass(eq=False, slots=True)
+class _Place:
+    """Where somebody waits for a connection. The event says that there is one, or that a new one may be made."""
+
+    event: Any
+    link: Any = None
+
+
 class Connections:
     """The connections to one server, of all threads or of one event loop.
 
@@ -63,8 +72,7 @@ class Connections:
         self._ask_at = 0.0
         self._asks_whether_master = True
         self._idle: list[Any] = []
-        # An event for each waiter. Its attribute `link` is the connection that the waiter gets.
-        self._waiting: deque[Any] = deque()
+        self._waiting: deque[_Place] = deque()
         self._lock = threading.RLock()  # a signal handler may use sessions, too
         # Weak: a connection that an exception has lost between two lines does not count.
         self._links: weakref.WeakSet[Any] = weakref.WeakSet()
@@ -121,7 +129,7 @@ class Connections:
 
     # A free connection.
 
-    def _free_one(self, place: Any) -> Any:
+    def _free_one(self, place: _Place) -> Any:
         """Return an idle connection or a new one; ``None`` if there may be no more, and `place` gets the next."""
         with self._lock:
             if place not in self._waiting:
@@ -144,8 +152,7 @@ class Connections:
             return lent
         patience = getattr(pool, "timeout", pool.connection_kwargs.get("socket_connect_timeout"))
         end = math.inf if patience is None else time.monotonic() + patience
-        place = self._link_class.event()
-        place.link = None
+        place = _Place(self._link_class.event())
         link: Any = None
         try:
             while (link := place.link or self._free_one(place)) is None:
@@ -154,8 +161,8 @@ class Connections:
                         f"all {pool.max_connections} connections were in use for {patience:g} seconds. Raise "
                         "max_connections in CONNECTION_POOL_KWARGS, or look for what keeps them in use"
                     )
-                await self._call(self._link_class.wait, place, min(left, _LOOKED_EVERY))
-                place.clear()
+                await self._call(self._link_class.wait, place.event, min(left, _LOOKED_EVERY))
+                place.event.clear()
             return link
         finally:
             with self._lock, suppress(ValueError):
@@ -171,7 +178,7 @@ class Connections:
             with self._lock, suppress(IndexError):  # somebody else may come first
                 place = self._waiting.popleft()
                 place.link = self._idle.pop() if self._idle else None
-                place.set()
+                place.event.set()
 
     # Which connections may be used.
 
