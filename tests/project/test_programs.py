@@ -1,4 +1,4 @@
-"""Tests whose program is not installed are skipped, and said to be, in one line; under ``CI=true`` they fail."""
+"""Tests whose program is not installed are skipped, with one line about them; under ``CI=true`` they fail."""
 
 import os
 import subprocess
@@ -21,7 +21,7 @@ ON_NEITHER = "tests/site/test_checks.py"
 
 
 def on_a_machine_without_them(folder: Path, **environ: str) -> subprocess.CompletedProcess[str]:
-    """Run a few tests where no program is found."""
+    """Run a few tests on a machine that has none of the programs."""
     code = (
         "import sys, pytest, tests.support.programs; tests.support.programs.BESIDE_PATH = ''; "
         "sys.exit(pytest.main(['-q', '-p', 'no:cacheprovider', *sys.argv[1:]]))"
@@ -40,7 +40,7 @@ def test_they_are_skipped_and_the_last_lines_say_so(tmp_path: Path) -> None:
     assert "passed, 4 skipped" in lines[-1]
 
 
-def test_in_ci_they_fail(tmp_path: Path) -> None:
+def test_they_fail_in_ci(tmp_path: Path) -> None:
     done = on_a_machine_without_them(tmp_path, CI="true")
     assert done.returncode == pytest.ExitCode.TESTS_FAILED, done.stdout + done.stderr
     assert "not run" not in done.stdout
