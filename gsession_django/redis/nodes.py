@@ -1,8 +1,8 @@
 """Redis Cluster: which of its nodes has a session, and asking there.
 
-All keys of a batch are in one slot, and so on one node, but for a Spread, which is taken apart. The node is asked like a
-server of its own; only if it refuses, or does not answer, is there more to do: slots move, and nodes fail and are
-replaced.
+All keys of a batch are in one slot, and so on one node, but for those of a Spread, which is taken apart. The node is
+asked like a server of its own; only if it refuses, or does not answer, is there more to do: slots move, and nodes fail
+and are replaced.
 """
 
 import asyncio
