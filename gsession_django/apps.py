@@ -7,3 +7,7 @@ class GSessionConfig(AppConfig):
 
     def ready(self) -> None:
         from gsession_django import checks  # noqa: F401  (importing it registers the checks)
+        from gsession_django.users import checks as checks_of_users  # noqa: F401  (likewise)
+        from gsession_django.users import limits
+
+        limits.watch()

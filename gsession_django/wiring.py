@@ -9,10 +9,10 @@ from gsession_django.core.engine import Engine, engine_module
 from gsession_django.users.engine import IndexedEngine
 
 if TYPE_CHECKING:
-    from gsession_django.core.store import SessionStore
+    from gsession_django.core.store_base import StoreBase
 
 
-def engine_class(store: "type[SessionStore]") -> type[Engine]:
+def engine_class(store: "type[StoreBase]") -> type[Engine]:
     """Return the class of the Engine of `store`: another one where ``GSESSION["FALLBACK_ENGINE"]`` is set for it."""
     _look_for_opentelemetry()
     if conf().fallback_engine is None or (

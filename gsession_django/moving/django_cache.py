@@ -13,7 +13,7 @@ from django_redis.client.sharded import ShardClient
 from django_redis.exceptions import ConnectionInterrupted
 from redis.exceptions import RedisError
 
-from gsession_django.core.session_map import EXPIRY_KEY
+from gsession_django.core.pairs import EXPIRY_KEY
 from gsession_django.moving.django_engines import cache_unavailable, expiry_age
 from gsession_django.moving.source import Found
 from gsession_django.redis.commands import escaped

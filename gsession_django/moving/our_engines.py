@@ -8,9 +8,10 @@ from django.core.exceptions import ImproperlyConfigured
 
 from gsession_django.core.driving import Operation
 from gsession_django.core.engine import Engine, engine_of
+from gsession_django.core.pairs import EXPIRY_KEY
 from gsession_django.core.reading import Lifetimes
 from gsession_django.core.reserved import RESERVED_KEY, is_reserved
-from gsession_django.core.session_map import EXPIRY_KEY, SessionMap
+from gsession_django.core.session_map import SessionMap
 from gsession_django.core.storage import Disabled
 from gsession_django.core.store import SessionStore
 from gsession_django.moving.source import Found

@@ -41,9 +41,10 @@ from django.core.exceptions import ImproperlyConfigured
 
 from gsession_django.core.driving import UNABLE, Operation
 from gsession_django.core.engine import Engine
+from gsession_django.core.pairs import EXPIRY_KEY
 from gsession_django.core.reading import Lifetimes
 from gsession_django.core.reserved import RESERVED_PREFIX, UNFINISHED
-from gsession_django.core.session_map import EXPIRY_KEY, SessionMap
+from gsession_django.core.session_map import SessionMap
 from gsession_django.moving.source import Found, Source
 from gsession_django.serializers import DecodeError, decode, encode
 

@@ -216,13 +216,15 @@ _NOW: Final = """
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
 """
-# ARGV: the id, and the seconds that the set is to live at least. Answers how many there are, or 0 if the id was there.
+# Each time that so many more ids are in the set, those of sessions that have expired are to be removed.
+_MANY: Final = 100
+# ARGV: the id, and the seconds that the set is to live at least. Answers 1 if ids are to be removed.
 ADD_TO_USER = Script(
     _NOW
-    + """
+    + f"""
 local added = redis.call('ZADD', KEYS[1], now, ARGV[1])
 if redis.call('PTTL', KEYS[1]) < ARGV[2] * 1000 then redis.call('EXPIRE', KEYS[1], ARGV[2]) end
-return added * redis.call('ZCARD', KEYS[1])
+return added == 1 and redis.call('ZCARD', KEYS[1]) % {_MANY} == 0 and 1 or 0
 """
 )
 # Answers the ids and when each was added, in a row, and the time.
@@ -232,6 +234,11 @@ CLEAN_USER = Script("""
 for at = 1, #ARGV, 2 do
     if redis.call('ZSCORE', KEYS[1], ARGV[at]) == ARGV[at + 1] then redis.call('ZREM', KEYS[1], ARGV[at]) end
 end
+""")
+# KEYS: those of a session, and last that of the set. ARGV: the id.
+END_OF_USER = Script("""
+redis.call('UNLINK', unpack(KEYS, 1, #KEYS - 1))
+redis.call('ZREM', KEYS[#KEYS], ARGV[1])
 """)
 
 # One at a time. ARGV: the token of the holder, and the milliseconds that the lock holds.

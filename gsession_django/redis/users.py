@@ -8,15 +8,13 @@ from typing import TYPE_CHECKING, Final
 from urllib.parse import quote
 
 from gsession_django.redis.commands import Batch, Command, Operation, Spread, seconds
-from gsession_django.redis.scripts import ADD_TO_USER, CLEAN_USER, READ_USER
+from gsession_django.redis.scripts import ADD_TO_USER, CLEAN_USER, END_OF_USER, READ_USER
 
 if TYPE_CHECKING:
     from gsession_django.redis.storage import BaseRedisStorage
 
 # Milliseconds for which an id may be there before its session is.
 _YOUNG: Final = 60_000
-# Each time that so many more ids are there, those of sessions that have expired are removed.
-_MANY: Final = 100
 
 
 def sessions_of(storage: "BaseRedisStorage", user_id: str) -> Operation[list[str]]:
@@ -44,20 +42,19 @@ def sessions_of(storage: "BaseRedisStorage", user_id: str) -> Operation[list[str
 def add_to_user(storage: "BaseRedisStorage", user_id: str, session_id: str, ttl: int) -> Operation[None]:
     """Do what ``Storage.add_to_user`` says. The set lives at least as long as the id is to be listed."""
     command = ADD_TO_USER((_key_of(storage, user_id),), session_id, seconds(ttl))
-    count = storage._changed((yield storage._change(command)))
-    if count and count % _MANY == 0:
+    if storage._changed((yield storage._change(command))):
         yield from sessions_of(storage, user_id)
 
 
 def remove_from_user(storage: "BaseRedisStorage", user_id: str, session_id: str, ended: bool) -> Operation[None]:
     """Do what ``Storage.remove_from_user`` says: in one round trip, or where a cluster's session ends in two."""
-    commands: list[Command] = [("ZREM", _key_of(storage, user_id), session_id)]
-    if ended:
-        if storage.client.entry.is_cluster:
-            yield from storage._remove_all(session_id)
-        else:
-            commands.insert(0, ("UNLINK", *storage._keys(session_id)))
-    storage._changed((yield storage._change(*commands)))
+    key = _key_of(storage, user_id)
+    command: Command = ("ZREM", key, session_id)
+    if ended and storage.client.entry.is_cluster:
+        yield from storage._remove_all(session_id)
+    elif ended:
+        command = END_OF_USER((*storage._keys(session_id), key), session_id)
+    storage._changed((yield storage._change(command)))
 
 
 def _key_of(storage: "BaseRedisStorage", user_id: str) -> str:

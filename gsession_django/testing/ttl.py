@@ -4,7 +4,8 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from typing import Final
 
-from gsession_django.core.session_map import EXPIRY_KEY, SessionMap
+from gsession_django.core.pairs import EXPIRY_KEY
+from gsession_django.core.session_map import SessionMap
 from gsession_django.testing.case import ContractCase, needs
 
 WAIT: Final = 1.2

@@ -1,6 +1,7 @@
 """The engine that keeps an index from users to sessions, if its storage can."""
 
 import time
+from contextlib import suppress
 
 from django.contrib.auth import SESSION_KEY
 
@@ -9,6 +10,7 @@ from gsession_django.core.engine import Engine
 from gsession_django.core.reading import Lifetimes
 from gsession_django.core.saving import Saving
 from gsession_django.core.session_map import SessionMap
+from gsession_django.core.storage import StorageUnavailable
 from gsession_django.users.about import LISTED, SINCE
 
 
@@ -22,7 +24,7 @@ class IndexedEngine(Engine):
             return False
         signs_in = session.base(SESSION_KEY) != user or not (session.lacks(SINCE) or SINCE in session)
         if signs_in:
-            session[SINCE] = time.time_ns() // 1_000_000
+            session[SINCE] = time.time_ns() // 1000
         if "add_to_user" in self.able:
             now = int(time.time())
             if signs_in or (not session.lacks(LISTED) and session.get(LISTED, 0) < now + ttl):
@@ -66,4 +68,6 @@ class IndexedEngine(Engine):
         yield "add_to_user", user_id, session_id, 2 * ttl
 
     def _take_out(self, user_id: str, session_id: str) -> Operation:
-        yield "remove_from_user", user_id, session_id, False
+        # The session has gone on: an id too many does no harm, and a 503 would keep its new key from the visitor.
+        with suppress(StorageUnavailable):
+            yield "remove_from_user", user_id, session_id, False

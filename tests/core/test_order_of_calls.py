@@ -546,7 +546,9 @@ class TestSometimesDisabledStorage:
                 super().set_map(*args)
 
         request = Site(Hopeless).request()
-        with pytest.raises(ImproperlyConfigured, match=r"Hopeless of the engine .*: its set_map\(\) is disabled"):
+        with pytest.raises(
+            ImproperlyConfigured, match=r"Hopeless of the engine .* without set_map\(\), which is missing or disabled"
+        ):
             request.save()
 
 

@@ -8,7 +8,7 @@ from django.core.exceptions import SynchronousOnlyOperation
 from pytest_django import Settings
 
 from gsession_django import SessionMap
-from gsession_django.core.session_map import EXPIRY_KEY
+from gsession_django.core.pairs import EXPIRY_KEY, Pairs
 from gsession_django.core.values import MISSING, UNFETCHED, Encoded
 from gsession_django.serializers import decode, encode
 
@@ -113,7 +113,7 @@ class TestAltered:
     def test_a_scalar_costs_nothing(self, monkeypatch: pytest.MonkeyPatch) -> None:
         session = read(number=1, text="a", nothing=None, yes=True, half=0.5)
         list(session.values())
-        monkeypatch.setattr("gsession_django.core.session_map.encode", None)
+        monkeypatch.setattr("gsession_django.core.comparing.encode", None)
         assert not session.altered()
 
     def test_it_counts_from_the_baseline(self) -> None:
@@ -349,7 +349,7 @@ class TestEncoded:
             decoded.append(bytes(data))
             return decode(data)
 
-        monkeypatch.setattr("gsession_django.core.session_map.decode", recording)
+        monkeypatch.setattr("gsession_django.core.pairs.decode", recording)
         session = SessionMap({"one": Encoded(b"1"), "two": Encoded(b'{"x": 2}')})
         assert decoded == []
         assert session["one"] == 1
@@ -381,14 +381,14 @@ class Stored:
         self.data = data
         self.asked: list[str | None] = []
 
-    def fetch(self, session: SessionMap, key: str | None) -> None:
+    def fetch(self, session: Pairs, key: str | None) -> None:
         self.asked.append(key)
         if key is not None and self.data.get(key) is not None:
             session.learn({key: self.data[key]})
         else:
             session.learn(self.data, complete=True)
 
-    async def afetch(self, session: SessionMap, key: str | None) -> None:
+    async def afetch(self, session: Pairs, key: str | None) -> None:
         self.fetch(session, key)
 
     def fetch_size(self) -> int:

@@ -143,7 +143,7 @@ def test_moving_does_not_prolong_a_session(site: None, target: str) -> None:
 
 @each_way
 def test_a_visitor_stays_signed_in(site: None, source: str, target: str) -> None:
-    pages = {"ROOT_URLCONF": sites.__name__, "AUTHENTICATION_BACKENDS": [sites._BACKEND]}
+    pages = {"ROOT_URLCONF": sites.__name__, "AUTHENTICATION_BACKENDS": [sites.BACKEND]}
     before = sites.OURS if source in OURS.values() else sites.DJANGOS
     with override_settings(SESSION_ENGINE=source, MIDDLEWARE=[before, AUTHENTICATION], **pages):
         key = sites.Visitor().signed_in(count=3).key

@@ -90,6 +90,7 @@ def use_the_index_and_the_lock(store_class: type[SessionStore]) -> None:
     assert list(storage.sessions_of(user)) == [store.session_id]
     assert storage.lock(str(store.session_id), "token", 60)
     storage.unlock(str(store.session_id), "token")
+    assert store[SESSION_KEY] == user
     store.flush()
     assert list(storage.sessions_of(user)) == []
 

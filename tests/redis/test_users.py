@@ -220,8 +220,6 @@ def test_a_set_of_many_is_cleaned_without_being_asked_for(module: ModuleType, pl
         assert len(listed(storage)) == 99
         last = add(storage)
         assert listed(storage) == [live, last]
-        storage.add_to_user("7", last, 120)
-        assert storage.sessions_of("7") == [live, last]
 
 
 @both_engines
@@ -265,9 +263,9 @@ def test_all_of_a_hash_ends(place: str) -> None:
 
 
 @both_engines
-def test_the_session_ends_first(module: ModuleType, place: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_in_a_cluster_the_session_ends_first(module: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
     """An entry without a session is found and removed; a session without an entry could not be ended."""
-    with site(module, place) as storage:
+    with site(module, "cluster") as storage:
         session_id = add(storage)
         sent: list[Any] = []
         exchange: Any = type(storage.client._way).exchange
@@ -470,6 +468,17 @@ def test_a_look_at_the_sessions_of_a_user_costs_few_round_trips(
         round_trips()
         storage.sessions_of("7")
         assert round_trips() == 1 + nodes + 1
+
+
+@both_engines
+def test_to_add_an_id_again_costs_one_round_trip(
+    module: ModuleType, place: str, round_trips: Callable[[], int]
+) -> None:
+    with site(module, place) as storage:
+        ids = [add(storage, live=False) for _ in range(100)]
+        round_trips()
+        storage.add_to_user("7", ids[0], 60)
+        assert round_trips() == 1
 
 
 # A cluster whose slots move.

@@ -69,7 +69,7 @@ class Backend(BaseBackend):
         return self.get_user(user_id)
 
 
-_BACKEND = f"{__name__}.Backend"
+BACKEND = f"{__name__}.Backend"
 
 
 # What they do. Each answer says who the visitor is, and what the session holds: a number that one of these counts, and
@@ -105,7 +105,7 @@ def modify(request: HttpRequest) -> HttpResponse:
 
 @login_not_required
 def sign_in(request: HttpRequest) -> HttpResponse:
-    login(request, ada, _BACKEND)
+    login(request, ada, BACKEND)
     return _saw(request, request.user)
 
 
@@ -138,7 +138,7 @@ async def amodify(request: HttpRequest) -> HttpResponse:
 
 @login_not_required
 async def asign_in(request: HttpRequest) -> HttpResponse:
-    await alogin(request, ada, _BACKEND)
+    await alogin(request, ada, BACKEND)
     return _saw(request, await request.auser())
 
 
@@ -277,7 +277,7 @@ def settings_of_the_site(middleware: list[str]) -> dict[str, Any]:
     """Return the settings of the site above, but for where its sessions are."""
     return {
         "ROOT_URLCONF": __name__,
-        "AUTHENTICATION_BACKENDS": [_BACKEND],
+        "AUTHENTICATION_BACKENDS": [BACKEND],
         "LOGIN_URL": "/sign_in/",
         "MIDDLEWARE": middleware,
     }

@@ -13,7 +13,8 @@ from tqdm import tqdm
 from gsession_django.core.abilities import abilities
 from gsession_django.core.engine import Engine, engine_of
 from gsession_django.core.storage import Disabled, StorageUnavailable
-from gsession_django.core.store import PURGE_BATCH_SIZE, SessionStore
+from gsession_django.core.store import SessionStore
+from gsession_django.core.store_base import PURGE_BATCH_SIZE
 from gsession_django.management.common import interrupt, positive, seconds, session_store
 
 _OTHERS: Final = "Use clearsessions for Django's own."
