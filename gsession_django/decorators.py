@@ -1,4 +1,4 @@
-"""What a view may say of itself."""
+"""Decorators for views."""
 
 from collections.abc import Callable
 from functools import wraps
@@ -13,13 +13,13 @@ _View = TypeVar("_View", bound=Callable[..., Any])
 
 
 def answers_outages(view: _View) -> _View:
-    """Let a view answer where its session is unavailable: what it returns is sent, and no 503 in its place.
+    """Let a view answer outages of its session itself: its response replaces the 503.
 
-    It is for a view that catches :class:`gsession_django.StorageUnavailable`, as a health page does. It goes above
-    other decorators, and on a class-based view with ``method_decorator(answers_outages, name="dispatch")``.
+    Use it for a view that catches :class:`gsession_django.StorageUnavailable`, such as a health page. Put it above
+    other decorators, and on a class-based view as ``method_decorator(answers_outages, name="dispatch")``.
 
-    After a failure nothing is saved any more. If the view raises StorageUnavailable, or if the save at the end of the
-    request fails and loses a change, the answer is a 503 as for any other view.
+    After a failure the request saves nothing more. The answer is still a 503 if the view raises StorageUnavailable, or
+    if the save after the view fails and loses a change.
 
     Args:
         view: a sync or async view.

@@ -277,6 +277,11 @@ class Pairs(MutableMapping[str, Any]):
             return self.partial
         return self._values[key] is UNFETCHED if key in self._values else self._may_have(key)
 
+    @property
+    def held_pairs(self) -> Mapping[str, Any]:
+        """The pairs that are here, hidden ones too. A value may still be encoded, or ``UNFETCHED``."""
+        return self._values
+
     def hide(self, key: str) -> None:
         """Drop a pair that a storage keeps for itself, as if it had not been read."""
         self._values.pop(key, None)

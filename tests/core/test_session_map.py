@@ -1,4 +1,4 @@
-"""SessionMap: what a request did to a session, and how that merges."""
+"""SessionMap: the changes of a request to a session, and how they merge."""
 
 import asyncio
 from typing import Any
@@ -18,7 +18,7 @@ def read(**data: Any) -> SessionMap:
 
 
 class TestChanges:
-    def test_a_session_that_was_only_read_has_none(self) -> None:
+    def test_a_session_that_was_only_read_has_no_change(self) -> None:
         session = read(number=1, cart={"apple": [1]})
         assert session["number"] == 1
         assert session["cart"]["apple"][0] == 1
@@ -30,24 +30,24 @@ class TestChanges:
     @pytest.mark.parametrize(
         ("before", "after"), [(1, 2), (1, True), (1, 1.0), (0.0, -0.0), ("1", 1), (None, 0), ([], {})]
     )
-    def test_a_value_that_was_set_to_another_is_one(self, before: Any, after: Any) -> None:
+    def test_setting_another_value_is_a_change(self, before: Any, after: Any) -> None:
         session = read(key=before)
         session["key"] = after
         assert list(session.changed) == ["key"]
 
     @pytest.mark.parametrize("value", [1, "text", None, 1.5, True, [1, {"a": 2}], {"a": {"b": []}}])
-    def test_a_value_that_was_set_to_what_it_was_is_none(self, value: Any) -> None:
+    def test_setting_the_old_value_is_not_a_change(self, value: Any) -> None:
         session = SessionMap({"key": value, "other": 1})
         session["key"] = 12
         session["key"] = value
         assert not session.has_changes()
 
-    def test_a_value_changed_in_place_is_one(self) -> None:
+    def test_a_change_in_place_is_a_change(self) -> None:
         session = read(cart={"apple": {"sizes": [1, 2]}}, other={})
         session["cart"]["apple"]["sizes"].append(3)
         assert session.changed == {"cart": {"apple": {"sizes": [1, 2, 3]}}}
 
-    def test_a_value_changed_in_place_and_back_is_none(self) -> None:
+    def test_a_change_in_place_and_back_is_not_a_change(self) -> None:
         session = read(cart={"apple": 1})
         session["cart"]["apple"] = 2
         session["cart"]["apple"] = 1
@@ -80,7 +80,7 @@ class TestChanges:
         session["two"] = 3
         assert (session.changed, session.removed) == ({"two": 3}, set())
 
-    def test_a_cleared_session_is_all_change(self) -> None:
+    def test_clearing_a_session_changes_all_of_it(self) -> None:
         session = read(one=1)
         session.clear()
         assert session.has_changes()
@@ -89,14 +89,14 @@ class TestChanges:
         assert session.changed == {"two": 2}
         assert dict(session) == {"two": 2}
 
-    def test_bytes_that_another_program_wrote_differently_are_none(self) -> None:
+    def test_different_bytes_of_another_program_are_not_a_change(self) -> None:
         session = SessionMap({"cart": Encoded(b'{ "apple" : 1 }'), "number": Encoded(b" 1 ")})
         assert session["cart"] == {"apple": 1}
         session["number"] = 1
         session["cart"]["apple"] = 1
         assert not session.has_changes()
 
-    def test_a_value_that_cannot_be_encoded_is_one_and_an_error_that_names_its_key(self) -> None:
+    def test_a_value_that_cannot_be_encoded_is_a_change_and_an_error_that_names_its_key(self) -> None:
         session = read(cart={})
         session["cart"] = {"thing": object()}
         with pytest.raises(TypeError, match="session value 'cart' cannot be stored by SESSION_SERIALIZER"):
@@ -375,7 +375,7 @@ class TestEncoded:
 
 
 class Stored:
-    """Where a session's values are fetched from, recording what for."""
+    """Hands out a session's values, and records which."""
 
     def __init__(self, **data: Any) -> None:
         self.data = data

@@ -25,6 +25,19 @@ def sign_in(store: SessionStore, user: str = "7") -> SessionStore:
     return store
 
 
+async def asign_in(store: SessionStore, user: str = "7") -> SessionStore:
+    """Do to a session what Django's ``alogin()`` does, and save it."""
+    if await store.aget(SESSION_KEY, user) != user:
+        await store.aflush()
+    else:
+        await store.acycle_key()
+    await store.aset(SESSION_KEY, user)
+    await store.aset(BACKEND_SESSION_KEY, BACKEND)
+    await store.aset(HASH_SESSION_KEY, "hash")
+    await store.asave()
+    return store
+
+
 def request_of(store: SessionStore) -> HttpRequest:
     """Return a request with this session, in which nobody is signed in yet."""
     request: Any = RequestFactory().get("/")
