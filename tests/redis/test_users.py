@@ -8,10 +8,12 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from types import ModuleType
 from typing import Any
+from urllib.parse import urlsplit
 
 import pytest
 from django.contrib.auth import SESSION_KEY
 from django.test import override_settings
+from redis.crc import key_slot
 
 from gsession_django import SessionMap, SessionStore
 from gsession_django.backends import redis as redis_engine
@@ -498,3 +500,16 @@ def test_sessions_are_found_while_a_slot_of_the_cluster_moves(module: ModuleType
                 storage.add_to_user("7", ids[0], 60)
                 age(storage, ids[0])
             assert set(storage.sessions_of("7")) == set(ids), "it is elsewhere"
+
+
+@both_engines
+def test_sessions_are_found_where_a_node_of_the_cluster_was_replaced(module: ModuleType) -> None:
+    with site(module, "cluster") as storage:
+        ids = [add(storage) for _ in range(20)]
+        for session_id in ids:
+            age(storage, session_id)
+        nodes: Any = storage.client._way
+        gone = "127.0.0.1", urlsplit(redis_clusters.shared().nobody()).port
+        slot = key_slot(index_of(storage).encode())
+        nodes._owners = {**dict.fromkeys(range(16384), gone), slot: nodes._owners[slot]}
+        assert set(storage.sessions_of("7")) == set(ids)
