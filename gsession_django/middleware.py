@@ -8,13 +8,14 @@ from typing import Any, cast
 
 from asgiref.sync import sync_to_async
 from django.contrib.sessions.backends.base import UpdateError
+from django.contrib.sessions.exceptions import SessionInterrupted
 from django.contrib.sessions.middleware import SessionMiddleware as DjangoSessionMiddleware
 from django.core.handlers import exception as exception_handling
 from django.http import HttpRequest, HttpResponse
 from django.http.response import HttpResponseBase
 from django.utils.cache import patch_vary_headers
 
-from gsession_django import outages
+from gsession_django import interruptions, outages
 from gsession_django.core.conf import django_setting
 from gsession_django.core.storage import StorageUnavailable
 from gsession_django.core.store import SessionStore
@@ -68,6 +69,8 @@ class SessionMiddleware(DjangoSessionMiddleware):
             if (failure := _failure_of(request)) is None:
                 saving = True
                 return await self._aprocess_response(request, response)
+        except SessionInterrupted as interruption:
+            return await sync_to_async(self._interrupted, thread_sensitive=False)(request, response, interruption)
         except StorageUnavailable:
             if (failure := _failure_of(request)) is None:
                 raise
@@ -75,7 +78,9 @@ class SessionMiddleware(DjangoSessionMiddleware):
         return await sync_to_async(self._unavailable, thread_sensitive=False)(request, response, failure, saving)
 
     def process_exception(self, request: HttpRequest, exception: Exception) -> HttpResponse | None:
-        """Take the StorageUnavailable of a view: then Django neither logs nor signals it."""
+        """Take a StorageUnavailable of a view, so that Django neither logs nor signals it, or a SessionInterrupted."""
+        if isinstance(exception, SessionInterrupted):
+            return cast(HttpResponse | None, interruptions.answer(request, exception))
         return _answer_to_come(request, exception)
 
     def process_request(self, request: HttpRequest) -> None:
@@ -91,6 +96,8 @@ class SessionMiddleware(DjangoSessionMiddleware):
                 undone.settle()
             with _closed(request):
                 return cast(HttpResponseBase, super().process_response(request, cast(HttpResponse, response)))
+        except SessionInterrupted as interruption:
+            return self._interrupted(request, response, interruption)
         except StorageUnavailable:
             if (failure := _failure_of(request)) is None:
                 raise
@@ -122,6 +129,17 @@ class SessionMiddleware(DjangoSessionMiddleware):
         view = SimpleNamespace(session=answers, COOKIES=request.COOKIES)
         return cast(HttpResponseBase, super().process_response(cast(HttpRequest, view), cast(HttpResponse, response)))
 
+    def _interrupted(
+        self, request: HttpRequest, response: HttpResponseBase | None, interruption: SessionInterrupted
+    ) -> HttpResponseBase:
+        """Return the answer to a request whose session was ended under it. Without one, raise what Django raises."""
+        answer = interruptions.answer(request, interruption)
+        if answer is None:
+            raise interruption
+        _close_with(answer, response)
+        patch_vary_headers(answer, ("Cookie",))
+        return answer
+
     def _unavailable(
         self, request: HttpRequest, response: HttpResponseBase | None, failure: str, saving: bool = False
     ) -> HttpResponseBase:
@@ -131,9 +149,7 @@ class SessionMiddleware(DjangoSessionMiddleware):
             answer = response
         else:
             answer = outages.answer(request, failure)
-            if response is not None:
-                # The answer closes these. Closing the response would tell Django that the request is finished.
-                cast(Any, answer)._resource_closers.extend(cast(Any, response)._resource_closers)
+            _close_with(answer, response)
         moved = isinstance(session, SessionStore) and session.was_moved and not session.undone
         if moved and session.session_key is not None:
             answers = _Answers(accessed=True, modified=True, empty=False)
@@ -145,6 +161,13 @@ class SessionMiddleware(DjangoSessionMiddleware):
         patch_vary_headers(answer, ("Cookie",))
         outages.log(request, answer, failure)
         return answer
+
+
+def _close_with(answer: HttpResponseBase, response: HttpResponseBase | None) -> None:
+    """Let an answer close what the response would close that it replaces."""
+    if response is not None:
+        # Closing the response would tell Django that the request is finished.
+        cast(Any, answer)._resource_closers.extend(cast(Any, response)._resource_closers)
 
 
 class _AnswerToCome(HttpResponse):

@@ -3,17 +3,16 @@
 import logging
 import math
 import time
-from typing import Any, Final, cast
+from typing import Final, cast
 
-from asgiref.sync import async_to_sync, iscoroutinefunction
 from django.conf import settings
 from django.http import HttpRequest, HttpResponse, JsonResponse
 from django.http.response import HttpResponseBase
 from django.template import TemplateDoesNotExist, loader
 from django.utils.cache import patch_vary_headers
 from django.utils.log import log_response
-from django.utils.module_loading import import_string
 
+from gsession_django.answers import of_the_site, prefers_json
 from gsession_django.core.conf import conf
 from gsession_django.core.storage import StorageUnavailable
 
@@ -23,8 +22,6 @@ RETRY_AFTER: Final = 5
 """Seconds after which a client may try again (RFC 9110, section 10.2.3)."""
 _TEXT: Final = "Your session cannot be read or saved at the moment. Please try again in a few seconds."
 _TEMPLATE: Final = "503.html"
-_HTML: Final = ("text/html", "application/xhtml+xml", "text/*", "*/*")
-_JSON: Final = ("application/json", "application/*")
 
 _next_cause = -math.inf  # when log() may name a cause again, by time.monotonic()
 
@@ -42,9 +39,9 @@ def answer(request: HttpRequest, failure: str) -> HttpResponseBase:
         ``Cache-Control``, unless the view has.
     """
     name = conf().unavailable
-    response = None if name is None else _of_the_site(name, request, failure)
+    response = None if name is None else of_the_site("UNAVAILABLE", name, request, StorageUnavailable(failure))
     if response is None:
-        response = _json(failure) if _prefers_json(request) else _page(failure)
+        response = _json(failure) if prefers_json(request) else _page(failure)
         patch_vary_headers(response, ("Accept",))
     response.setdefault("Retry-After", str(RETRY_AFTER))
     response.setdefault("Cache-Control", "no-store")
@@ -71,35 +68,6 @@ def log(request: HttpRequest, response: HttpResponseBase, failure: str) -> None:
         logger=logger,
         level="error" if due else "warning",
     )
-
-
-def _of_the_site(name: str, request: HttpRequest, failure: str) -> HttpResponseBase | None:
-    try:
-        view: Any = import_string(name)
-        response = (async_to_sync(view) if iscoroutinefunction(view) else view)(request, StorageUnavailable(failure))
-        if not getattr(response, "is_rendered", True):  # as Django does for its handler500
-            response = response.render()
-        if not isinstance(response, HttpResponseBase):
-            raise TypeError(f"{name} returned {response!r}, which is not a response.")
-    except Exception:
-        logger.exception('GSESSION["UNAVAILABLE"] = %r failed. The visitor gets the default page.', name)
-        return None
-    return response
-
-
-def _prefers_json(request: HttpRequest) -> bool:
-    """Whether the header ``Accept`` ranks JSON, such as ``application/problem+json``, before HTML."""
-    try:
-        ranked = request.accepted_types
-    except (LookupError, ValueError):  # a parameter has an unknown encoding
-        return False
-    for accepted in ranked:
-        name = f"{accepted.main_type}/{accepted.sub_type}"
-        if name in _HTML:
-            return False
-        if name in _JSON or name.endswith("+json"):
-            return True
-    return False
 
 
 def _json(failure: str) -> HttpResponse:

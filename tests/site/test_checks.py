@@ -153,7 +153,8 @@ def test_the_hints_say_what_would_be_right(settings: Settings) -> None:
     settings.GSESSION = {"ENGINE": {}}
     assert (
         only(check_settings()).hint
-        == "The keys of GSESSION are 'ENGINES', 'TOUCH_INTERVAL', 'FALLBACK_ENGINE', 'UNAVAILABLE'."
+        == "The keys of GSESSION are 'ENGINES', 'TOUCH_INTERVAL', 'FALLBACK_ENGINE', 'UNAVAILABLE', "
+        "'ANONYMOUS_AGE', 'MAX_SESSIONS_PER_USER', 'REFUSE_SIGN_IN', 'RECORD_CLIENT', 'INTERRUPTED'."
     )
 
 

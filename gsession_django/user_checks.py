@@ -1,4 +1,4 @@
-"""System checks of the settings that this folder and the middleware read."""
+"""System checks of the settings about users' sessions."""
 
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -7,8 +7,11 @@ from django.apps import AppConfig
 from django.conf import settings
 from django.core.checks import CheckMessage, Error, register
 from django.core.exceptions import ImproperlyConfigured
+from django.shortcuts import resolve_url
+from django.utils.module_loading import import_string
 
 from gsession_django.core.engine import engine_module
+from gsession_django.interruptions import is_view
 from gsession_django.users.listing import can_list
 
 _WHOLE_NUMBERS = {
@@ -24,7 +27,7 @@ def check_settings(app_configs: Sequence[AppConfig] | None = None, **kwargs: Any
     given = getattr(settings, "GSESSION", {})
     if not isinstance(given, dict):  # another check says so
         return []
-    return [*_check_values(given), *_check_engine(given)]
+    return [*_check_values(given), *_check_engine(given), *_check_interrupted(given.get("INTERRUPTED"))]
 
 
 def _check_values(given: dict[str, Any]) -> Iterator[CheckMessage]:
@@ -64,4 +67,23 @@ def _check_engine(given: dict[str, Any]) -> Iterator[CheckMessage]:
             f"SESSION_ENGINE = {settings.SESSION_ENGINE!r} cannot.",
             hint="Name an engine of gsession_django, or write sessions_of() for the storage of this one.",
             id="gsession_django.E032",
+        )
+
+
+def _check_interrupted(target: Any) -> Iterator[CheckMessage]:
+    if target is None:
+        return
+    try:
+        if not isinstance(target, str):
+            raise TypeError("it is not text")
+        if is_view(target):
+            if not callable(import_string(target)):
+                raise TypeError("it cannot be called")
+        else:
+            resolve_url(target)
+    except Exception as error:  # a site's module may raise anything
+        yield Error(
+            f'GSESSION["INTERRUPTED"] = {target!r} does not lead anywhere: {type(error).__name__}: {error}.',
+            hint="Give it a URL with a slash, the name of a URL pattern, or the dotted path of a view.",
+            id="gsession_django.E033",
         )
