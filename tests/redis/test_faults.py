@@ -708,7 +708,7 @@ def copies(template: str, count: int) -> list[str]:
 
 
 # What is answered, in four bytes each, to who gives a session a new key.
-REPLIES = {"cycle": ["add", "move", "take out", "apply"], "sign_in": ["move", "add", "apply"]}
+REPLIES = {"cycle": ["add", "move", "take out", "add", "apply"], "sign_in": ["move", "add", "apply"]}
 
 
 class Cuts:
