@@ -1,13 +1,14 @@
 """Redis Cluster: which of its nodes has a session, and asking there.
 
-All keys of a batch are in one slot, and so on one node. The node is asked like a single server. If it refuses or does
-not answer, there is more to do: slots move, and nodes fail and are replaced.
+All keys of a batch are in one slot, and so on one node, except those of a Spread. The node is asked like a single
+server. If it refuses or does not answer, there is more to do: slots move, and nodes fail and are replaced.
 """
 
 import asyncio
 import random
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from copy import copy
 from typing import Any, Final
 
@@ -25,7 +26,7 @@ from redis.exceptions import (
     TryAgainError,
 )
 
-from gsession_django.redis.commands import Batch
+from gsession_django.redis.commands import Batch, Spread
 from gsession_django.redis.connections import Connections
 from gsession_django.redis.settings import Address, CacheEntry
 from gsession_django.redis.steps import Steps
@@ -74,7 +75,9 @@ class Nodes:
 
         Nothing is sent twice where that does harm. A refusal by a node says that nothing was done.
         """
-        slot, end = _slot_of(batch), time.monotonic() + PATIENCE
+        if isinstance(batch, Spread):
+            return await self._exchange_spread(batch)
+        slot, end = _slot_of(batch.commands[0]), time.monotonic() + PATIENCE
         asked: Address | None = None
         redirected = False
         while True:
@@ -116,6 +119,22 @@ class Nodes:
             if pause:
                 await self._pause(pause)
 
+    async def _exchange_spread(self, batch: Spread) -> list[Any]:
+        """Send the commands for each node in one write. If a node refuses some, send each of them again by itself."""
+        of_nodes: dict[Address | None, list[int]] = {}
+        for number, command in enumerate(batch.commands):
+            of_nodes.setdefault(self._owners.get(_slot_of(command)), []).append(number)
+        replies: dict[int, Any] = {}
+        for node, numbers in of_nodes.items():
+            if node is not None:
+                part = Batch(*(batch.commands[number] for number in numbers))
+                with suppress(ConnectionError):  # another node may have replaced it
+                    replies.update(zip(numbers, await self.at(node).exchange(part), strict=True))
+        for number, command in enumerate(batch.commands):
+            if number not in replies or isinstance(replies[number], ResponseError):
+                (replies[number],) = await self.exchange(Batch(command))
+        return [replies[number] for number in range(len(batch.commands))]
+
     async def _look(self, failed: Address | None, end: float) -> None:
         """Ask any node who has which slot. The one that has failed is asked last."""
         nodes = self._members.union(self._entry.nodes)
@@ -146,8 +165,7 @@ class Nodes:
         return list(dict.fromkeys(self._owners.values()))
 
 
-def _slot_of(batch: Batch) -> int:
-    command = batch.commands[0]
+def _slot_of(command: tuple[Any, ...]) -> int:
     key: str = command[3 if command[0] in ("EVALSHA", "EVAL") else 1]
     return key_slot(key.encode())
 

@@ -6,7 +6,7 @@ import pytest
 from gsession_django import SessionStore
 from tests.support.engines import engine
 
-INDEXED = ["memory"]
+INDEXED = ["memory", "redis", "redis_hash"]
 """The engines that list the sessions of a user."""
 
 
