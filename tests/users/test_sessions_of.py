@@ -13,7 +13,7 @@ from gsession_django.signals import Ended, session_created, session_ended, sessi
 from gsession_django.users import end_session, end_sessions, sessions_of
 from tests.support.engines import engine, stored
 
-INDEXED = ["memory"]
+INDEXED = ["memory", "file"]
 
 
 @pytest.fixture(params=INDEXED)
