@@ -34,12 +34,32 @@ class Session(models.Model):
         version: another number after each change; a touch is none.
         expires: when it expires, in milliseconds since 1970, UTC: a number, so that no time zone and no daylight saving
             moves it.
+        user_id: the user who is signed in, as ``gsession_django.database.rows.column_of`` has it; ``None`` where nobody
+            is, and in a row that was written before there was this column and not since.
     """
 
     id = SessionIdField(primary_key=True, max_length=ID_LENGTH)
     data = models.BinaryField()
     version = models.BigIntegerField()
     expires = models.BigIntegerField(db_index=True)
+    user_id = SessionIdField(db_index=True, max_length=ID_LENGTH, null=True)
+
+    def __str__(self) -> str:
+        return str(self.id)
+
+
+class SessionLock(models.Model):
+    """Who has a session to themselves.
+
+    Attributes:
+        id: the session id, as ``gsession_django.database.rows.column_of`` has it. The session need not be there.
+        token: names the holder, likewise.
+        expires: until when, in milliseconds since 1970, UTC; 0 once the lock is free.
+    """
+
+    id = SessionIdField(primary_key=True, max_length=ID_LENGTH)
+    token = SessionIdField(max_length=ID_LENGTH)
+    expires = models.BigIntegerField()
 
     def __str__(self) -> str:
         return str(self.id)

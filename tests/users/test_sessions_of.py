@@ -11,9 +11,10 @@ from django.contrib.sessions.backends.base import UpdateError
 from gsession_django import SessionStore
 from gsession_django.signals import Ended, session_created, session_ended, session_moved
 from gsession_django.users import end_session, end_sessions, sessions_of
+from tests.support import databases
 from tests.support.engines import engine, stored
 
-INDEXED = ["memory", "file"]
+INDEXED = ["memory", "file", *databases.KINDS]
 
 
 @pytest.fixture(params=INDEXED)
