@@ -50,7 +50,7 @@ ENGINES_PAGE = DOCS / "engines.md"
 SETTINGS_PAGE = DOCS / "settings.md"
 PAGES = [README, *sorted(DOCS.glob("*.md"))]
 TESTED = {
-    "writing-a-storage.md": ["SQLiteStorageTests", "CompleteStorageTests"],
+    "writing-a-storage.md": ["SQLiteStorageTests", "CompleteStorageTests", "ListingStorageTests"],
     "per-key-storages.md": ["PairStorageTests"],
     "async-storages.md": ["HTTPStorageTests"],
 }
