@@ -1,6 +1,6 @@
 """Sessions in the memory of one process: for tests, for development, and for a site that is one process.
 
-They are gone when the process ends, and no other process sees them.
+They end with the process, and no other process sees them.
 """
 
 import itertools
@@ -24,10 +24,10 @@ from gsession_django.recording import System
 
 
 class MemoryStorage(Storage):
-    """Keeps sessions in a dict. What could be changed in place is kept as bytes, so that no two requests share it.
+    """Keeps sessions in a dict, and every mutable value as bytes: no two requests share an object.
 
     Args:
-        max_sessions: how many sessions are kept at most; beyond that the least recently used go first.
+        max_sessions: the largest number of sessions to keep. Beyond it, the least recently used go first.
     """
 
     reads_settings = False
@@ -36,7 +36,7 @@ class MemoryStorage(Storage):
         self._entries = Entries(max_sessions)
         self._locks = Locks()
         self._revisions = itertools.count()
-        # Nothing waits for anything under it, so the async twins take it too, without entering a thread.
+        # Held briefly and never across a wait, so the async twins take it too, without a thread.
         self._lock = threading.Lock()
 
     def system(self) -> System:
@@ -77,7 +77,7 @@ class MemoryStorage(Storage):
             return True
 
     def apply(self, session_id: str, session: SessionMap, ttl: int) -> bool:
-        # Not under the lock: it may take its time.
+        # Encoding may be slow, so it happens outside the lock.
         changed, removed = kept(session.changed, session.encoding_of), session.removed
         with self._lock:
             entry = self._entries.live(session_id)
@@ -94,7 +94,7 @@ class MemoryStorage(Storage):
             else:
                 current = SessionMap(dict(entry.values))
                 merged = {key: session.merged_value(key, current.get(key, MISSING)) for key in changed}
-                # The values of others stay encoded: one that nobody here can read is theirs all the same.
+                # The values of other requests stay encoded: even one that this process cannot decode is kept.
                 values = entry.values | kept(merged)
                 entry.values = session.in_order({key: value for key, value in values.items() if key not in removed})
                 if not session.renews_ttl(current):
@@ -187,7 +187,7 @@ class SessionStore(BaseSessionStore):
             Warning(
                 f"The session engine {cls.__module__!r} keeps sessions in the memory of one process; DEBUG is False.",
                 hint="Sessions end with the process, and a second worker process does not see them. Set SESSION_ENGINE "
-                "to 'gsession_django.backends.file', or silence this where one process is what you have.",
+                "to 'gsession_django.backends.file', or silence this check if your site is one process.",
                 id="gsession_django.W001",
             )
         ]

@@ -5,7 +5,7 @@ from typing import Final
 from gsession_django.core.reserved import ABOUT_PREFIX
 
 SINCE: Final = ABOUT_PREFIX + "since"
-"""When the user signed in, in milliseconds since 1970, UTC."""
+"""When the user signed in, in microseconds since 1970, UTC."""
 LISTED: Final = ABOUT_PREFIX + "listed"
 """Until when the session is listed among those of its user, in seconds since 1970, UTC."""
 CLIENT: Final = ABOUT_PREFIX + "client"

@@ -6,7 +6,7 @@ from django.http import HttpRequest
 
 
 def site(request: HttpRequest) -> dict[str, Any]:
-    # cart_items is a callable, so that a page which does not show it does not load the session.
+    # cart_items is a callable: only a page that shows it loads the session.
     return {
         "engine": settings.SESSION_ENGINE,
         "cart_items": partial(count_items, request),

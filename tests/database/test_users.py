@@ -9,7 +9,7 @@ from django.db.migrations.executor import MigrationExecutor
 
 from gsession_django import SessionMap, SessionStore
 from gsession_django.backends.database import DatabaseStorage
-from gsession_django.core.session_map import EXPIRY_KEY
+from gsession_django.core.pairs import EXPIRY_KEY
 from tests.support.databases import KINDS, database
 
 USER = "7"
