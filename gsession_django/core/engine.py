@@ -18,6 +18,7 @@ from gsession_django.core.driving import Operation
 from gsession_django.core.locks import IdLocks
 from gsession_django.core.observing import OBSERVERS, Observer, Recorder
 from gsession_django.core.operations import Operations
+from gsession_django.core.pairs import EXPIRY_KEY
 from gsession_django.core.reading import Lifetimes
 from gsession_django.core.session_map import SessionMap
 from gsession_django.core.storage import Storage
@@ -64,10 +65,13 @@ class Engine(Operations):
         storage: the Storage object, one per process. Threads and event loops share it.
         calls: the storage, or while anybody observes, a Recorder that calls it.
         hash_ids: whether the ids are hashed session keys.
+        needed: the keys whose values a save or a move has to know.
         takes_turns: whether the tasks of a request wait for each other before each operation.
     """
 
     __slots__ = ("hash_ids", "options", "storage", "takes_turns")
+
+    needed: tuple[str, ...] = (EXPIRY_KEY,)
 
     def __init__(self, store: "type[StoreBase]") -> None:
         if name := name_without_effect(store):
@@ -115,9 +119,23 @@ class Engine(Operations):
         """Carry out an operation that changes or touches the session. Return its result: ``False`` if that is gone."""
         return operation()
 
-    def before_save(self, session: SessionMap, ttl: int) -> bool:
-        """Set hidden pairs of a session that is about to be stored; return whether any has another value now."""
+    def before_save(self, session: SessionMap, ttl: int, moved: bool) -> bool:
+        """Set hidden pairs of a session that is about to be stored. Return whether it has set or removed any.
+
+        Args:
+            session: the session, with the values of :attr:`needed`.
+            ttl: seconds that it lives from now on.
+            moved: whether it has got another key in this request.
+        """
         return False
+
+    def will_create(self, session_id: str, session: SessionMap, ttl: int) -> Operation:
+        """Do what comes before a session is stored under a new id."""
+        yield from ()
+
+    def end_elsewhere(self, user_id: str) -> Operation:
+        """End the sessions of a user that this engine does not have yet."""
+        yield from ()
 
     def emptied(self, session_key: str, session_id: str, lifetimes: Lifetimes, session: SessionMap) -> Operation:
         """Return the session to save in place of one that was cleared, and perhaps filled again."""

@@ -68,6 +68,12 @@ class LoadingStore(StoreBase):
             session.source = self
         return session
 
+    def _fetch_needed(self, session: SessionMap) -> Operation:
+        """Bring in the values that a save or a move has to know."""
+        for key in self._engine.needed:
+            if session.lacks(key):
+                yield from self._fetch(session, key)
+
     def owner(self) -> str | None:
         """Return the id of the user who is signed in in the session as it is stored; ``None`` if that is nobody, or
         not known.

@@ -87,7 +87,7 @@ class Operations(Reader):
             known: Mapping[str, Any] = {} if expiry is None or expiry is UNABLE else {EXPIRY_KEY: expiry}
         else:
             if session.cleared:
-                removed = current.keys() - changed.keys()
+                removed = current.held_pairs.keys() - changed.keys()
             whole = session.merged_onto(current)
             changed = {key: whole[key] for key in changed}
             known = current
@@ -148,9 +148,9 @@ class Operations(Reader):
             return False
         while (current := (yield from self.load_all(session_id, lifetimes))) is not None:
             meanwhile = SessionMap(copied.as_dict())
-            for key in copied.keys() - current.keys():
+            for key in copied.held_pairs.keys() - current.held_pairs.keys():
                 del meanwhile[key]
-            meanwhile.update(current)
+            meanwhile.update(current.as_dict())
             if not meanwhile.has_changes():
                 yield from self.need("remove_all", session_id)
                 return True

@@ -7,7 +7,7 @@ from typing import Any, Final, Protocol
 from django.utils.asyncio import async_unsafe
 
 from gsession_django import serializers
-from gsession_django.core.reserved import ABOUT_PREFIX
+from gsession_django.core.reserved import ABOUT_PREFIX, is_hidden
 from gsession_django.core.saving import Saving
 from gsession_django.core.values import MISSING, SCALARS, UNFETCHED, UNKNOWN, Encoded, encoded
 from gsession_django.serializers import DecodeError, decode, encode, is_deterministic
@@ -224,7 +224,8 @@ class Pairs(MutableMapping[str, Any]):
         self.cleared, self.partial, self.unreadable = True, False, False
 
     def __repr__(self) -> str:
-        return f"SessionMap({self._values!r})"
+        shown = {key: value for key, value in self._values.items() if not is_hidden(key)}
+        return f"SessionMap({shown!r})"
 
     # Fetching.
 

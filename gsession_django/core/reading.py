@@ -7,7 +7,7 @@ from django.core.exceptions import ImproperlyConfigured
 
 from gsession_django.core.driving import UNABLE, Driver, Operation
 from gsession_django.core.pairs import EXPIRY_KEY, Pairs
-from gsession_django.core.reserved import ABOUT_PREFIX, RESERVED_KEY, UNFINISHED, is_reserved
+from gsession_django.core.reserved import RESERVED_KEY, UNFINISHED, is_hidden, is_reserved
 from gsession_django.core.session_map import SessionMap
 from gsession_django.serializers import DecodeError, logger
 
@@ -32,11 +32,13 @@ class Reader(Driver):
 
     Attributes:
         name: the storage and the engine, for messages.
+        hides_pairs: whether sessions may have pairs that no request sees, so that the storage cannot count the others.
     """
 
     __slots__ = ("name",)
 
     name: str
+    hides_pairs = False
 
     def load(self, session_id: str, lifetimes: Lifetimes, reserved: bool = False) -> Operation:
         """Return what is stored, as a SessionMap, or ``None``. Raises ``DecodeError`` if it cannot be read.
@@ -93,9 +95,9 @@ class Reader(Driver):
 
     def size(self, session_id: str) -> Operation:
         """Return the number of stored pairs."""
-        number = None if "sessions_of" in self.able else (yield "get_size", session_id)
-        if number is None or number is UNABLE:
-            return sum(not key.startswith(ABOUT_PREFIX) for key in (yield from self._all_pairs(session_id)))
+        number = (yield "get_size", session_id) if not self.hides_pairs else UNABLE
+        if number is UNABLE:
+            return sum(not is_hidden(key) for key in (yield from self._all_pairs(session_id)))
         reserved = yield "get", session_id, RESERVED_KEY
         return number if reserved is None else number - 1
 

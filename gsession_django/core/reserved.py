@@ -19,3 +19,8 @@ missing.
 def is_reserved(key: Any) -> bool:
     """Return whether a key begins with :data:`RESERVED_PREFIX`: no request ever gets its pair."""
     return isinstance(key, str) and key.startswith(RESERVED_PREFIX)
+
+
+def is_hidden(key: Any) -> bool:
+    """Return whether a request never sees a pair with this key among those of its session."""
+    return isinstance(key, str) and key.startswith(ABOUT_PREFIX)

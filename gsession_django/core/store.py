@@ -98,7 +98,7 @@ class SessionStore(StoreWithRollbacks):
         if session.source is not None:
             yield from self._fetch(session, None)
         ttl = self.ttl_of(session.get(EXPIRY_KEY))
-        self._engine.before_save(session, ttl)
+        self._engine.before_save(session, ttl, False)
         for _ in range(_KEY_ATTEMPTS):
             key = yield from self._new_key(ttl)
             if (yield from self._engine.create(self._id_of(key), session, ttl)):
@@ -142,13 +142,18 @@ class SessionStore(StoreWithRollbacks):
         engine, session_id = self._engine, self._id_of(key)
         if session.cleared:
             session = self._session_cache = yield from engine.emptied(key, session_id, self, session)
-        if session.partial:
-            yield from self._fetch(session, EXPIRY_KEY)
+        if session.source is not None or session.partial:
+            yield from self._fetch_needed(session)
         ttl = self.ttl_of(session.get(EXPIRY_KEY))
         # With the flag, or if nobody has asked whether anything changed, the site asks for this save.
         explicit, self._asked = self._modified or not self._asked, False
         prepared, self._prepared = self._prepared, None
-        if engine.before_save(session, ttl) or prepared is None or prepared.session is not session or explicit:
+        if (
+            engine.before_save(session, ttl, self.was_moved)
+            or prepared is None
+            or prepared.session is not session
+            or explicit
+        ):
             prepared = session.saving(explicit)
         with prepared as save:
             changed = save.has_changes()
@@ -186,7 +191,7 @@ class SessionStore(StoreWithRollbacks):
             yield from self._fetch(session, None)
         ttl = self.ttl_of(session.get(EXPIRY_KEY))
         engine = self._engine
-        engine.before_save(session, ttl)
+        engine.before_save(session, ttl, False)
         taken = yield from engine.is_taken(key, self._id_of(key), self)
         if taken or not (yield from engine.create(self._id_of(key), session, ttl)):
             raise CreateError
@@ -225,8 +230,10 @@ class SessionStore(StoreWithRollbacks):
                 self.was_moved = False  # the reply must not send its key as a cookie
                 self._gone = "deleted"
                 user = self.owner()
+            told = session_ended.has_listeners(type(self)) and (yield from self._exists(key))
             yield from self._remove(key, user)
-            yield from self._tell(session_ended, key, user, reason=Ended.SIGNED_OUT)
+            if told:
+                yield from self._tell(session_ended, key, user, reason=Ended.SIGNED_OUT)
 
     def cycle_key(self) -> None:
         self._run(self._cycle_key())
@@ -242,9 +249,11 @@ class SessionStore(StoreWithRollbacks):
             yield from self._create()
             return
         old_id = self._id_of(old_key)
+        if session.source is not None or session.partial:
+            yield from self._fetch_needed(session)
         anonymous = not session.lacks(SESSION_KEY) and not session.was_set(SESSION_KEY)
-        if session.source is not None:  # an anonymous session may have to be created again, with all its values
-            yield from self._fetch(session, None if anonymous else EXPIRY_KEY)
+        if anonymous and session.source is not None:  # it may have to be created again, with all its values
+            yield from self._fetch(session, None)
         ttl = self.ttl_of(session.get(EXPIRY_KEY))
         # If the session was cleared, perhaps nobody has looked for it.
         yield from self._engine.leave(old_key, old_id, self, unseen=session.cleared)

@@ -17,6 +17,7 @@ from gsession_django import serializers
 from gsession_django.core.conf import django_setting
 from gsession_django.core.driving import UNABLE, Operation
 from gsession_django.core.engine import ENGINES, Engine, engine_of
+from gsession_django.core.reserved import is_hidden
 from gsession_django.core.session_map import SessionMap
 from gsession_django.core.storage import Storage, StorageUnavailable
 
@@ -47,7 +48,10 @@ class StoreBase(SessionBase):
 
     def encode(self, session_dict: Mapping[str, Any]) -> str:
         """Return a session as Django's own engines store it, signed, for code that calls this method."""
-        text: str = super().encode(session_dict.as_dict() if isinstance(session_dict, SessionMap) else session_dict)  # type: ignore[arg-type]
+        data: Any = session_dict
+        if isinstance(session_dict, SessionMap):
+            data = {key: value for key, value in session_dict.as_dict().items() if not is_hidden(key)}
+        text: str = super().encode(data)
         return text
 
     @classmethod

@@ -16,6 +16,7 @@ from gsession_django.core.storage import Disabled
 from gsession_django.core.store import SessionStore
 from gsession_django.moving.source import Found
 from gsession_django.serializers import DecodeError
+from gsession_django.users.about import LISTED
 
 
 class OurSource:
@@ -70,6 +71,7 @@ class OurSource:
             pairs: Mapping[str, Any] = yield from engine.need("get_map", session_id)
             session.learn({key: value for key, value in pairs.items() if not _is_ours(key)}, complete=True)
         data = session.as_dict()
+        data.pop(LISTED, None)  # in the index of this engine, not of the target's
         if there and not data:  # none of its values can be decoded
             return None
         left = session.ttl_left

@@ -40,7 +40,7 @@ from gsession_django.core.driving import UNABLE, Operation
 from gsession_django.core.engine import Engine
 from gsession_django.core.pairs import EXPIRY_KEY
 from gsession_django.core.reading import Lifetimes
-from gsession_django.core.reserved import RESERVED_PREFIX, UNFINISHED
+from gsession_django.core.reserved import RESERVED_PREFIX, UNFINISHED, is_hidden
 from gsession_django.core.session_map import SessionMap
 from gsession_django.moving.source import Found, Source
 from gsession_django.serializers import DecodeError, decode, encode
@@ -216,7 +216,12 @@ def reason_of(error: Exception) -> str:
 
 def _is_another(session: SessionMap, found: Found) -> bool:
     """Whether the session at the target is neither in a move nor equal to the one at the source."""
-    return not pairs_of(session) and session.as_dict() != decode(encode(found.data))
+    return not pairs_of(session) and _seen(session.as_dict()) != _seen(decode(encode(found.data)))
+
+
+def _seen(data: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the pairs that requests see."""
+    return {key: value for key, value in data.items() if not is_hidden(key)}
 
 
 def _begin_all(engine: Engine, batch: Mapping[str, tuple[str, Found]], lifetimes: Lifetimes) -> Operation:
@@ -317,8 +322,11 @@ def _load(engine: Engine, session_id: str, lifetimes: Lifetimes) -> Operation:
 
 def _create(engine: Engine, session_id: str, found: Found, pairs: Pairs) -> Operation:
     session = SessionMap({**pairs, **found.data})  # the pairs first: a part of the copy has to say that it is one
+    ttl = math.ceil(found.ttl_left)
+    engine.before_save(session, ttl, False)
+    yield from engine.will_create(session_id, session, ttl)
     try:
-        created = yield "create", session_id, session, math.ceil(found.ttl_left)
+        created = yield "create", session_id, session, ttl
     except DecodeError:
         return False
     if created is UNABLE:

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from django.contrib.auth import logout
+from django.contrib.auth import SESSION_KEY, logout
 from django.contrib.auth.signals import user_logged_in
 from django.contrib.sessions.backends.base import UpdateError
 from django.core.exceptions import PermissionDenied
@@ -11,7 +11,8 @@ from django.http import HttpRequest
 from gsession_django.core.conf import conf
 from gsession_django.core.store import SessionStore
 from gsession_django.signals import Ended
-from gsession_django.users.listing import UserSession, end_session, sessions_of
+from gsession_django.users.about import SINCE, now
+from gsession_django.users.listing import UserSession, end_session, id_of, sessions_of
 
 
 class TooManySessions(PermissionDenied):
@@ -29,8 +30,9 @@ def watch() -> None:
 def _count(sender: Any, request: HttpRequest, user: Any, **kwargs: Any) -> None:
     limit = conf().max_sessions_per_user
     session = getattr(request, "session", None)
-    if limit is None or not isinstance(session, SessionStore):
-        return
+    if limit is None or not isinstance(session, SessionStore) or session.get(SESSION_KEY) != id_of(user):
+        return  # the last one: a sign-in without a session, as by a token
+    session[SINCE] = now()  # again, if the session was this user's before
     try:
         session.save()  # or two sign-ins at once would not see each other
     except UpdateError:  # the save at the end of the request says so

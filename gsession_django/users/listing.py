@@ -1,11 +1,12 @@
 """The sessions of a user: what is known of each, and how they are ended."""
 
 import hashlib
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from types import ModuleType
-from typing import Any, Final
+from typing import Any
 
 from django.conf import settings
 from django.contrib.auth import SESSION_KEY
@@ -13,6 +14,7 @@ from django.core.exceptions import ImproperlyConfigured
 from django.db.models import Model
 
 from gsession_django.core.abilities import abilities
+from gsession_django.core.conf import conf
 from gsession_django.core.driving import UNABLE, Operation
 from gsession_django.core.engine import Engine, engine_module, engine_of
 from gsession_django.core.pairs import EXPIRY_KEY
@@ -21,9 +23,6 @@ from gsession_django.core.store import SessionStore
 from gsession_django.serializers import DecodeError
 from gsession_django.signals import Ended, session_ended
 from gsession_django.users.about import CLIENT, SINCE
-
-# A session that gets a new key between two looks may be found under neither; it is under the next.
-_EMPTY_LOOKS: Final = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,14 +82,14 @@ def sessions_of(user: Model | str, current: Any = None) -> list[UserSession]:
         StorageUnavailable: the storage cannot answer.
     """
     sessions = Sessions.of_site()
-    found: list[UserSession] = sessions.engine.run(sessions.sessions_of(_id_of(user), _current_id(current)))
+    found: list[UserSession] = sessions.engine.run(sessions.sessions_of(id_of(user), _current_id(current)))
     return found
 
 
 async def asessions_of(user: Model | str, current: Any = None) -> list[UserSession]:
     """Do what :func:`sessions_of` does, awaited."""
     sessions = Sessions.of_site()
-    found: list[UserSession] = await sessions.engine.arun(sessions.sessions_of(_id_of(user), _current_id(current)))
+    found: list[UserSession] = await sessions.engine.arun(sessions.sessions_of(id_of(user), _current_id(current)))
     return found
 
 
@@ -117,21 +116,21 @@ def end_sessions(user: Model | str, keep: Any = None, reason: Ended = Ended.BY_A
 
     Args:
         user: as for :func:`sessions_of`.
-        keep: the session that goes on, ``request.session``; ``None`` ends all.
+        keep: the session that goes on, ``request.session`` or a listed one; ``None`` ends all.
         reason: as for :func:`end_session`.
 
     Returns:
         How many were ended.
     """
     sessions = Sessions.of_site()
-    ended: int = sessions.engine.run(sessions.end_all(_id_of(user), _current_id(keep), reason))
+    ended: int = sessions.engine.run(sessions.end_all(id_of(user), _current_id(keep), reason))
     return ended
 
 
 async def aend_sessions(user: Model | str, keep: Any = None, reason: Ended = Ended.BY_ANOTHER) -> int:
     """Do what :func:`end_sessions` does, awaited."""
     sessions = Sessions.of_site()
-    ended: int = await sessions.engine.arun(sessions.end_all(_id_of(user), _current_id(keep), reason))
+    ended: int = await sessions.engine.arun(sessions.end_all(id_of(user), _current_id(keep), reason))
     return ended
 
 
@@ -160,15 +159,23 @@ class Sessions:
 
     def sessions_of(self, user_id: str, current_id: str | None) -> Operation:
         """Return those in which a user is signed in."""
+        ids = yield from self._ids_of(user_id)
+        found: list[UserSession] = yield from self._signed_in(ids, user_id, current_id)
+        return sorted(found, key=_newest_first)
+
+    def _ids_of(self, user_id: str) -> Operation:
         ids = yield "sessions_of", user_id
         if ids is UNABLE:
             raise self._unable()
+        return list(dict.fromkeys(ids))
+
+    def _signed_in(self, ids: Iterable[str], user_id: str, current_id: str | None) -> Operation:
         found = []
-        for session_id in dict.fromkeys(ids):
+        for session_id in ids:
             session: SessionMap | None = yield from self.look(session_id)
             if session is not None and str(session.get(SESSION_KEY)) == user_id:
                 found.append(describe(session_id, session, session_id == current_id))
-        return sorted(found, key=_newest_first)
+        return found
 
     def look(self, session_id: str) -> Operation:
         """Return a session with what is known of it; ``None`` if there is none, or nobody can read it."""
@@ -184,21 +191,30 @@ class Sessions:
         return session
 
     def end(self, session: UserSession, reason: Ended) -> Operation:
+        told = session_ended.has_listeners(self.store_class) and (
+            yield from self.engine.exists(session.session_id, self.store_class())
+        )
         yield from self.engine.remove(session.session_id, session.user_id)
-        if session_ended.has_listeners(self.store_class):
+        if told:
             arguments: dict[str, Any] = {"session_id": session.session_id, "user_id": session.user_id}
             yield partial(session_ended.send_robust, self.store_class, reason=reason, **arguments)
 
     def end_all(self, user_id: str, kept_id: str | None, reason: Ended) -> Operation:
-        ended = empty_looks = 0
-        while empty_looks < _EMPTY_LOOKS:
-            empty_looks += 1
-            for session in (yield from self.sessions_of(user_id, kept_id)):
-                if not session.is_current:
-                    yield from self.end(session, reason)
-                    ended += 1
-                    empty_looks = 0
-        return ended
+        """End the sessions of a user, also one that gets a new key between two looks. Return how many."""
+        yield from self.engine.end_elsewhere(user_id)
+        ended: set[str] = set()
+        before = None
+        while True:
+            ids = yield from self._ids_of(user_id)
+            # Those ended already may still be shown by a database transaction that began before.
+            found = yield from self._signed_in((each for each in ids if each not in ended), user_id, kept_id)
+            others = [session for session in found if not session.is_current]
+            if not others and ids == before:
+                return len(ended)
+            before = ids
+            for session in others:
+                yield from self.end(session, reason)
+                ended.add(session.session_id)
 
 
 def describe(session_id: str, session: SessionMap, is_current: bool = False) -> UserSession:
@@ -206,6 +222,8 @@ def describe(session_id: str, session: SessionMap, is_current: bool = False) -> 
     now, left, user_id = datetime.now(UTC), session.ttl_left, session.get(SESSION_KEY)
     since: int | None = session.get(SINCE)
     age = session.get(EXPIRY_KEY) or settings.SESSION_COOKIE_AGE
+    if age == settings.SESSION_COOKIE_AGE and user_id is None and (anonymous_age := conf().anonymous_age) is not None:
+        age = min(age, anonymous_age)
     seen = None
     if left is not None and isinstance(age, int | float):
         seen = min(now, now - timedelta(seconds=age - left))
@@ -234,12 +252,15 @@ def _store_class(module: ModuleType) -> type[SessionStore] | None:
     return found if isinstance(found, type) and issubclass(found, SessionStore) else None
 
 
-def _id_of(user: Model | str) -> str:
+def id_of(user: Model | str) -> str:
+    """Return the text that Django keeps in a session for a user."""
     return user if isinstance(user, str) else user._meta.pk.value_to_string(user)
 
 
 def _current_id(session: Any) -> str | None:
-    return session.session_id if isinstance(session, SessionStore) else None
+    if session is None or isinstance(session, SessionStore | UserSession):
+        return None if session is None else session.session_id
+    raise TypeError(f"{session!r} is not a session: pass request.session, or one that sessions_of() has listed.")
 
 
 def _newest_first(session: UserSession) -> tuple[bool, float]:
