@@ -95,7 +95,7 @@ class Reader(Driver):
 
     def size(self, session_id: str) -> Operation:
         """Return the number of stored pairs."""
-        number = (yield "get_size", session_id) if not self.hides_pairs else UNABLE
+        number: Any = UNABLE if self.hides_pairs else (yield "get_size", session_id)
         if number is UNABLE:
             return sum(not is_hidden(key) for key in (yield from self._all_pairs(session_id)))
         reserved = yield "get", session_id, RESERVED_KEY

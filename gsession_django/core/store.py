@@ -148,12 +148,8 @@ class SessionStore(StoreWithRollbacks):
         # With the flag, or if nobody has asked whether anything changed, the site asks for this save.
         explicit, self._asked = self._modified or not self._asked, False
         prepared, self._prepared = self._prepared, None
-        if (
-            engine.before_save(session, ttl, self.was_moved)
-            or prepared is None
-            or prepared.session is not session
-            or explicit
-        ):
+        stale = engine.before_save(session, ttl, self.was_moved)
+        if stale or prepared is None or prepared.session is not session or explicit:
             prepared = session.saving(explicit)
         with prepared as save:
             changed = save.has_changes()
@@ -249,11 +245,11 @@ class SessionStore(StoreWithRollbacks):
             yield from self._create()
             return
         old_id = self._id_of(old_key)
-        if session.source is not None or session.partial:
+        if session.source is not None and self._engine.hides_pairs:
             yield from self._fetch_needed(session)
         anonymous = not session.lacks(SESSION_KEY) and not session.was_set(SESSION_KEY)
-        if anonymous and session.source is not None:  # it may have to be created again, with all its values
-            yield from self._fetch(session, None)
+        if session.source is not None:  # an anonymous session may have to be created again, with all its values
+            yield from self._fetch(session, None if anonymous else EXPIRY_KEY)
         ttl = self.ttl_of(session.get(EXPIRY_KEY))
         # If the session was cleared, perhaps nobody has looked for it.
         yield from self._engine.leave(old_key, old_id, self, unseen=session.cleared)
