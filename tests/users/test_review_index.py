@@ -230,7 +230,7 @@ def test_a_copy_that_was_only_touched_is_no_other_session() -> None:
         source_store.save()
         storage: Any = MemoryStore.get_storage()
         for name in (SINCE, LISTED):
-            storage._entries[source_store.session_id].values.pop(name, None)
+            storage._entries.live(source_store.session_id).values.pop(name, None)
         source, engine, store = OurSource(MEMORY, MemoryStore), engine_of(store_class), store_class()
         ref = source.ref_of(str(source_store.session_key))
         target_id = str(store_class(source_store.session_key).session_id)

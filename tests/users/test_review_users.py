@@ -133,6 +133,7 @@ def test_a_sign_in_is_not_undone_by_itself(store_class: type[SessionStore]) -> N
 
 
 @pytest.mark.django_db(transaction=True)
+@pytest.mark.parametrize("store_class", ["memory", "file"], indirect=True)
 @isolate_apps("tests")
 def test_a_user_with_a_uuid_who_is_not_there_is_said_in_one_line(
     store_class: type[SessionStore], monkeypatch: pytest.MonkeyPatch
@@ -158,6 +159,7 @@ def test_a_user_with_a_uuid_who_is_not_there_is_said_in_one_line(
 
 
 @pytest.mark.django_db
+@pytest.mark.parametrize("store_class", ["memory", "file"], indirect=True)  # a database beside them is forbidden
 def test_all_sessions_of_a_user_who_was_deleted_can_be_ended(store_class: type[SessionStore]) -> None:
     ada = User.objects.create_user("ada")
     store = sign_in(store_class(), str(ada.pk))
