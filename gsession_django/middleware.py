@@ -18,6 +18,7 @@ from gsession_django import outages
 from gsession_django.core.conf import django_setting
 from gsession_django.core.storage import StorageUnavailable
 from gsession_django.core.store import SessionStore
+from gsession_django.users import clients
 
 
 class SessionMiddleware(DjangoSessionMiddleware):
@@ -90,6 +91,7 @@ class SessionMiddleware(DjangoSessionMiddleware):
         try:
             if (undone := _undone(request, response)) is not None:
                 undone.settle()
+            clients.record(request)
             with _closed(request):
                 return cast(HttpResponseBase, super().process_response(request, cast(HttpResponse, response)))
         except StorageUnavailable:
@@ -101,6 +103,7 @@ class SessionMiddleware(DjangoSessionMiddleware):
         """Do what ``process_response`` does, awaiting the session first, as Django's code cannot."""
         if (undone := _undone(request, response)) is not None:
             await undone.asettle()
+        await clients.arecord(request)
         with _closed(request):
             try:
                 session = request.session

@@ -1,9 +1,10 @@
-"""The table of the engine ``gsession_django.backends.database``."""
+"""The table of the engine ``gsession_django.backends.database``, and the permissions on the sessions of any engine."""
 
 from typing import Any
 
 from django.db import models
 from django.db.backends.base.base import BaseDatabaseWrapper
+from django.utils.translation import gettext_lazy as _
 
 ID_LENGTH = 128
 """Characters that a session id has at most. A hashed one has 64."""
@@ -40,6 +41,11 @@ class Session(models.Model):
     data = models.BinaryField()
     version = models.BigIntegerField()
     expires = models.BigIntegerField(db_index=True)
+
+    class Meta:
+        verbose_name = _("session")
+        verbose_name_plural = _("sessions")
+        permissions = [("view_session_data", _("Can view what a session holds"))]
 
     def __str__(self) -> str:
         return str(self.id)
