@@ -12,7 +12,7 @@ from django.contrib.auth import get_permission_codename, get_user_model, logout
 from django.contrib.contenttypes.models import ContentType
 from django.core.exceptions import ImproperlyConfigured, PermissionDenied, ValidationError
 from django.db.models import Model
-from django.http import HttpRequest, HttpResponse
+from django.http import HttpRequest, HttpResponse, QueryDict
 from django.shortcuts import redirect
 from django.template.response import TemplateResponse
 from django.urls import URLPattern, path, reverse
@@ -36,6 +36,8 @@ from gsession_django.users.words import Described
 
 USERS: Final = 20
 """Users that a search shows at most."""
+TEXT_LENGTH: Final = 255
+"""Characters that a user's name or id has at most."""
 VALUE_LENGTH: Final = 500
 """Characters that are shown of a value of a session."""
 
@@ -99,7 +101,7 @@ class SessionAdmin(admin.ModelAdmin):  # type: ignore[type-arg]
     def sessions(self, request: HttpRequest) -> HttpResponse:
         """Search for users, and list the sessions of one."""
         self._require(self.has_view_permission(request))
-        query, user_id = request.GET.get("q", "").replace("\0", "").strip(), request.GET.get("user", "")
+        query, user_id = _text(request.GET, "q"), _text(request.GET, "user")
         users = _found(query) if query else {}
         if len(users) == 1:
             user_id = next(iter(users))
@@ -115,7 +117,7 @@ class SessionAdmin(admin.ModelAdmin):  # type: ignore[type-arg]
     def end(self, request: HttpRequest) -> HttpResponse:
         """Ask whether to end sessions of a user, and once that is confirmed end them."""
         self._require(self.has_view_permission(request) and self.has_delete_permission(request))
-        user_id, handles = request.POST.get("user", ""), request.POST.getlist("session")
+        user_id, handles = _text(request.POST, "user"), request.POST.getlist("session")
         everything = "all" in request.POST
         listed = _listed(user_id, request.session)[0]
         chosen = listed if everything else [each for each in listed if each.handle in handles]
@@ -139,7 +141,7 @@ class SessionAdmin(admin.ModelAdmin):  # type: ignore[type-arg]
     def data(self, request: HttpRequest) -> HttpResponse:
         """Show what a session holds."""
         self._require(self.has_view_data_permission(request))
-        user_id, handle = request.GET.get("user", ""), request.GET.get("session", "")
+        user_id, handle = _text(request.GET, "user"), request.GET.get("session", "")
         session = next((each for each in _listed(user_id, request.session)[0] if each.handle == handle), None)
         pairs = unreadable = None
         if session is not None:
@@ -171,6 +173,11 @@ class SessionAdmin(admin.ModelAdmin):  # type: ignore[type-arg]
             action_flag=CHANGE,
             change_message=message,
         )
+
+
+def _text(fields: QueryDict, name: str) -> str:
+    """Return what was typed, without what no user's name or id can have: a database may not take it."""
+    return fields.get(name, "").replace("\0", "").strip()[:TEXT_LENGTH]
 
 
 def _may(request: HttpRequest, permission: str) -> bool:
