@@ -104,7 +104,7 @@ class TestSearch:
         for query in ("ada", "ADA", " ad ", id_of("ada")):
             text = text_of(eve.page(LIST, q=query))
             assert "Sessions of ada" in text
-            assert "Mobile Safari 18 on iOS just now 192.0.2.1" in text
+            assert "Mobile Safari 18 on iOS just now from 192.0.2.1" in text
 
     def test_several_users_are_offered(self) -> None:
         page = staff("view_session").page(LIST, q="b")
