@@ -2,6 +2,8 @@
 
 import re
 import sys
+from ast import literal_eval
+from gettext import GNUTranslations
 from html import unescape
 from pathlib import Path
 
@@ -209,6 +211,24 @@ class TestLanguages:
         assert not re.search(r"\b(session|sign|device|seen|from)\b", text_of(page), re.IGNORECASE)
         told = mine.client.post(OTHERS, follow=True, headers={"accept-language": "zh-CN"}).content.decode()
         assert "已结束 1 个其他会话。" in told
+
+    def test_what_is_compiled_is_what_is_written(self) -> None:
+        folder = PACKAGE / "locale/zh_Hans/LC_MESSAGES"
+        with (folder / "django.mo").open("rb") as file:
+            compiled = GNUTranslations(file)
+        entries = (folder / "django.po").read_text("utf-8").split("\n\n")[1:]
+        assert len(entries) > 50
+        for entry in entries:
+            fields = {
+                name: "".join(map(literal_eval, text.splitlines()))
+                for name, text in re.findall(r'^(msg\w+)(?:\[0\])? ((?:".*"\n?)+)', entry, re.MULTILINE)
+            }
+            context, text = fields.get("msgctxt"), fields["msgid"]
+            if "msgid_plural" in fields:
+                found = compiled.ngettext(text, "", 2)
+            else:
+                found = compiled.pgettext(context, text) if context else compiled.gettext(text)
+            assert found == fields["msgstr"] != ""
 
     def test_everything_is_translated(self) -> None:
         templates = "".join(file.read_text("utf-8") for file in (PACKAGE / "templates").rglob("*/*/*.html"))
