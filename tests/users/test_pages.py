@@ -132,6 +132,14 @@ class TestEnding:
         mine.post(url, csrfmiddlewaretoken=token[0])
         assert other.user == "nobody"
 
+    def test_neither_does_it_on_a_site_without_the_middleware_for_that(self) -> None:
+        without = [name for name in SETTINGS["MIDDLEWARE"] if "Csrf" not in name]
+        with override_settings(MIDDLEWARE=without):
+            mine, other = Device(csrf=True).signed_in(), Device().signed_in()
+            for url in (OTHERS, end_url(other.session.handle)):
+                assert mine.client.post(url).status_code == 403
+        assert other.user == "ada"
+
     @pytest.mark.parametrize("method", ["put", "delete", "patch", "options"])
     def test_other_methods_are_refused(self, method: str) -> None:
         mine, other = Device().signed_in(), Device().signed_in()
