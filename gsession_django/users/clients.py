@@ -50,8 +50,6 @@ def _note(session: SessionMap, request: HttpRequest) -> None:
     here = [address_of(request), user_agent_of(request)]
     noted: list[Any] | None = session.get(CLIENT)
     signs_in = session.base(SESSION_KEY) != session.get(SESSION_KEY)
-    if noted and not signs_in and noted[1] == here:
-        return
     if noted is None:
         # As if it were stored, and changed in place: a pair that is set would let a value that cannot be stored fail
         # the save, which a view may have made for display.
@@ -59,7 +57,7 @@ def _note(session: SessionMap, request: HttpRequest) -> None:
         noted = session[CLIENT]
     # Where a user signed in before anything was recorded, nobody knows.
     first = here if signs_in else next(iter(noted), None)
-    noted[:] = [first, here]
+    noted[:] = [first, here]  # the same as before is not a change
 
 
 def address_of(request: HttpRequest) -> str:
