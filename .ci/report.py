@@ -1,4 +1,4 @@
-"""Ends a run of tox with what ran and what did not: `python .ci/report.py RESULT.json`."""
+"""Prints what a run of tox ran, and what it did not: `python .ci/report.py RESULT.json`."""
 
 import json
 import re

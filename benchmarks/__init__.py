@@ -1,1 +1,1 @@
-"""Measures our session engines beside Django's: ``python -m benchmarks``, explained in ``docs/benchmarks.md``."""
+"""Measures our session engines beside Django's: ``python -m benchmarks``. ``docs/benchmarks.md`` explains it."""

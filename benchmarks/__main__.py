@@ -1,4 +1,4 @@
-"""``python -m benchmarks``: measures, and prints one table."""
+"""``python -m benchmarks``: measures the engines and prints the results."""
 
 import argparse
 import itertools
@@ -109,7 +109,7 @@ def _parser() -> argparse.ArgumentParser:
         metavar="NAME",
         help=f"a comparison, an operation, or one of {', '.join(_PARTS)}; may be repeated. One of: {', '.join(names)}",
     )
-    parser.add_argument("--spread", action="store_true", help="do not keep client and server on one core")
+    parser.add_argument("--spread", action="store_true", help="let client and server run on all cores")
     parser.add_argument("--markdown", action="store_true", help="print the table as Markdown")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the results to this file too")
     return parser

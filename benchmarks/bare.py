@@ -9,7 +9,7 @@ from redis import Redis
 
 
 class SessionStore:
-    """What the benchmark of a load needs of a SessionStore; :meth:`get` answers the bytes of the whole session."""
+    """The part of a SessionStore that the benchmark of a load calls. :meth:`get` returns the whole session as bytes."""
 
     __slots__ = ("_data", "session_key")
 

@@ -1,9 +1,9 @@
-"""What is measured over a range: the size of a session, and the number of live sessions."""
+"""The ranges to measure over: the size of a session, and the number of live sessions."""
 
 from typing import Final
 
 SIZES: Final = {"0 kB": 0, "1 kB": 1000, "10 kB": 10_000, "100 kB": 100_000, "1 MB": 1_000_000}
-"""What is added to a session, in bytes."""
+"""The bytes to add to a session, by the name of a point."""
 
 LIVE: Final = {f"{number:,}": number for number in (1000, 100_000, 1_000_000)}
 

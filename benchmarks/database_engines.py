@@ -1,4 +1,4 @@
-"""The engines in a database: SQLite in a file, and PostgreSQL, a server that is started when it is first needed."""
+"""The engines in a database: SQLite in a file, and a PostgreSQL server that starts at first use."""
 
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
@@ -18,12 +18,12 @@ from benchmarks.redis_engines import DJANGO_REDIS, on_redis
 from tests.support.database_servers import PostgreSQL
 from tests.support.databases import connected, migrate
 
-# The models, by name: importing them takes Django to be set up.
+# By name: Django must be set up before anything imports the models.
 OURS, DJANGO = "gsession_django.Session", "sessions.Session"
 
 
 class Router:
-    """Sends every model to the database that the engine whose turn it is has in its settings."""
+    """Sends every model to the database of the engine whose turn it is."""
 
     def db_for_read(self, model: Any, **hints: Any) -> str | None:
         alias: str | None = getattr(settings, "BENCHMARK_DATABASE", None)
@@ -38,7 +38,7 @@ def server() -> PostgreSQL:
 
 
 def environment() -> dict[str, str]:
-    """Return what the report says of the server, if one was needed."""
+    """Return the server's lines of the report; none if no engine needed it."""
     if not server.cache_info().currsize:
         return {}
     with server().connect() as connection:
@@ -53,7 +53,7 @@ def postgresql() -> str:
 @cache
 def sqlite() -> str:
     folder = UNTIL_THE_END.enter_context(TemporaryDirectory(prefix="benchmark-database-"))
-    # What sites are told to use: without it each save would wait for the disk.
+    # The settings that the documentation advises: without them each save would wait for the disk.
     options = {"init_command": "PRAGMA journal_mode=WAL; PRAGMA synchronous=NORMAL"}
     return _with_tables(
         {"ENGINE": "django.db.backends.sqlite3", "NAME": f"{folder}/db.sqlite3", "OPTIONS": options},
@@ -73,7 +73,7 @@ def _in_table(model: str, database: Callable[[], str]) -> Iterator[Setup]:
     alias = database()
     table = apps.get_model(model)._meta.db_table
     yield Setup(settings={"BENCHMARK_DATABASE": alias}, copy=partial(_copy, alias, model))
-    # Not by DELETE: a million dead rows would be in the way of what is measured next.
+    # Not by DELETE: a million dead rows would slow down the next measurement.
     operations = connections[alias].ops
     operations.execute_sql_flush(operations.sql_flush(no_style(), [table]))
 
@@ -93,7 +93,7 @@ def _copy(alias: str, model: str, copies: int) -> None:
             cursor.execute(statement)
 
 
-# What a database would do by itself after so many rows, while others are measured.
+# A database would do this by itself after so many rows, and disturb a later measurement.
 _SETTLE = {"postgresql": ("VACUUM ANALYZE", "CHECKPOINT"), "sqlite": ("ANALYZE", "PRAGMA wal_checkpoint(TRUNCATE)")}
 
 

@@ -1,6 +1,6 @@
-"""What is measured beside what, and how fast it has to be. What needs a Redis server is in ``redis_engines.py``.
+"""The engines without a server, and the peers and targets of each. ``redis_engines.py`` has those on Redis.
 
-To add an engine: write the context manager that brings up what it needs (a folder, a server) and name both here.
+To add an engine, write a context manager that creates its medium (a folder, a server), and list both here.
 """
 
 import os
@@ -25,17 +25,17 @@ from gsession_django.core.session_map import SessionMap
 
 @dataclass(frozen=True, kw_only=True)
 class Setup:
-    """What an engine finds when it is measured.
+    """The surroundings of an engine in a measurement.
 
     Attributes:
-        settings: Django settings that hold while this engine has its turn; several may name different folders.
+        settings: Django settings during the engine's turn. Each engine may have a different folder.
         options: keyword arguments of its Storage, for ``GSESSION["ENGINES"]``.
         caches: entries of ``CACHES``.
-        count: tells how many sessions are stored, expired ones too.
-        copy: stores so many copies of each session, under keys that nobody knows; by SessionStore a million sessions
-            would take minutes.
-        expire: makes the stored session of a key an expired one, where the engine cannot be told to create it so.
-        value_of: makes of what a load returned the value that it asked for, where that is not the same.
+        count: returns the number of stored sessions, expired ones too.
+        copy: stores so many copies of each session, under keys that nobody knows. Through a SessionStore a million
+            sessions would take minutes.
+        expire: makes the stored session of a key expire, if the engine cannot create an expired one.
+        value_of: turns the result of a load into the requested value, if they differ.
     """
 
     settings: Mapping[str, Any] = field(default_factory=dict)
@@ -52,10 +52,10 @@ class Engine:
     """A session engine.
 
     Attributes:
-        name: what the table calls it.
+        name: its name in the table.
         module: the module that ``SESSION_ENGINE`` would name.
-        setup: brings up what the engine needs, empty, and removes it afterwards.
-        operations: names of the operations that it is measured in.
+        setup: creates the engine's medium, empty, and removes it afterwards.
+        operations: the names of the operations to measure.
     """
 
     name: str
@@ -66,10 +66,10 @@ class Engine:
 
 @dataclass(frozen=True)
 class Peer:
-    """An engine that ours are measured beside.
+    """An engine to compare ours with.
 
     Attributes:
-        targets: by the name of an engine of ours, the ratio to reach in each operation that has a target.
+        targets: the ratio to reach in each operation with a target, by the name of our engine.
     """
 
     engine: Engine
@@ -78,14 +78,14 @@ class Peer:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Engines of ours and their peers, measured in turns. Several comparisons may go by one name."""
+    """Engines of ours and their peers, which take turns. Several comparisons may have the same name."""
 
     name: str
     ours: tuple[Engine, ...]
     peers: tuple[Peer, ...]
 
 
-# What the two engines in memory keep. By default it is 100,000 sessions and 300 cache entries, and the rest is dropped.
+# The limit of the two engines in memory. By default they keep 100,000 sessions and 300 cache entries.
 _MOST_IN_MEMORY = 2_000_000
 
 
@@ -93,7 +93,7 @@ _MOST_IN_MEMORY = 2_000_000
 def _memory() -> Iterator[Setup]:
     options = {"max_sessions": _MOST_IN_MEMORY}
     yield Setup(options=options, copy=_copy_in_memory)
-    # The storage outlives its settings, with all that it keeps.
+    # The storage, with its sessions, would outlive its settings.
     with override_settings(GSESSION={"ENGINES": {MemoryStore.__module__: options}}):
         storage = engine_of(MemoryStore).storage
         for session_id in storage.ids():
@@ -112,8 +112,9 @@ def _copy_in_memory(copies: int) -> None:
 
 
 UNTIL_THE_END = ExitStack()
-"""What stays until the run ends: servers, and the folders of session files, since some file systems are slow to make a
-file for minutes after others were removed, which is nothing of the engine that is measured next.
+"""Closes the servers and removes the folders of session files when the run ends.
+
+Not earlier: for minutes after many removals some file systems are slow to create files, and the next engine would pay.
 """
 
 
@@ -122,10 +123,10 @@ def _folder() -> str:
 
 
 def _link(folder: str, copies: int) -> None:
-    """Give each file so many names more, in its folder.
+    """Give each file `copies` more names in its folder.
 
-    What grows with the number of sessions is the folders. Where freeing a block is slow, it would take a quarter of an
-    hour to remove a million files.
+    Links are enough, because only the folders grow with the number of sessions. Removing a million files could take a
+    quarter of an hour where freeing a block is slow.
     """
     for path in [f"{parent}/{name}" for parent, _, names in os.walk(folder) for name in names if name[0] != "."]:
         for number in range(copies):
@@ -150,10 +151,10 @@ def _django_files() -> Iterator[Setup]:
         return len(os.listdir(folder))
 
     def expire(session_key: str) -> None:
-        # Django's engine counts from the last modification of the file.
+        # For Django's engine a session's age is that of the file's last modification.
         os.utime(f"{folder}/sessionid{session_key}", (0, 0))
 
-    # The class keeps the folder that it saw first.
+    # The class would keep the first folder that it saw.
     DjangoFileStore._storage_path = folder  # type: ignore[attr-defined]
     try:
         yield Setup(count=count, copy=partial(_link, folder), expire=expire)

@@ -1,4 +1,6 @@
-"""``python -m benchmarks.failover``: what a failover of Redis Sentinel loses, and what waiting for replicas costs."""
+"""``python -m benchmarks.failover``: the changes that a failover of Redis Sentinel loses, and the cost of waiting for
+replicas.
+"""
 
 import argparse
 import itertools
@@ -29,7 +31,7 @@ _HEADINGS = ("replication held up", "wait_replicas", "failovers", "acknowledged"
 
 @dataclass
 class Writer:
-    """Changes one session again and again. Times are seconds a save."""
+    """Changes one session again and again, and notes the seconds of each save."""
 
     key: str
     acknowledged: int = 0
@@ -50,10 +52,10 @@ class Writer:
 
 
 def fail_over(lag: float, wait_replicas: int) -> Iterator[Writer]:
-    """Kill a master under writers, and yield them with `acknowledged` less what the next master has.
+    """Kill a master while writers change sessions, and yield the writers once Sentinel has chosen another master.
 
     Args:
-        lag: seconds for which each piece of the replication is held up on its way to the replicas.
+        lag: seconds by which a proxy delays each piece of the replication.
         wait_replicas: the engine's option.
     """
     proxies: list[Proxy] = []
@@ -89,7 +91,7 @@ def fail_over(lag: float, wait_replicas: int) -> Iterator[Writer]:
         for thread in threads:
             thread.start()
         time.sleep(_SECONDS)
-        proxies[0].cut_all()  # what is on its way is lost with its sender
+        proxies[0].cut_all()  # the data on its way dies with the master
         sentinels.servers[0].kill()
         for thread in threads:
             thread.join()
@@ -103,11 +105,11 @@ def lost(writer: Writer) -> int:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.failover", description=__doc__)
-    parser.add_argument("--failovers", type=int, default=10, help="of each kind; one takes about six seconds")
+    parser.add_argument("--failovers", type=int, default=10, help="how many of each kind; one takes about six seconds")
     failovers: int = parser.parse_args(arguments).failovers
     os.environ["DJANGO_SETTINGS_MODULE"] = "benchmarks.settings"
     django.setup()
-    logging.disable(logging.WARNING)  # too few replicas have acknowledged
+    logging.disable(logging.WARNING)  # the engine warns when too few replicas acknowledge
     rows: list[tuple[object, ...]] = [_HEADINGS]
     for lag, wait_replicas in itertools.product((0.0, 0.02), (0, 1)):
         print(f"Measuring {wait_replicas=}, with {lag * 1000:g} ms ...", file=sys.stderr)

@@ -1,7 +1,7 @@
-"""Asks a site on 127.0.0.1 for pages and takes the time.
+"""Requests pages from a site on 127.0.0.1 and takes the time.
 
-It shares the machine with the servers that it measures, so that what it costs itself has to be little: httptools, which
-parses in C, on uvloop. It sees every reply: one that is not the expected one ends the run.
+The generator shares the machine with the servers that it measures, so it must cost little itself: it uses uvloop, and
+httptools, which parses in C. It checks every reply, and a wrong one ends the run.
 """
 
 import asyncio
@@ -13,7 +13,7 @@ import httptools
 
 
 class WrongReply(Exception):
-    """The page is not what it should be: its time means nothing."""
+    """A page is wrong, so its time means nothing."""
 
 
 class _Connection(asyncio.Protocol):
@@ -25,7 +25,7 @@ class _Connection(asyncio.Protocol):
         self.transport: asyncio.Transport | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self.transport = cast(asyncio.Transport, transport)  # which uvloop's are, but not by name
+        self.transport = cast(asyncio.Transport, transport)  # uvloop's transports do not inherit from it
 
     def ask(self, request: bytes) -> "asyncio.Future[tuple[int, bytes]]":
         assert self.transport is not None
@@ -56,7 +56,7 @@ class _Connection(asyncio.Protocol):
 
 
 async def ask_for(port: int, requests: Sequence[bytes], body: bytes, clients: int) -> int:
-    """Send the requests, by so many clients at once, and return the nanoseconds that all took together."""
+    """Send the requests from `clients` clients at once, and return the nanoseconds that all took together."""
     waiting = iter(requests)
     start = time.perf_counter_ns()
     async with asyncio.TaskGroup() as group:
@@ -73,6 +73,6 @@ async def _client(port: int, waiting: Iterator[bytes], body: bytes) -> None:
             _, connection = await loop.create_connection(_Connection, "127.0.0.1", port)
         reply = await connection.ask(request)
         if reply != (200, body):
-            raise WrongReply(f"{reply!r} in place of {(200, body)!r}, asked for by {request!r}")
+            raise WrongReply(f"{request!r} got {reply!r} in place of {(200, body)!r}")
     if connection.transport is not None:
         connection.transport.close()

@@ -1,4 +1,4 @@
-"""The same at HTTP level: sites that differ in their session engine alone are asked for pages in turns."""
+"""The comparison over HTTP: sites that differ only in their session engine serve pages in turns."""
 
 import asyncio
 import json
@@ -34,7 +34,7 @@ _PEER = DJANGO_REDIS_CACHE
 
 @dataclass(frozen=True)
 class Plan:
-    """How much is measured: how often each site has its turn, and how many requests that is."""
+    """How much to measure: the number of turns of each site, and of requests in a turn."""
 
     rounds: int
     requests: int
@@ -46,13 +46,13 @@ QUICK = Plan(rounds=8, requests=200)
 
 @dataclass(frozen=True)
 class Server:
-    """What serves the sites.
+    """The program that serves the sites.
 
     Attributes:
-        module: what Python is to run.
-        listen: how that is told which socket to listen on.
-        pages: the paths that are asked for, by what the table calls them.
-        settings, our_settings: what differs from the test site's settings, for the peer and for our engines.
+        module: the module that Python runs, with arguments.
+        listen: the option that names the socket to listen on.
+        pages: the paths to request, by their names in the table.
+        settings, our_settings: changes to the test site's settings, for the peer and for our engines.
     """
 
     name: str
@@ -66,7 +66,7 @@ class Server:
 SERVERS = (
     Server(
         "gunicorn, 2 workers",
-        # Its control socket would be one file for all of them.
+        # All sites would share one file for the control socket.
         (*("gunicorn", "--workers=2", "--no-control-socket", "--log-level=warning"), "benchmarks.pages:wsgi()"),
         "--bind=fd://{}",
         {"read": "/read", "write": "/write"},
@@ -78,7 +78,7 @@ SERVERS = (
         ("uvicorn", "--no-access-log", "--log-level=warning", "--lifespan=off", "--factory", "benchmarks.pages:asgi"),
         "--fd={}",
         {"read": "/aread", "write": "/awrite"},
-        # And no other middleware: with most of Django's each request enters threads.
+        # No other middleware: with most of Django's, each request enters threads.
         {"MIDDLEWARE": ["django.contrib.sessions.middleware.SessionMiddleware"]},
         {"MIDDLEWARE": ["gsession_django.middleware.SessionMiddleware"]},
     ),
@@ -87,7 +87,7 @@ SERVERS = (
 
 @dataclass(frozen=True)
 class Site:
-    """A site that is being served, and its engine in this process, which made the sessions."""
+    """A running site, and its engine in this process, which made the sessions."""
 
     subject: Subject
     port: int
@@ -128,7 +128,7 @@ async def _turn(site: Site, path: str, keys: Sequence[str]) -> int:
 
 
 def _check(subject: Subject, path: str, key: str) -> None:
-    """See that a page that writes has written, and nothing else."""
+    """Raise WrongResult unless a page that writes has written its value, and nothing else has changed."""
     with subject.turn():
         stored = read_back(subject, key)
     if "write" in path and stored.get("language") == SESSION["language"]:
@@ -160,14 +160,14 @@ def _served(server: Server) -> Iterator[list[Site]]:
 
 @contextmanager
 def _process(server: Server, settings: Mapping[str, Any]) -> Iterator[int]:
-    """Serve a site and yield its port. Whoever connects before it is up waits: the socket listens already."""
+    """Serve a site and yield its port. The socket listens already, so early clients wait for the server."""
     environment = {
         **os.environ,
         "DJANGO_SETTINGS_MODULE": "benchmarks.site",
         "BENCHMARK_SETTINGS": json.dumps(settings),
     }
     with socket.create_server(("127.0.0.1", 0), backlog=64) as listener:
-        # As both servers do with sockets that they open. What is accepted inherits it.
+        # Both servers do this with sockets that they open. Accepted connections inherit it.
         listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         port: int = listener.getsockname()[1]
         process = subprocess.Popen(
@@ -175,7 +175,7 @@ def _process(server: Server, settings: Mapping[str, Any]) -> Iterator[int]:
             cwd=_CHECKOUT,
             env=environment,
             pass_fds=[listener.fileno()],
-            process_group=0,  # with its workers, so that all can be ended
+            process_group=0,  # one group with its workers, to end all at once
         )
     try:
         yield port

@@ -1,7 +1,7 @@
-"""How it is measured: the engines take turns in many short rounds, and each round gives one ratio.
+"""The method: the engines take turns in many short rounds, and each round gives one ratio.
 
-The machine may be shared and noisy. What disturbs it longer than a round disturbs all engines alike, and what is
-shorter spoils a few rounds of many, which a median does not see.
+The machine may be shared and noisy. A disturbance that is longer than a round affects all engines alike. A shorter one
+spoils a few rounds of many, and the median ignores those.
 """
 
 import asyncio
@@ -24,16 +24,16 @@ from django.test.utils import override_settings
 from benchmarks.engines import Engine, Setup
 
 Times = dict[str, list[float]]
-"""Nanoseconds a call, one number a round, by the name of the engine."""
+"""Nanoseconds per call, one number for each round, by the name of the engine."""
 
 
 @contextmanager
 def one_core() -> Iterator[None]:
     """Keep this process, and the servers that it starts, on one core.
 
-    A request and its reply are then two switches of one core and cost the same each time. Over two, whoever waits is
-    woken on a core that has gone to sleep, or is not, as the scheduler likes: on a virtual machine that takes longer
-    than all the rest, and it has nothing to do with what is measured.
+    A request and its reply then switch one core twice, which costs the same each time. With two cores, the scheduler
+    sometimes wakes a waiting process on a sleeping core. On a virtual machine that takes longer than all the rest, and
+    no engine is the cause.
     """
     before = os.sched_getaffinity(0)
     os.sched_setaffinity(0, {min(before)})
@@ -44,19 +44,19 @@ def one_core() -> Iterator[None]:
 
 
 class WrongResult(Exception):
-    """An operation did not do what it claims: its time means nothing."""
+    """An operation did not do its work, so its time means nothing."""
 
 
 @dataclass(frozen=True)
 class Plan:
-    """How much is measured.
+    """How much to measure.
 
     Attributes:
-        stages: how often everything is set up anew.
-        rounds: in each stage, how often each engine has its turn.
+        stages: how often to set up everything anew.
+        rounds: the turns of each engine in a stage.
         calls: the number of calls in a turn.
-        sessions: how many sessions are stored before.
-        warm_up: whether the first round of a stage does not count.
+        sessions: the number of sessions to store first.
+        warm_up: whether to ignore the first round of a stage.
     """
 
     stages: int
@@ -67,11 +67,11 @@ class Plan:
 
 
 class Subject:
-    """An engine that is set up for measuring.
+    """An engine, ready to measure.
 
     Attributes:
         store: its SessionStore.
-        keys: the session keys of what is stored.
+        keys: the keys of the stored sessions.
     """
 
     def __init__(self, engine: Engine, setup: Setup) -> None:
@@ -82,7 +82,7 @@ class Subject:
 
     @contextmanager
     def turn(self, **values: Any) -> Iterator[None]:
-        """Let the engine's settings hold, and `values` too."""
+        """Apply the engine's settings, and `values` too, inside the block."""
         values = {**self.setup.settings, **values}
         before = {name: getattr(settings, name) for name in values}
         _set(values)
@@ -93,17 +93,18 @@ class Subject:
 
 
 def _set(values: Mapping[str, Any]) -> None:
-    # Not by override_settings: at its signal our engines would drop their storage, and with it what is in memory.
+    # Not by override_settings: at its signal our engines would drop their storage, with all sessions in memory.
     for name, value in values.items():
         setattr(settings, name, value)
 
 
 @dataclass(frozen=True)
 class Operation(ABC):
-    """Something that an engine does. Only :meth:`act` is timed; it may be a coroutine function.
+    """An operation of an engine. Only :meth:`act` is timed. It may be a coroutine function.
 
     Attributes:
-        plan, quick: how much is measured, normally and with ``--quick``, which leaves out an operation without.
+        plan: how much to measure.
+        quick: the same with ``--quick``, which skips an operation that has ``None`` here.
         save_every_request: ``SESSION_SAVE_EVERY_REQUEST``.
         touch_interval: ``GSESSION["TOUCH_INTERVAL"]``; ``None`` leaves the default.
     """
@@ -120,17 +121,17 @@ class Operation(ABC):
 
     @abstractmethod
     def prepare(self, subject: Subject, keys: Sequence[str]) -> Sequence[Any]:
-        """Return what each call of a turn is given; `keys` are of stored sessions, as many as there are calls."""
+        """Return the argument of each call of a turn. `keys` are keys of stored sessions, one for each call."""
 
     @abstractmethod
     def act(self, subject: Subject, given: Any) -> Any: ...
 
     @abstractmethod
     def check(self, subject: Subject, given: Any, result: Any) -> None:
-        """Raise WrongResult if the call that was `given` this, the first of a stage, did not do what it claims."""
+        """Raise WrongResult if the first call of a stage, with the argument `given`, did not do its work."""
 
     def rehearse(self, subjects: Sequence[Subject]) -> None:  # noqa: B027
-        """The same for what takes longer to see, before anything is measured."""
+        """Make the checks that take too long for :meth:`check`, once before the measurement."""
 
 
 def measure(operation: Operation, plan: Plan, engines: Sequence[Engine]) -> Times:
@@ -169,7 +170,7 @@ def _on_stage(operation: Operation, plan: Plan, engines: Sequence[Engine]) -> It
             with subject.turn():
                 subject.keys = operation.fill(subject, plan.sessions)
         gc.collect()
-        gc.freeze()  # what is there by now is not looked through again at each collection below
+        gc.freeze()  # the collections below need not look through older objects again
         try:
             operation.rehearse(subjects)
             yield subjects

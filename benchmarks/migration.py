@@ -1,7 +1,7 @@
 """``python -m benchmarks.migration``: a rollout under live traffic.
 
-Sessions are moved from Django's ``db`` to ``redis_hash``, with the fallback on, and what visitors see meanwhile that is
-not right is counted.
+It moves sessions from Django's ``db`` to ``redis_hash``, with the fallback on, and counts the wrong replies that
+visitors get meanwhile.
 """
 
 import argparse
@@ -24,19 +24,19 @@ from typing import Any
 import django
 
 THREADS = 4
-_STEP = 1000  # sessions that are made or checked in one go
-_LIFETIME = 86400  # seconds that a session has to live at the source
+_STEP = 1000  # sessions to create or check in one go
+_LIFETIME = 86400  # seconds that a session has left at the source
 
 
 @dataclass
 class Browser:
-    """A visitor, who signed in under the old release.
+    """A visitor who signed in under the old release.
 
     Attributes:
         key: the session key in the cookie.
-        things: how many there are in the cart.
-        may_sign_out: whether the visitor will sign out some time; who has done so comes back with the old cookie.
-        ended: the session keys that must be unknown: of a session that was signed out of, or has another key by now.
+        things: the number of things in the cart.
+        may_sign_out: whether the visitor may sign out. After that the visitor comes back with the old cookie.
+        ended: the session keys that must be unknown: of ended sessions, and of sessions with a new key.
         signed_out: whether the visitor has signed out.
     """
 
@@ -47,7 +47,7 @@ class Browser:
     signed_out: bool = False
 
     def visit(self, wish: float) -> str | None:
-        """Send one request of a kind that `wish`, from 0 to 1, chooses; return what is wrong with the answer."""
+        """Send one request. `wish`, from 0 to 1, chooses its kind. Return the fault of the reply, if there is one."""
         from tests.support.sites import Visitor
 
         if self.signed_out or (self.ended and wish < 0.2):
@@ -78,14 +78,14 @@ def _differs(response: Any, expected: str) -> str | None:
 
 @dataclass
 class Traffic:
-    """What the visitors do meanwhile, in threads that each have some of them.
+    """The visitors of the site during the move. Each thread sends the requests of some of them.
 
     Attributes:
         browsers: the visitors.
-        seed: of what they wish.
+        seed: the seed of their wishes.
         come: the part of them, from 0 to 1, that has come so far.
-        times: seconds that each request took.
-        wrong: what was wrong with an answer.
+        times: the seconds of each request.
+        wrong: the faults of the replies.
     """
 
     browsers: list[Browser]
@@ -96,7 +96,7 @@ class Traffic:
 
     @contextmanager
     def flows(self) -> Iterator[None]:
-        """Let them visit until the end of the block, and each once more after it."""
+        """Let the visitors send requests until the end of the block, and each one more after it."""
         ends = threading.Event()
         threads = [threading.Thread(target=self._run, args=(number, ends)) for number in range(THREADS)]
         for thread in threads:
@@ -129,14 +129,14 @@ class Traffic:
 
 @dataclass
 class Result:
-    """What came of a migration.
+    """The result of a migration.
 
     Attributes:
-        seconds: what the command took.
-        summary: what it said at the end.
-        times: seconds that each request took meanwhile, and after it.
-        signed_out: visitors who signed out.
-        wrong: all that was not right, in words.
+        seconds: the time that the command took.
+        summary: the command's last line.
+        times: the seconds of each request, during the command and after it.
+        signed_out: the number of visitors who signed out.
+        wrong: all faults, in words.
     """
 
     seconds: float
@@ -147,7 +147,7 @@ class Result:
 
 
 def migrate(sessions: int, visitors: int, kind: str, seed: int, folder: Path) -> Result:
-    """Move `sessions`, of which the visitors who come meanwhile have some, from a database of a kind to Redis."""
+    """Move so many sessions from a database to Redis. `visitors` of them belong to visitors who come meanwhile."""
     from tests.support import processes
     from tests.support.redis_servers import RedisServer
     from tests.support.rollouts import SOURCES, TARGETS, here, rollout
@@ -181,7 +181,7 @@ def _heard(worker: Any) -> tuple[float, str] | None:
 
 
 def _command(parent: Any, where: Any) -> None:
-    """Run ``migrate_sessions``, in a process of its own."""
+    """Run ``migrate_sessions`` in its own process."""
     from django.core.management import call_command
 
     from tests.support.rollouts import SOURCES, there
@@ -200,7 +200,7 @@ def _keys(count: int, seed: int) -> list[str]:
 
 
 def _made(visitors: int, sessions: int, seed: int) -> list[str]:
-    """Make the sessions of the old release, and return the keys of those whose visitors will come."""
+    """Create the sessions of the old release, and return the keys of visitors who will come."""
     from django.conf import settings
     from django.contrib.sessions.models import Session
     from django.utils import timezone
@@ -233,11 +233,11 @@ def _left_behind() -> list[str]:
     from django.contrib.sessions.models import Session
 
     left = Session.objects.count()
-    return [f"{left} sessions are still where they were"] if left else []
+    return [f"{left} sessions are still at the source"] if left else []
 
 
 def _lost(visitors: int, sessions: int, seed: int) -> list[str]:
-    """Return what is wrong with the sessions of those who did not come."""
+    """Return the faults of the sessions whose visitors did not come."""
     from gsession_django.backends.redis_hash import SessionStore
     from gsession_django.core.engine import engine_of
 
@@ -254,12 +254,14 @@ def _lost(visitors: int, sessions: int, seed: int) -> list[str]:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.migration", description=__doc__)
-    parser.add_argument("--sessions", type=int, default=100_000, help="how many are moved (default: %(default)s)")
+    parser.add_argument("--sessions", type=int, default=100_000, help="how many to move (default: %(default)s)")
     parser.add_argument(
-        "--visitors", type=int, default=1000, help="whose visitors come meanwhile (default: %(default)s)"
+        "--visitors", type=int, default=1000, help="how many of their visitors come meanwhile (default: %(default)s)"
     )
     parser.add_argument("--database", default="postgresql", help="postgresql, mariadb or sqlite (default: %(default)s)")
-    parser.add_argument("--seed", type=int, default=random.randrange(2**32), help="repeats what the visitors wish")
+    parser.add_argument(
+        "--seed", type=int, default=random.randrange(2**32), help="the seed of the visitors' wishes, to repeat a run"
+    )
     options = parser.parse_args(arguments)
     os.environ["DJANGO_SETTINGS_MODULE"] = "tests.settings"
     django.setup()

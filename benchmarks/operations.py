@@ -1,4 +1,4 @@
-"""What is measured: each operation, what goes before it outside the measured time, and how it is seen to be right."""
+"""The operations to measure: each with its preparation, which is not timed, and a check of its result."""
 
 import os
 import reprlib
@@ -30,7 +30,7 @@ _PARAGRAPH = (
 )
 
 _short = reprlib.Repr()
-_short.maxdict = _short.maxstring = 100  # what is read beside a large value is the whole session
+_short.maxdict = _short.maxstring = 100  # the value read may be a whole large session
 
 
 def expect(subject: Subject, stored: Any, expected: Any, what: str) -> None:
@@ -52,18 +52,18 @@ def read_back(subject: Subject, key: str) -> dict[str, Any]:
 
 @cache
 def _drafts(size: int) -> dict[str, Any]:
-    """Return what a visitor has written into a long form so far: four texts, of so many bytes together."""
+    """Return the contents of a half-filled long form: four texts, `size` bytes together."""
     chosen, words = Random(size), _PARAGRAPH.split(" ")
     return {f"draft {number}": " ".join(chosen.choices(words, k=size // 8))[: size // 4] for number in range(4)}
 
 
 @dataclass(frozen=True)
 class OnSessions(Operation):
-    """An operation on sessions of a signed-in user, of which many are there already.
+    """An operation on stored sessions of a signed-in user.
 
     Attributes:
-        size: how many bytes each of these sessions has besides, which the operation has nothing to do with.
-        live: how many sessions there are in all; the operation uses those of its plan.
+        size: bytes of other data in each session, which the operation does not use.
+        live: the number of all live sessions. The operation uses those of its plan.
     """
 
     size: int = 0
@@ -127,10 +127,10 @@ class AsyncModify(Modify):
 
 @dataclass(frozen=True)
 class ChangeInPlace(OnSessions):
-    """A request changes one item of a large dict, and is asked whether it was modified, as the middleware does.
+    """A request changes one item of a large dict, and then reads ``modified``, as the middleware does.
 
     Attributes:
-        size: about the number of bytes of the dict, as JSON.
+        size: the approximate size of the dict in bytes, as JSON.
     """
 
     _values = count()
@@ -148,7 +148,7 @@ class ChangeInPlace(OnSessions):
         store = subject.store(key)
         store["lines"]["7"]["n"] = value
         if not isinstance(store, SessionStore):
-            store.modified = True  # which Django asks the view to do
+            store.modified = True  # Django asks the view to set it
         if store.modified:
             store.save()
 
@@ -161,7 +161,7 @@ class ChangeInPlace(OnSessions):
 
 @dataclass(frozen=True)
 class Touch(OnSessions):
-    """A request that changes nothing under SESSION_SAVE_EVERY_REQUEST: one visitor's, each soon after the last."""
+    """A request that changes nothing, under SESSION_SAVE_EVERY_REQUEST, soon after the visitor's last request."""
 
     save_every_request: bool = True
 
@@ -184,10 +184,10 @@ class Touch(OnSessions):
         return str(given)
 
     def rehearse(self, subjects: Sequence[Subject]) -> None:
-        """See that a touch that is due renews the TTL: the session outlives one that was created with it."""
+        """Check that a due touch renews the TTL: the session outlives one that was created with it."""
         if self.touch_interval is None:
             return
-        # Django's engines round what is left down to whole seconds: with less than one left, a session is over.
+        # Django's engines round the time left down to whole seconds: below one second, a session is over.
         pairs = []
         for subject in subjects:
             with subject.turn(SESSION_COOKIE_AGE=4):
@@ -215,7 +215,7 @@ class AsyncTouch(Touch):
 
 @dataclass(frozen=True)
 class SaveUnchanged(Touch):
-    """The save alone, of a session that was read before."""
+    """Only the save, of a session that an earlier call has read."""
 
     def prepare(self, subject: Subject, keys: Sequence[str]) -> Sequence[SessionBase]:
         stores = [subject.store(key) for key in super().prepare(subject, keys)]
@@ -255,7 +255,7 @@ class AsyncCreate(Create):
 
 
 class Login(OnSessions):
-    """A visitor signs in: the session that holds a cart already gets a new key and the user."""
+    """A visitor signs in: a session that already holds a cart gets a new key and the user."""
 
     def prepare(self, subject: Subject, keys: Sequence[str]) -> Sequence[str]:
         return [new_session(subject, VISITOR) for _ in keys]
@@ -287,13 +287,13 @@ class AsyncLogin(Login):
 
 @dataclass(frozen=True)
 class Purge(Operation):
-    """The expired half of many sessions is removed. The keys of a subject are of expired and live ones in turn."""
+    """A purge removes the expired half of many sessions. A subject's keys alternate: expired, live, and so on."""
 
     def fill(self, subject: Subject, sessions: int) -> list[str]:
         return list(self._sessions(subject, sessions))
 
     def _sessions(self, subject: Subject, sessions: int) -> Iterator[str]:
-        # In runs, since switching the setting takes longer than creating a session.
+        # In runs, because switching the setting takes longer than creating a session.
         run = 100
         for _ in range(0, sessions, 2 * run):
             with subject.turn(SESSION_COOKIE_AGE=-1):
@@ -353,7 +353,7 @@ OPERATIONS: tuple[Operation, ...] = (
     Load("load", NORMAL, QUICK),
     *_over_size(Load, OVER_SIZE["load"]),
     *_over_live(Load, OVER_LIVE["load"]),
-    # Before what removes files, Django's renaming of one over another too: see UNTIL_THE_END in engines.py.
+    # First, because operations that remove or rename files slow it down: see UNTIL_THE_END in engines.py.
     Create("create", NORMAL, QUICK),
     *_over_live(Create, OVER_LIVE["create"]),
     Modify("modify", NORMAL, QUICK),

@@ -1,4 +1,4 @@
-"""The pages that are asked for: one reads the session, one writes it; under ASGI both are async."""
+"""The pages to request: one reads the session, one writes it. Under ASGI both are async."""
 
 import time
 

@@ -1,6 +1,6 @@
-"""``python -m benchmarks.plot results.json docs/figures/redis.svg``: draws what ``--json`` wrote.
+"""``python -m benchmarks.plot results.json docs/figures/redis.svg``: draws figures from the results of ``--json``.
 
-The name of a figure says what is in it: ``redis.svg`` or ``curves.svg``.
+The name of the file chooses the figure: ``redis.svg`` or ``curves.svg``.
 """
 
 import argparse
@@ -19,10 +19,10 @@ from benchmarks.curves import CURVES, OVER_LIVE, OVER_SIZE, Curve
 from benchmarks.redis_engines import DJANGO_REDIS_CACHE, OUR_REDIS, OUR_REDIS_HASH
 
 _PEER = DJANGO_REDIS_CACHE.name
-# All of them stand out on white and on black, so that the background can stay the page's.
+# All of them stand out on white and on black: the figures have no background of their own.
 _TEXT = "#7d7d7d"
 _COLOURS = {OUR_REDIS.name: "#3987c9", OUR_REDIS_HASH.name: "#d9772b"}
-# Ours, each with the peer that its targets are about.
+# Our engines, each with the peer of its targets.
 _PAIRS = [
     (engine.name, comparison.peers[0].engine.name)
     for comparison in (*redis_engines.COMPARISONS, *engines.COMPARISONS, *database_engines.COMPARISONS)
@@ -72,7 +72,7 @@ def _bars(axis: Axes, results: Sequence[Mapping[str, Any]], title: str) -> None:
         ratios = [result["ratio"] for result in mine]
         axis.barh(places, ratios, _BAR, color=colour, label=engine)
         for place, ratio in zip(places, ratios, strict=True):
-            # At the foot of the bar, where no target is.
+            # At the foot of the bar, away from the mark of the target.
             axis.text(0.01 * max(ratios), place, f"{ratio:.2f}", color="white", fontsize=8, va="center_baseline")
     targets = {result["operation"]: result["target"] for result in results if result["target"] is not None}
     if targets:
@@ -88,7 +88,8 @@ def _bars(axis: Axes, results: Sequence[Mapping[str, Any]], title: str) -> None:
 
 
 def _curves(found: Mapping[str, Any]) -> Figure:
-    figure = Figure(figsize=(8, 7), layout=ConstrainedLayoutEngine(wspace=0.08))  # or the numbers of two axes touch
+    # Without wspace the numbers of two axes touch.
+    figure = Figure(figsize=(8, 7), layout=ConstrainedLayoutEngine(wspace=0.08))
     figure.suptitle("Time over that of the engine in brackets (logarithmic): lower is better", fontsize="medium")
     axes = figure.subplots(2, 2, sharey=True)
     for row, curves, unit in zip(axes, (OVER_SIZE, OVER_LIVE), ("size of the session", "live sessions"), strict=True):
@@ -119,14 +120,14 @@ _FIGURES: Mapping[str, Callable[[Mapping[str, Any]], Figure]] = {"redis": _redis
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.plot", description="Draws what was measured.")
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.plot", description="Draws figures from results.")
     parser.add_argument("results", type=Path, help="what `python -m benchmarks --json` wrote")
     parser.add_argument("figures", type=Path, nargs="+", help="SVG files to write: redis.svg, curves.svg")
     options = parser.parse_args()
     found = json.loads(options.results.read_text("utf-8"))
     for file in options.figures:
         if file.stem not in _FIGURES:
-            parser.error(f"{file}: there is no figure by that name. Name it one of {', '.join(_FIGURES)}.")
+            parser.error(f"{file}: no figure has this name. Name the file one of {', '.join(_FIGURES)}.")
         file.parent.mkdir(parents=True, exist_ok=True)
         with rc_context(_STYLE):
             _FIGURES[file.stem](found).savefig(file, transparent=True, metadata={"Date": None})

@@ -1,4 +1,4 @@
-"""Purging a large table in PostgreSQL while clients read and write sessions in it: ours beside Django's."""
+"""The purge of a large table in PostgreSQL while clients read and write sessions in it: ours beside Django's."""
 
 import multiprocessing
 import os
@@ -32,14 +32,15 @@ _LIVE_TTL: Final = 14 * 24 * 3600
 
 @dataclass(frozen=True)
 class Plan:
-    """How much is measured.
+    """How much to measure.
 
     Attributes:
-        sessions: how many there are in the table.
-        many, few: how many of them are expired.
-        rounds: how often the many are removed, beside clients.
-        seconds: how long the clients run before each purge.
-        repeats: how often the few are removed, and the table scanned, with no clients.
+        sessions: the number of sessions in the table.
+        many: the number of expired ones when clients run.
+        few: the number of expired ones without clients.
+        rounds: the number of purges beside clients.
+        seconds: the seconds that the clients run before each purge.
+        repeats: the number of purges, and of scans of the table, without clients.
     """
 
     sessions: int
@@ -56,13 +57,13 @@ QUICK = Plan(sessions=50_000, many=45_000, few=100, rounds=2, seconds=2, repeats
 
 @dataclass(frozen=True)
 class _Purger:
-    """An engine, its command, and how its table is filled in SQL.
+    """An engine, its command, and the SQL that fills its table.
 
     Attributes:
-        rows: what is selected for a row, from the first row `t` and a number `i`; `{expires}` is its expiry, in seconds
-            since 1970.
-        expires: the expiry of a row, in seconds since 1970.
-        set_expires: sets it to `{expires}`.
+        rows: the columns to select for a row, from the first row `t` and a number `i`. `{expires}` is its expiry, in
+            seconds since 1970.
+        expires: the SQL for the expiry of a row, in seconds since 1970.
+        set_expires: the SQL that sets it to `{expires}`.
     """
 
     name: str
@@ -118,7 +119,7 @@ def measure_purges(plan: Plan) -> Iterator[PurgeResult]:
                     rounds.append(_beside(clients, purger, alias, plan))
                 if (left := _count(alias, purger, "true")) != plan.sessions - plan.many + len(keys):
                     raise WrongResult(f"{purger.name}: {left} sessions are left")
-            # The slowest of some ten thousand requests is a matter of chance.
+            # The median round: the slowest of some ten thousand requests is a matter of chance.
             yield sorted(rounds, key=lambda found: found.ratio)[plan.rounds // 2]
             _insert(purger, alias, 1, plan.many, _LIVE)
             _settle(alias, purger)
@@ -150,7 +151,7 @@ def _insert(purger: _Purger, alias: str, first: int, last: int, expires: str) ->
 
 
 def _fill(purger: _Purger, alias: str) -> list[str]:
-    """Store the sessions that the clients use, and return their keys."""
+    """Store the sessions for the clients, and return their keys."""
     store_class = import_module(purger.module).SessionStore
     keys = []
     for _ in range(2000):
@@ -186,12 +187,12 @@ def _beside(clients: "Sequence[_Client]", purger: _Purger, alias: str, plan: Pla
 
 
 def _per_mille(times: Sequence[float]) -> float:
-    """Return the time within which 999 of 1000 requests were done."""
+    """Return the time within which 999 of 1000 requests ended."""
     return statistics.quantiles(times, n=1000)[-1]
 
 
 class _Client:
-    """A process that reads and writes sessions, one request after another, until it is told to end."""
+    """A process that reads and writes sessions, one request after another, until :meth:`end`."""
 
     def __init__(self, purger: _Purger, keys: Sequence[str], number: int) -> None:
         context = multiprocessing.get_context("spawn")
@@ -205,7 +206,7 @@ class _Client:
         self._hear()
 
     def end(self) -> list[tuple[float, float]]:
-        """Return when each request began, and how many seconds it took."""
+        """End the process, and return when each request began and how many seconds it took."""
         self._pipe.send("end")
         requests: list[tuple[float, float]] = self._hear()
         return requests
@@ -248,7 +249,7 @@ def _clients(purger: _Purger, keys: Sequence[str]) -> Iterator[list[_Client]]:
         yield clients
 
 
-# Without.
+# Without clients.
 
 
 def _alone(purger: _Purger, alias: str, plan: Plan) -> PurgeResult:
@@ -261,10 +262,10 @@ def _alone(purger: _Purger, alias: str, plan: Plan) -> PurgeResult:
         )
         _settle(alias, purger)
         start = time.perf_counter()
-        expired = _count(alias, purger, f"{purger.expires} < {_NOW}")  # an expression, for which there is no index
+        expired = _count(alias, purger, f"{purger.expires} < {_NOW}")  # no index has this expression: it is a scan
         scans.append(time.perf_counter() - start)
         if expired != plan.few:
-            raise WrongResult(f"{purger.name}: {expired} sessions are expired in place of {plan.few}")
+            raise WrongResult(f"{purger.name}: {expired} sessions have expired in place of {plan.few}")
         start = time.perf_counter()
         call_command(purger.command, stdout=open(os.devnull, "w"))  # noqa: SIM115
         purges.append(time.perf_counter() - start)

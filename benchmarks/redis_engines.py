@@ -1,4 +1,4 @@
-"""The engines on Redis, all of them on one server, which is started when it is first needed."""
+"""The engines on Redis. All use one server, which starts at first use."""
 
 import os
 from collections.abc import Callable, Iterator, Mapping
@@ -26,13 +26,13 @@ def server() -> RedisServer:
 
 
 def spread() -> None:
-    """Let the server, if there is one, run on all the cores that this process may use."""
+    """Let the server, if it runs, use all cores of this process."""
     if server.cache_info().currsize:
         server().run_on(os.sched_getaffinity(0))
 
 
 def environment() -> dict[str, str]:
-    """Return what the report says of the server, if one was needed."""
+    """Return the server's lines of the report; none if no engine needed it."""
     if not server.cache_info().currsize:
         return {}
     with client_of(f"redis://127.0.0.1:{server().port}") as client:

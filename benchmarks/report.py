@@ -1,4 +1,4 @@
-"""What was measured, as a table or as JSON."""
+"""The results, as tables or as JSON."""
 
 import math
 import os
@@ -40,7 +40,7 @@ Table = list[tuple[str, ...]]
 
 @dataclass(frozen=True)
 class Report:
-    """What one run found; a part that was not measured is empty."""
+    """The results of one run. A part that was not measured is empty."""
 
     machine: dict[str, str]
     results: "Sequence[Result]"
@@ -52,7 +52,7 @@ class Report:
 
 @dataclass(frozen=True)
 class Result:
-    """One engine of ours beside one peer in one operation. Times are medians, in nanoseconds a call.
+    """One engine of ours beside one peer in one operation. Times are medians, in nanoseconds per call.
 
     Attributes:
         ratio: the median of the rounds' ratios, ours to the peer's; `low` and `high` are their quartiles.
@@ -77,7 +77,7 @@ class Result:
 
 @dataclass(frozen=True)
 class PageResult:
-    """A page of a site with one of our engines beside the same with a peer. Rates are requests a second.
+    """A page of a site with one of our engines beside the same page with a peer. Rates are requests per second.
 
     Attributes:
         ratio: the median of the rounds' ratios of rates, ours to the peer's; `low` and `high` are their quartiles.
@@ -97,13 +97,13 @@ class PageResult:
 
 @dataclass(frozen=True)
 class SizeResult:
-    """What a session takes up on the Redis server.
+    """The memory of a session on the Redis server.
 
     Attributes:
-        sessions: how many were stored.
-        keys: how many keys a session has.
-        memory_usage: bytes a session, by ``MEMORY USAGE`` of its keys.
-        used_memory: bytes a session, by what ``INFO`` says of the server before and after.
+        sessions: the number of stored sessions.
+        keys: the number of Redis keys per session.
+        memory_usage: bytes per session, by ``MEMORY USAGE`` of its keys.
+        used_memory: bytes per session, by the difference in ``INFO`` before and after.
     """
 
     engine: str
@@ -115,10 +115,10 @@ class SizeResult:
 
 @dataclass(frozen=True)
 class SerializerResult:
-    """What a serializer makes of a session, beside another. Times are medians, in nanoseconds a call.
+    """A serializer beside another on one session. Times are medians, in nanoseconds per call.
 
     Attributes:
-        bytes: how many it makes.
+        bytes: the size of the serialized session.
         dumps_ratio, loads_ratio: the quartiles of the rounds' ratios, its time to the other's.
     """
 
@@ -138,11 +138,11 @@ class PurgeResult:
     """A purge of a large table. Times are in seconds.
 
     Attributes:
-        sessions, expired: how many there were.
-        seconds: how long the purge took.
+        sessions, expired: the number of all sessions, and of expired ones.
+        seconds: the time of the purge.
         slowest_before, slowest: the slowest request of a client before the purge, and while it ran.
-        most_before, most: the time within which 999 of 1000 requests were done.
-        scan: how long it takes to look at every row.
+        most_before, most: the time within which 999 of 1000 requests ended, before and while it ran.
+        scan: the time of a scan of every row.
     """
 
     by: str
@@ -157,7 +157,7 @@ class PurgeResult:
 
     @property
     def ratio(self) -> float:
-        """The slowest request while the purge ran, to the slowest before."""
+        """The time of the slowest request while the purge ran, over that of the slowest before."""
         return self.slowest / self.slowest_before if self.slowest and self.slowest_before else math.nan
 
 
@@ -172,7 +172,7 @@ def compare(
 def compare_pages(
     page: str, server: str, ours: str, our_times: Sequence[float], peer: str, peer_times: Sequence[float]
 ) -> PageResult:
-    """Compare by nanoseconds a request, one number a round."""
+    """Compare by nanoseconds per request, one number for each round."""
     low, ratio, high = _quartiles(peer_times, our_times)
     rates = 1e9 / statistics.median(our_times), 1e9 / statistics.median(peer_times)
     return PageResult(page, server, ours, rates[0], peer, rates[1], ratio, low, high, len(our_times))
@@ -181,7 +181,7 @@ def compare_pages(
 def compare_serializers(
     session: str, serializer: str, size: int, peer: str, dumps: dict[str, list[float]], loads: dict[str, list[float]]
 ) -> SerializerResult:
-    """Compare by nanoseconds a call, one number a round, of each serializer."""
+    """Compare by nanoseconds per call of each serializer, one number for each round."""
 
     def of(times: dict[str, list[float]]) -> tuple[float, tuple[float, float, float]]:
         low, ratio, high = _quartiles(times[serializer], times[peer])
@@ -212,7 +212,7 @@ def _file_system(folder: Path) -> str:
         mounts = [line.split()[1:4] for line in Path("/proc/mounts").read_text().splitlines()]
     except OSError:
         return "a file system of unknown type"
-    # Of mounts on the same folder the last one is seen.
+    # The last mount on a folder hides earlier ones.
     *_, kind, options = max(
         (len(Path(point).parts), number, kind, options)
         for number, (point, kind, options) in enumerate(mounts)
@@ -280,7 +280,7 @@ def _cells(result: Result) -> Iterator[str]:
 
 
 def _curves(results: Sequence[Result], curves: Mapping[str, Curve]) -> Table:
-    """Return the ratio at each point, with the target; a row for each pair of engines that has more than one point."""
+    """Return the ratio at each point, with the target. Each pair of engines with several points has a row."""
     table: Table = [("operation", "engine", "beside", *next(iter(curves.values())))]
     for operation, curve in curves.items():
         for ours, peer in dict.fromkeys((result.ours, result.peer) for result in results):

@@ -1,4 +1,4 @@
-"""What it takes to make bytes of a session and a session of bytes: our serializers beside Django's."""
+"""The time to serialize and deserialize a session: our serializers beside Django's."""
 
 import gc
 import sys
@@ -20,7 +20,7 @@ from gsession_django.serializers import TypedSerializer
 
 @dataclass(frozen=True)
 class Plan:
-    """How much is measured: rounds in which each serializer has a turn, and milliseconds that a turn takes about."""
+    """How much to measure: the rounds, in which each serializer has a turn, and about how many milliseconds a turn."""
 
     rounds: int
     turn: float
@@ -34,7 +34,7 @@ _TYPED, _KEPT, _DJANGO = "TypedSerializer", "JSONSerializer, as kept here", "JSO
 
 
 def _session(things: int, typed: bool) -> dict[str, Any]:
-    """Return the session of a signed-in user; of each thing in the cart the price and the time are typed, or text."""
+    """Return the session of a signed-in user. The prices and times of the things in the cart are typed, or text."""
     start = datetime(2026, 11, 26, 14, 0, tzinfo=UTC)
     lines = [
         {
@@ -51,7 +51,7 @@ def _session(things: int, typed: bool) -> dict[str, Any]:
 
 
 def _as_text(session: dict[str, Any]) -> dict[str, Any]:
-    """Return the session with text for what JSON does not have, as a site has to write it for JSONSerializer."""
+    """Return the session with text in place of types that JSON lacks, as a site must do for JSONSerializer."""
     text: dict[str, Any] = {**session, "seen": session["seen"].isoformat()}
     if "lines" in session:
         text["lines"] = [
@@ -70,7 +70,7 @@ def _as_types(session: dict[str, Any]) -> dict[str, Any]:
 
 
 Pair = tuple[Callable[[Any], bytes], Callable[[bytes], Any]]
-"""What writes a session, and what reads it."""
+"""The functions that write a session and read it."""
 
 
 def _pairs(typed: bool) -> dict[str, Pair]:
@@ -86,7 +86,7 @@ def _pairs(typed: bool) -> dict[str, Pair]:
 
 
 def measure_serializers(plan: Plan) -> Iterator[SerializerResult]:
-    gc.freeze()  # what is there by now is not looked through again before each turn
+    gc.freeze()  # the collection before each turn need not look through older objects again
     try:
         for typed in (False, True):
             for size, things in _SIZES.items():
@@ -111,7 +111,7 @@ def _measure(name: str, session: dict[str, Any], pairs: dict[str, Pair], plan: P
 
 
 def _times(calls: dict[str, tuple[Callable[[Any], Any], Any]], plan: Plan) -> dict[str, list[float]]:
-    """Return nanoseconds a call, one number a round, by serializer."""
+    """Return nanoseconds per call, one number for each round, by serializer."""
     times: dict[str, list[float]] = {serializer: [] for serializer in calls}
     number = {serializer: _calls(*call, plan.turn) for serializer, call in calls.items()}
     for round_number in range(plan.rounds):
@@ -123,12 +123,12 @@ def _times(calls: dict[str, tuple[Callable[[Any], Any], Any]], plan: Plan) -> di
 
 
 def _calls(call: Callable[[Any], Any], given: Any, milliseconds: float) -> int:
-    """Return how many calls take about so long."""
+    """Return the number of calls that take about so many milliseconds."""
     return max(1, round(milliseconds * 1e6 / min(_timed(call, given, 3) / 3 for _ in range(5))))
 
 
 def _timed(call: Callable[[Any], Any], given: Any, number: int) -> int:
-    """Return nanoseconds of the processor: nothing is waited for here, so that other processes need not count."""
+    """Return nanoseconds of processor time: nothing waits here, so other processes do not count."""
     gc.collect()
     gc.disable()
     try:

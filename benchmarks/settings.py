@@ -1,4 +1,4 @@
-"""Django's settings for the benchmarks: what every engine shares. What one engine needs, ``engines.py`` declares."""
+"""The Django settings that all engines share in the benchmarks. ``engines.py`` has those of a single engine."""
 
 import atexit
 import shutil
@@ -13,7 +13,7 @@ DATABASES = {
     "default": {
         "ENGINE": "django.db.backends.sqlite3",
         "NAME": f"{_FOLDER}/db.sqlite3",
-        # What sites are told to use: without it each save would wait for the disk.
+        # The settings that the documentation advises: without them each save would wait for the disk.
         "OPTIONS": {"init_command": "PRAGMA journal_mode=WAL; PRAGMA synchronous=NORMAL"},
     }
 }

@@ -1,6 +1,6 @@
-"""Settings of the site whose pages are asked for: the test site's, with two pages of its own.
+"""The settings of a measured site: those of the test site, with two pages of its own.
 
-BENCHMARK_SETTINGS, a JSON object in the environment, holds what differs from one site to the next.
+BENCHMARK_SETTINGS in the environment, a JSON object, holds the differences between the sites.
 """
 
 import json

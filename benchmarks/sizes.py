@@ -1,4 +1,4 @@
-"""What a session takes up in the memory of the Redis server."""
+"""The memory that a session takes on the Redis server."""
 
 import sys
 from collections.abc import Iterator
@@ -20,7 +20,7 @@ _SAMPLE = 1000
 
 
 def measure_sizes(sessions: int) -> Iterator[SizeResult]:
-    server.cache_clear()  # another one than before, whose buffers for what was sent to it would shrink meanwhile
+    server.cache_clear()  # a new server: the buffers of a used one would shrink meanwhile
     for engine in _ENGINES:
         print(f"Measuring bytes, {engine.name} ...", file=sys.stderr)
         yield _size(engine, sessions)
@@ -31,7 +31,7 @@ def _size(engine: Engine, sessions: int) -> SizeResult:
         subject = Subject(engine, setup)
         (entry,) = setup.caches.values()
         with subject.turn(), client_of(entry["LOCATION"]) as client:
-            new_session(subject, SESSION)  # connects, and loads the scripts
+            new_session(subject, SESSION)  # opens the connection, and loads the scripts
             client.flushdb()
             before = _used(client)
             for _ in range(sessions):

@@ -28,7 +28,6 @@ from gsession_django.core.engine import engine_module, engine_of
 from gsession_django.core.storage import StorageUnavailable
 from gsession_django.core.store import SessionStore
 from gsession_django.models import Session
-from gsession_django.serializers import DecodeError
 from gsession_django.users.content import content_of
 from gsession_django.users.listing import UserSession, end_session, end_sessions, sessions_of
 from gsession_django.users.views import answering_outages
@@ -143,18 +142,13 @@ class SessionAdmin(admin.ModelAdmin):  # type: ignore[type-arg]
         self._require(self.has_view_data_permission(request))
         user_id, handle = _text(request.GET, "user"), request.GET.get("session", "")
         session = next((each for each in _listed(user_id, request.session)[0] if each.handle == handle), None)
-        pairs = unreadable = None
-        if session is not None:
-            try:
-                pairs = content_of(session)
-            except DecodeError as error:
-                unreadable = str(error)
-        if session is None or (pairs is None and unreadable is None):
+        pairs = None if session is None else content_of(session)
+        if session is None or pairs is None:
             messages.warning(request, _("That session has already ended."), fail_silently=True)
             return redirect(self._url("changelist", user=user_id))
-        shown = {key: Truncator(repr(value)).chars(VALUE_LENGTH) for key, value in sorted((pairs or {}).items())}
+        shown = {key: Truncator(repr(value)).chars(VALUE_LENGTH) for key, value in sorted(pairs.items())}
         context = {"user_id": user_id, "user_name": _name_of(user_id), "session": Described(session)}
-        return self._page(request, "data", _("What the session holds"), pairs=shown, unreadable=unreadable, **context)
+        return self._page(request, "data", _("What the session holds"), pairs=shown, **context)
 
     @method_decorator([require_safe, answering_outages])
     def count(self, request: HttpRequest) -> HttpResponse:

@@ -7,4 +7,7 @@ class GSessionConfig(AppConfig):
     verbose_name = _("Session engines")
 
     def ready(self) -> None:
-        from gsession_django import checks  # noqa: F401  (importing it registers the checks)
+        from gsession_django import checks, user_checks  # noqa: F401  (importing them registers the checks)
+        from gsession_django.users import limits
+
+        limits.watch()

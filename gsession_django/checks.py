@@ -1,4 +1,4 @@
-"""System checks: what is wrong with the settings, in words, before a visitor meets it."""
+"""System checks: they find wrong settings before a visitor does."""
 
 import inspect
 from collections.abc import Callable, Iterator, Sequence
@@ -19,8 +19,7 @@ from gsession_django.core.conf import KEYS
 from gsession_django.core.engine import engine_module
 from gsession_django.core.options import annotations_of, fits, in_words
 from gsession_django.core.store import SessionStore
-from gsession_django.moving.choice import source_of
-from gsession_django.moving.our_engines import OurSource
+from gsession_django.moving.choice import check_places, source_of
 
 OPTIONS_OF_EVERY_ENGINE = ("hash_ids",)
 _VARIABLE = (inspect.Parameter.VAR_KEYWORD, inspect.Parameter.VAR_POSITIONAL)
@@ -28,7 +27,7 @@ _VARIABLE = (inspect.Parameter.VAR_KEYWORD, inspect.Parameter.VAR_POSITIONAL)
 
 @register("gsession_django")
 def check_settings(app_configs: Sequence[AppConfig] | None = None, **kwargs: Any) -> list[CheckMessage]:
-    """Check ``GSESSION``, and the session engines of this package that are in use."""
+    """Check ``GSESSION``, and this package's engines that are in use."""
     given = getattr(settings, "GSESSION", {})
     if not isinstance(given, dict):
         return [
@@ -50,12 +49,12 @@ def check_settings(app_configs: Sequence[AppConfig] | None = None, **kwargs: Any
 
 @register("gsession_django", deploy=True)
 def check_deployment(app_configs: Sequence[AppConfig] | None = None, **kwargs: Any) -> list[CheckMessage]:
-    """Check what the engines in use stand on; under ``check --deploy``, since it may connect to a server."""
+    """Check the servers and databases of the engines in use: under ``check --deploy``, as this may connect."""
     return [message for store in _stores_in_use() for message in _own_check(store, store.check_deployment)]
 
 
 def _stores_in_use() -> Iterator[type[SessionStore]]:
-    """Yield what can be imported of the engines in use; of the rest :func:`check_settings` says what is wrong."""
+    """Yield the SessionStores of the engines in use. :func:`check_settings` reports the engines without one."""
     given = getattr(settings, "GSESSION", {})
     engines = given.get("ENGINES") if isinstance(given, dict) else None
     names = [settings.SESSION_ENGINE, *(engines if isinstance(engines, dict) else ())]
@@ -77,7 +76,7 @@ def _check_touch_interval(given: dict[str, Any]) -> Iterator[CheckMessage]:
     if isinstance(interval, bool) or not isinstance(interval, int | float) or not interval >= 0:
         yield Error(
             f'GSESSION["TOUCH_INTERVAL"] = {interval!r} is not a number of seconds.',
-            hint="Give it a number that is not negative; 0 renews the TTL at every request.",
+            hint="Give it 0 or more; 0 renews the TTL at every request.",
             id="gsession_django.E003",
         )
 
@@ -101,43 +100,37 @@ def _check_fallback(given: dict[str, Any]) -> Iterator[CheckMessage]:
     name, engine = given.get("FALLBACK_ENGINE"), settings.SESSION_ENGINE
     if name is None:
         return
-    if name == engine:
-        yield Error(
-            f'GSESSION["FALLBACK_ENGINE"] and SESSION_ENGINE name the same engine, {name!r}.',
-            hint="SESSION_ENGINE is the one that sessions are moved to. Once all are, leave FALLBACK_ENGINE out.",
-            id="gsession_django.E019",
-        )
-        return
     source = None
     try:
         source = source_of(name)
     except Exception as error:  # a site's own engine may raise anything
         yield Error(
-            f'GSESSION["FALLBACK_ENGINE"] = {name!r} is no engine that sessions can be moved from. {error}',
+            f'GSESSION["FALLBACK_ENGINE"] = {name!r} cannot be used. {error}',
             hint="Name the engine that SESSION_ENGINE named before, as in docs/migrating.md, or leave it out.",
             id="gsession_django.E018",
         )
     if _module(engine) is None:
-        return  # _check_engines() says so
+        return  # _check_engines() reports it
     store = _importable_store(engine)
-    options = given.get("ENGINES")
-    options = options if isinstance(options, dict) else {}
-    if store is not None and isinstance(source, OurSource) and source.is_place_of(store, options):
-        yield Error(
-            f'GSESSION["FALLBACK_ENGINE"] = {name!r} and SESSION_ENGINE = {engine!r} keep their sessions in one '
-            "and the same place: they have the same storage, with the same options.",
-            hint="There is nothing to move, and what ends in one ends in the other: leave FALLBACK_ENGINE out.",
-            id="gsession_django.E019",
-        )
+    if source is not None:
+        try:
+            check_places('GSESSION["FALLBACK_ENGINE"]', source, engine, store)
+        except ImproperlyConfigured as error:
+            yield Error(
+                str(error),
+                hint="Name the engine that SESSION_ENGINE named before. Once its sessions are moved, leave it out.",
+                id="gsession_django.E019",
+            )
+            return
     lacking = ["create", "apply"] if store is None else {"create", "apply"} - abilities(store.storage_class)
     reason = f"has no {' and no '.join(f'{name}()' for name in sorted(lacking, reverse=True))}" if lacking else None
     if store is not None and issubclass(store.storage_class, MemoryStorage):
         reason = "keeps them in the memory of a process, and they would end with it"
     if reason is not None:
         yield Error(
-            f'GSESSION["FALLBACK_ENGINE"] moves no sessions to SESSION_ENGINE = {engine!r}: it {reason}.',
-            hint="Sessions can be moved to an engine of gsession_django whose storage has both create() and "
-            "apply(). Use such a one, or leave FALLBACK_ENGINE out.",
+            f'GSESSION["FALLBACK_ENGINE"] cannot move sessions to SESSION_ENGINE = {engine!r}: it {reason}.',
+            hint="Use an engine of gsession_django whose storage has both create() and apply(), or leave "
+            "FALLBACK_ENGINE out.",
             id="gsession_django.E020",
         )
 
@@ -151,13 +144,13 @@ def _check_unavailable(given: dict[str, Any]) -> Iterator[CheckMessage]:
             raise TypeError(f"{view!r} cannot be called")
     except Exception as error:  # a site's module may raise anything
         yield Error(
-            f'GSESSION["UNAVAILABLE"] = {name!r} names no view: {type(error).__name__}: {error}.',
+            f'GSESSION["UNAVAILABLE"] = {name!r} does not name a view: {type(error).__name__}: {error}.',
             hint="Give it the dotted path of a view, such as 'mysite.views.unavailable', or leave it out.",
             id="gsession_django.E027",
         )
         return
     try:
-        with suppress(ValueError):  # of a callable that does not say what it takes
+        with suppress(ValueError):  # from a callable without a signature
             inspect.signature(view).bind(None, None)
     except TypeError as error:
         yield Error(
@@ -168,7 +161,7 @@ def _check_unavailable(given: dict[str, Any]) -> Iterator[CheckMessage]:
 
 
 def _check_engine(setting: str, name: Any, options: dict[str, Any], ours: bool) -> Iterator[CheckMessage]:
-    """Check one engine; one that is not `ours` may be any of Django's, which is none of our business."""
+    """Check one engine; if it need not be `ours`, leave an engine of Django's alone."""
     try:
         store = _session_store(engine_module(name))
     except ImproperlyConfigured as error:
@@ -181,18 +174,17 @@ def _check_engine(setting: str, name: Any, options: dict[str, Any], ours: bool) 
     if store is None:
         if ours:
             yield Error(
-                f"{setting} names {name!r}, which is no engine of gsession_django.",
-                hint="An engine is a module with a class SessionStore, a subclass of gsession_django.SessionStore that "
+                f"{setting} names {name!r}, which is not an engine of gsession_django.",
+                hint="Name a module with a class SessionStore that is a subclass of gsession_django.SessionStore and "
                 "has a storage_class.",
                 id="gsession_django.E006",
             )
         return
     if options and store.__module__ != name:
         yield Error(
-            f"{setting} has options of the engine {name!r}, which takes its SessionStore from {store.__module__!r}: "
-            "they would have no effect.",
-            hint=f'Give them in GSESSION["ENGINES"][{store.__module__!r}], or make a subclass of that SessionStore in '
-            f"{name!r}.",
+            f"{setting} gives options to {name!r}, which takes its SessionStore from {store.__module__!r}: they have "
+            "no effect.",
+            hint=f'Give them in GSESSION["ENGINES"][{store.__module__!r}], or subclass that SessionStore in {name!r}.',
             id="gsession_django.E022",
         )
     yield from _check_storage(name, store)
@@ -209,7 +201,7 @@ def _module(name: Any) -> ModuleType | None:
 
 
 def _importable_store(name: Any) -> type[SessionStore] | None:
-    """Return the SessionStore of an engine of this package; ``None`` for any other, and one that is not there."""
+    """Return the SessionStore of an engine of this package; ``None`` for any other name."""
     module = _module(name)
     return None if module is None else _session_store(module)
 
@@ -221,14 +213,14 @@ def _session_store(module: ModuleType) -> type[SessionStore] | None:
 
 
 def _own_check(store: type[SessionStore], check: Callable[[], list[CheckMessage]]) -> list[CheckMessage]:
-    """Return what a check of an engine's own says, and an error if it raises one."""
+    """Return the messages of an engine's own check, or an error if it raises an exception."""
     try:
         return list(check())
     except Exception as error:
         return [
             Error(
                 f"{check.__name__}() of the engine {store.__module__!r} raised {type(error).__name__}: {error}.",
-                hint="Mend the settings that this engine uses, or the check: it returns messages, and raises nothing.",
+                hint="Correct the settings that this engine uses, or the check: it has to return messages.",
                 id="gsession_django.E026",
             )
         ]
@@ -240,7 +232,7 @@ def _check_storage(name: str, store: type[SessionStore]) -> Iterator[CheckMessag
         yield Error(
             f"{storage.__qualname__}, the storage of the engine {name!r}, cannot hold a session: it lacks "
             f"{', '.join(missing)}.",
-            hint="Write the missing methods; docs/writing-a-storage.md says what each has to do.",
+            hint="Write the missing methods, as docs/storage-methods.md explains.",
             id="gsession_django.E007",
         )
     missing = missing_twins(storage)
@@ -248,14 +240,14 @@ def _check_storage(name: str, store: type[SessionStore]) -> Iterator[CheckMessag
         yield Warning(
             f"{storage.__qualname__}, the storage of the engine {name!r}, has some async methods but not "
             f"{', '.join(missing)}.",
-            hint="Write the missing ones, or the others are not used: an async request then enters a thread.",
+            hint="Write the missing ones. Until then async requests use none of them, and run in a thread.",
             id="gsession_django.W002",
         )
     for method, inherited_from in bypassed_twins(storage).items():
         yield Error(
             f"{storage.__qualname__}, the storage of the engine {name!r}, overrides {method}() and inherits "
-            f"a{method}() from {inherited_from.__qualname__}: async requests go past the override.",
-            hint=f"Override a{method}() too, where you override {method}().",
+            f"a{method}() from {inherited_from.__qualname__}: async requests bypass the override.",
+            hint=f"Override a{method}() in the same class.",
             id="gsession_django.E021",
         )
 
@@ -266,8 +258,8 @@ def _check_options(name: str, store: type[SessionStore], options: dict[Any, Any]
         parameters = dict(inspect.signature(storage).parameters)
     except (TypeError, ValueError) as error:
         yield Error(
-            f"{storage.__qualname__}, the storage of the engine {name!r}, does not say which options it takes, so that "
-            f'{options!r} in GSESSION["ENGINES"] cannot be checked: {error}.',
+            f"{storage.__qualname__}, the storage of the engine {name!r}, does not show which options it takes: "
+            f'{error}. So {options!r} in GSESSION["ENGINES"] cannot be checked.',
             hint="Write its __init__ in Python, with a named parameter for each option.",
             id="gsession_django.E025",
         )
@@ -278,7 +270,7 @@ def _check_options(name: str, store: type[SessionStore], options: dict[Any, Any]
     taken = [*parameters, *OPTIONS_OF_EVERY_ENGINE]
     annotations = {"hash_ids": bool} | annotations_of(storage)
     for option, value in options.items():
-        if not isinstance(option, str) or (option not in taken and not variable):  # else it says itself, at run time
+        if not isinstance(option, str) or (option not in taken and not variable):  # **options: the storage checks them
             yield Error(
                 f'GSESSION["ENGINES"][{name!r}] has the option {option!r} = {value!r}, which '
                 f"{storage.__qualname__} does not take.",
@@ -289,21 +281,20 @@ def _check_options(name: str, store: type[SessionStore], options: dict[Any, Any]
             yield Error(
                 f'GSESSION["ENGINES"][{name!r}] has the option {option!r} = {value!r}, which is not '
                 f"{in_words(annotations[option])}.",
-                hint=f"Give it {in_words(annotations[option])}, as {storage.__qualname__} says.",
+                hint=f"Give it {in_words(annotations[option])}, as {storage.__qualname__} requires.",
                 id="gsession_django.E023",
             )
     for option, parameter in parameters.items():
         if parameter.default is parameter.empty and option not in options:
             yield Error(
-                f'GSESSION["ENGINES"][{name!r}] lacks the option {option!r}, without which '
-                f"{storage.__qualname__} cannot be made.",
-                hint="Give the option there, or give it a default in the storage's __init__.",
+                f'GSESSION["ENGINES"][{name!r}] lacks the option {option!r}, which {storage.__qualname__} requires.',
+                hint="Add the option, or give it a default in the storage's __init__.",
                 id="gsession_django.E011",
             )
 
 
 def _check_serializer() -> Iterator[CheckMessage]:
-    with suppress(Exception):  # of what it cannot take, _check_single_values() says so
+    with suppress(Exception):  # _check_single_values() reports the others
         try:
             serializers.encode(None)
         except ImproperlyConfigured as error:
@@ -315,13 +306,13 @@ def _check_serializer() -> Iterator[CheckMessage]:
 
 
 def _check_single_values(name: str) -> Iterator[CheckMessage]:
-    """A storage may keep single values, so the serializer has to take what JSON takes at its top level."""
+    """Check that the serializer takes single values, as JSON does: a storage may keep each on its own."""
     for value in ("text", 1, [1, "two"], None):
         try:
             back = serializers.decode(serializers.encode(value))
             problem = None if back == value else f"it gives back {back!r}"
         except ImproperlyConfigured:
-            return  # _check_serializer() says so
+            return  # _check_serializer() reports it
         except Exception as error:
             problem = f"{type(error).__name__}: {error}"
         if problem is not None:

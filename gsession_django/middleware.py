@@ -1,4 +1,4 @@
-"""Django's SessionMiddleware, that awaits where Django enters a thread, and answers an outage with 503."""
+"""A SessionMiddleware that awaits the session under ASGI, and answers an outage with 503."""
 
 from collections.abc import Awaitable
 from contextlib import AbstractContextManager, nullcontext
@@ -8,13 +8,14 @@ from typing import Any, cast
 
 from asgiref.sync import sync_to_async
 from django.contrib.sessions.backends.base import UpdateError
+from django.contrib.sessions.exceptions import SessionInterrupted
 from django.contrib.sessions.middleware import SessionMiddleware as DjangoSessionMiddleware
 from django.core.handlers import exception as exception_handling
 from django.http import HttpRequest, HttpResponse
 from django.http.response import HttpResponseBase
 from django.utils.cache import patch_vary_headers
 
-from gsession_django import outages
+from gsession_django import interruptions, outages
 from gsession_django.core.conf import django_setting
 from gsession_django.core.storage import StorageUnavailable
 from gsession_django.core.store import SessionStore
@@ -22,16 +23,15 @@ from gsession_django.users import clients
 
 
 class SessionMiddleware(DjangoSessionMiddleware):
-    """Stands in ``MIDDLEWARE`` where Django's would.
+    """Takes the place of Django's in ``MIDDLEWARE``.
 
-    A request whose session could not be read or saved is answered by ``gsession_django.outages.answer()``, wherever
-    in the request that was found out, and even if the error was swallowed (as ``{% if %}`` does). A view that
-    :func:`gsession_django.decorators.answers_outages` answers itself. No cookie is touched, except that the new key is
-    sent where this request had already given the session one. It is logged once, to ``gsession_django``. Django neither
-    logs the StorageUnavailable of a view, nor sends ``got_request_exception`` for it.
+    If a session cannot be read or saved, ``gsession_django.outages.answer()`` answers the request, even if a view or
+    ``{% if %}`` has swallowed the error. A view with :func:`gsession_django.decorators.answers_outages` answers itself.
+    The visitor's cookie stays; if the session already has a new key, the answer sends that. This logs the outage once,
+    to ``gsession_django``. Django neither logs the StorageUnavailable of a view, nor sends ``got_request_exception``.
 
-    Under ASGI the session is awaited. A subclass that overrides ``process_request`` or ``process_response`` has them
-    called in a thread, as with Django's.
+    Under ASGI this awaits the session. If a subclass overrides ``process_request`` or ``process_response``, they run in
+    a thread, as Django's do.
     """
 
     def __init__(self, get_response: Any) -> None:
@@ -70,14 +70,18 @@ class SessionMiddleware(DjangoSessionMiddleware):
             if (failure := _failure_of(request)) is None:
                 saving = True
                 return await self._aprocess_response(request, response)
+        except SessionInterrupted as interruption:
+            return await sync_to_async(self._interrupted, thread_sensitive=False)(request, response, interruption)
         except StorageUnavailable:
             if (failure := _failure_of(request)) is None:
                 raise
-        # In a thread, as Django's handling of exceptions: a template and a log handler may take their time.
+        # In a thread, as Django handles exceptions: a template or a log handler may block.
         return await sync_to_async(self._unavailable, thread_sensitive=False)(request, response, failure, saving)
 
     def process_exception(self, request: HttpRequest, exception: Exception) -> HttpResponse | None:
-        """Take the StorageUnavailable of a view, so that Django neither logs nor signals it."""
+        """Take a StorageUnavailable of a view, so that Django neither logs nor signals it, or a SessionInterrupted."""
+        if isinstance(exception, SessionInterrupted):
+            return cast(HttpResponse | None, interruptions.answer(request, exception))
         return _answer_to_come(request, exception)
 
     def process_request(self, request: HttpRequest) -> None:
@@ -94,13 +98,15 @@ class SessionMiddleware(DjangoSessionMiddleware):
             clients.record(request)
             with _closed(request):
                 return cast(HttpResponseBase, super().process_response(request, cast(HttpResponse, response)))
+        except SessionInterrupted as interruption:
+            return self._interrupted(request, response, interruption)
         except StorageUnavailable:
             if (failure := _failure_of(request)) is None:
                 raise
         return self._unavailable(request, response, failure, saving=True)
 
     async def _aprocess_response(self, request: HttpRequest, response: HttpResponseBase) -> HttpResponseBase:
-        """Do what ``process_response`` does, awaiting the session first, as Django's code cannot."""
+        """Do what ``process_response`` does, but await the session first."""
         if (undone := _undone(request, response)) is not None:
             await undone.asettle()
         await clients.arecord(request)
@@ -122,22 +128,31 @@ class SessionMiddleware(DjangoSessionMiddleware):
         return self._finished(request, response, answers)
 
     def _finished(self, request: HttpRequest, response: HttpResponseBase, answers: "_Answers") -> HttpResponseBase:
-        """Let Django do to a response what it does, with a session that needs no saving any more."""
+        """Let Django's ``process_response`` set the cookie and headers for a session that is already saved."""
         view = SimpleNamespace(session=answers, COOKIES=request.COOKIES)
         return cast(HttpResponseBase, super().process_response(cast(HttpRequest, view), cast(HttpResponse, response)))
+
+    def _interrupted(
+        self, request: HttpRequest, response: HttpResponseBase | None, interruption: SessionInterrupted
+    ) -> HttpResponseBase:
+        """Return the answer to a request whose session was ended under it. Without one, raise what Django raises."""
+        answer = interruptions.answer(request, interruption)
+        if answer is None:
+            raise interruption
+        _close_with(answer, response)
+        patch_vary_headers(answer, ("Cookie",))
+        return answer
 
     def _unavailable(
         self, request: HttpRequest, response: HttpResponseBase | None, failure: str, saving: bool = False
     ) -> HttpResponseBase:
-        """Return the answer to a request whose session has failed; with `saving`, after the view was done with it."""
+        """Return the answer to a request whose session has failed; with `saving`, in the save after the view."""
         session = request.session
         if response is not None and _is_of_the_view(request, response) and not (saving and session.modified):
             answer = response
         else:
             answer = outages.answer(request, failure)
-            if response is not None:
-                # They are closed with the answer. To close the response would tell Django that the request is finished.
-                cast(Any, answer)._resource_closers.extend(cast(Any, response)._resource_closers)
+            _close_with(answer, response)
         moved = isinstance(session, SessionStore) and session.was_moved and not session.undone
         if moved and session.session_key is not None:
             answers = _Answers(accessed=True, modified=True, empty=False)
@@ -151,8 +166,15 @@ class SessionMiddleware(DjangoSessionMiddleware):
         return answer
 
 
+def _close_with(answer: HttpResponseBase, response: HttpResponseBase | None) -> None:
+    """Let an answer close what the response would close that it replaces."""
+    if response is not None:
+        # Closing the response would tell Django that the request is finished.
+        cast(Any, answer)._resource_closers.extend(cast(Any, response)._resource_closers)
+
+
 class _AnswerToCome(HttpResponse):
-    """Stands for the answer to an outage, which the middleware gives once the middleware inside it is done."""
+    """A placeholder. SessionMiddleware replaces it after the middleware inside it has run."""
 
     status_code = 503
 
@@ -163,8 +185,8 @@ def _answer_to_come(request: HttpRequest, exception: Exception) -> HttpResponse 
     return _AnswerToCome() if failed and isinstance(exception, StorageUnavailable) else None
 
 
-# Django asks process_exception() of views only. An exception of a middleware inside ours, or of its process_view(), it
-# hands to this function of its own, which logs and signals.
+# Django calls process_exception() for views only. It hands an exception of a middleware inside ours, or of its
+# process_view(), to this function of its own, which logs and signals.
 _djangos = exception_handling.response_for_exception
 
 
@@ -177,19 +199,19 @@ exception_handling.response_for_exception = _response_for_exception
 
 
 def _is_of_the_view(request: HttpRequest, response: HttpResponseBase) -> bool:
-    """Whether the view answers outages itself, and has done so."""
+    """Whether the view answers outages itself, and has answered this one."""
     view = request.resolver_match and request.resolver_match.func
     return getattr(view, "answers_outages", False) and not isinstance(response, _AnswerToCome)
 
 
 def _ask_again(request: HttpRequest) -> None:
-    """Let the storage be asked once more by whoever uses the session after the response, as a stream does."""
+    """Let a stream, which uses the session after the response, ask the storage again."""
     if isinstance(session := getattr(request, "session", None), SessionStore):
         session.gives_up = False
 
 
 class _Answers:
-    """What Django's ``process_response`` asks a session, as it was before it was saved."""
+    """What Django's ``process_response`` asks of a session, as it was before the save."""
 
     def __init__(self, accessed: bool, modified: bool, empty: bool) -> None:
         self.accessed = accessed
@@ -220,7 +242,7 @@ def _closed(request: HttpRequest) -> AbstractContextManager[None]:
 
 
 def _undone(request: HttpRequest, response: HttpResponseBase) -> SessionStore | None:
-    """Return the session if a rollback has undone what the request wrote, and that is to be written after all."""
+    """Return the session if a rollback has undone its save, and the response still wants it saved."""
     session = getattr(request, "session", None)
     wanted = isinstance(session, SessionStore) and session.undone and response.status_code < 500
     return session if wanted else None

@@ -7,16 +7,16 @@ from django.db.backends.base.base import BaseDatabaseWrapper
 from django.utils.translation import gettext_lazy as _
 
 ID_LENGTH = 128
-"""Characters that a session id has at most. A hashed one has 64."""
+"""The most characters that a session id may have. A hashed one has 64."""
 
 
 class SessionIdField(models.CharField):  # type: ignore[type-arg]
-    """Text that is compared byte by byte. By default MySQL and MariaDB take ``A`` for ``a``."""
+    """Text that the database compares byte by byte. By default MySQL and MariaDB take ``A`` for ``a``."""
 
     def db_type(self, connection: BaseDatabaseWrapper) -> str | None:
         if connection.vendor == "postgresql":
-            # What "varchar" is short for. Of a column by that name Django makes a second index, for LIKE, which no
-            # query of ours needs, and every change of a row has to write to.
+            # "varchar" is short for this. But for a "varchar" Django adds a second index, for LIKE. We never use LIKE,
+            # and each change of a row would have to write to that index.
             return f"character varying({self.max_length})"
         return super().db_type(connection)
 
@@ -31,10 +31,9 @@ class Session(models.Model):
 
     Attributes:
         id: the session id, by default the SHA-256 of the session key.
-        data: all pairs, as ``SESSION_SERIALIZER`` left them.
-        version: another number after each change; a touch is none.
-        expires: when it expires, in milliseconds since 1970, UTC: a number, so that no time zone and no daylight saving
-            moves it.
+        data: all pairs, as ``SESSION_SERIALIZER`` encoded them.
+        version: a number that each change replaces, and a touch does not.
+        expires: when it expires, in milliseconds since 1970, UTC: a number, which no time zone moves.
     """
 
     id = SessionIdField(primary_key=True, max_length=ID_LENGTH)

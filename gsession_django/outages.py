@@ -1,19 +1,18 @@
-"""What a visitor and the log are told where a session could not be read or saved."""
+"""What the visitor and the log get if a session could not be read or saved."""
 
 import logging
 import math
 import time
-from typing import Any, Final, cast
+from typing import Final, cast
 
-from asgiref.sync import async_to_sync, iscoroutinefunction
 from django.conf import settings
 from django.http import HttpRequest, HttpResponse, JsonResponse
 from django.http.response import HttpResponseBase
 from django.template import TemplateDoesNotExist, loader
 from django.utils.cache import patch_vary_headers
 from django.utils.log import log_response
-from django.utils.module_loading import import_string
 
+from gsession_django.answers import of_the_site, prefers_json
 from gsession_django.core.conf import conf
 from gsession_django.core.storage import StorageUnavailable
 
@@ -23,28 +22,26 @@ RETRY_AFTER: Final = 5
 """Seconds after which a client may try again (RFC 9110, section 10.2.3)."""
 _TEXT: Final = "Your session cannot be read or saved at the moment. Please try again in a few seconds."
 _TEMPLATE: Final = "503.html"
-_HTML: Final = ("text/html", "application/xhtml+xml", "text/*", "*/*")
-_JSON: Final = ("application/json", "application/*")
 
-_next_cause = -math.inf  # when a cause may be logged again, by time.monotonic()
+_next_cause = -math.inf  # when log() may name a cause again, by time.monotonic()
 
 
 def answer(request: HttpRequest, failure: str) -> HttpResponseBase:
-    """Return the answer to a request that met an outage. It may take its time, so no event loop is to run it.
+    """Return the answer to a request that met an outage. This may block, so call it in a thread under ASGI.
 
     Args:
         request: its session raises StorageUnavailable at each use.
         failure: why the storage could not answer.
 
     Returns:
-        What the view in ``GSESSION["UNAVAILABLE"]`` returns. If there is none, or it fails, JSON for a client that
-        prefers it to HTML, else the template ``503.html``, else plain text, with the status 503. ``Retry-After`` and
-        ``Cache-Control`` are set, unless the view has set them.
+        The response of the view in ``GSESSION["UNAVAILABLE"]``. If there is none, or it fails: a 503 with JSON if the
+        client prefers that, else with the template ``503.html``, else with plain text. Sets ``Retry-After`` and
+        ``Cache-Control``, unless the view has.
     """
     name = conf().unavailable
-    response = None if name is None else _of_the_site(name, request, failure)
+    response = None if name is None else of_the_site("UNAVAILABLE", name, request, StorageUnavailable(failure))
     if response is None:
-        response = _json(failure) if _prefers_json(request) else _page(failure)
+        response = _json(failure) if prefers_json(request) else _page(failure)
         patch_vary_headers(response, ("Accept",))
     response.setdefault("Retry-After", str(RETRY_AFTER))
     response.setdefault("Cache-Control", "no-store")
@@ -54,10 +51,10 @@ def answer(request: HttpRequest, failure: str) -> HttpResponseBase:
 def log(request: HttpRequest, response: HttpResponseBase, failure: str) -> None:
     """Log in one line how a request that met an outage was answered.
 
-    At most once a second in a process, that is an error and names the cause. Otherwise it is a warning.
+    The line is a warning. At most once a second in a process, it is an error and names the cause.
     """
     global _next_cause
-    # CPython lets no other thread in between the comparison and the assignment.
+    # CPython runs no other thread between the comparison and the assignment.
     if due := (now := time.monotonic()) >= _next_cause:
         _next_cause = now + 1
     log_response(
@@ -73,35 +70,6 @@ def log(request: HttpRequest, response: HttpResponseBase, failure: str) -> None:
     )
 
 
-def _of_the_site(name: str, request: HttpRequest, failure: str) -> HttpResponseBase | None:
-    try:
-        view: Any = import_string(name)
-        response = (async_to_sync(view) if iscoroutinefunction(view) else view)(request, StorageUnavailable(failure))
-        if not getattr(response, "is_rendered", True):  # as Django does for its handler500
-            response = response.render()
-        if not isinstance(response, HttpResponseBase):
-            raise TypeError(f"{name} returned {response!r}, which is not a response.")
-    except Exception:
-        logger.exception('GSESSION["UNAVAILABLE"] = %r failed; the default page is sent.', name)
-        return None
-    return response
-
-
-def _prefers_json(request: HttpRequest) -> bool:
-    """Whether the header ``Accept`` ranks JSON, of any kind such as ``application/problem+json``, before HTML."""
-    try:
-        ranked = request.accepted_types
-    except (LookupError, ValueError):  # of a parameter in an unknown encoding
-        return False
-    for accepted in ranked:
-        name = f"{accepted.main_type}/{accepted.sub_type}"
-        if name in _HTML:
-            return False
-        if name in _JSON or name.endswith("+json"):
-            return True
-    return False
-
-
 def _json(failure: str) -> HttpResponse:
     return JsonResponse({"detail": _TEXT} | ({"cause": failure} if settings.DEBUG else {}), status=503)
 
@@ -110,9 +78,9 @@ def _page(failure: str) -> HttpResponse:
     content, content_type = f"{_TEXT}\n\n{failure}\n" if settings.DEBUG else f"{_TEXT}\n", "text/plain; charset=utf-8"
     if not settings.DEBUG:
         try:
-            # Without the request, as context processors would ask for its user, and so for the session.
+            # Without the request: its context processors would ask for the user, and so for the session.
             content, content_type = loader.render_to_string(_TEMPLATE), "text/html; charset=utf-8"
         except Exception as error:
             if not (isinstance(error, TemplateDoesNotExist) and str(error) == _TEMPLATE):
-                logger.exception("The template %s could not be rendered; the answer is plain text.", _TEMPLATE)
+                logger.exception("The template %s failed. The visitor gets plain text.", _TEMPLATE)
     return HttpResponse(content, status=503, content_type=content_type)

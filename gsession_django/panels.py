@@ -1,7 +1,4 @@
-"""A panel for django-debug-toolbar, which shows what a request asks the storage of its sessions for.
-
-To be named in ``DEBUG_TOOLBAR_PANELS``; nothing else imports it.
-"""
+"""A panel for django-debug-toolbar that shows the storage calls of a request. Name it in ``DEBUG_TOOLBAR_PANELS``."""
 
 from collections.abc import Callable
 from contextvars import ContextVar
@@ -18,7 +15,7 @@ from gsession_django.recording import StorageCall
 
 
 class SessionStoragePanel(Panel):
-    """Shows each call of a storage: its operation, time and bytes, and whether it was merged, tried again or failed."""
+    """Shows the operation, time and bytes of each storage call, and whether it merged, tried again or failed."""
 
     is_async = True
     title = nav_title = "Session storage"
@@ -50,7 +47,7 @@ class SessionStoragePanel(Panel):
 
 
 _PANEL: Final[ContextVar[SessionStoragePanel | None]] = ContextVar("gsession_django.panel", default=None)
-"""That of the request that this thread or task serves: others are served at the same time."""
+"""The panel of the request that this thread or task serves."""
 
 
 def _nothing() -> None:

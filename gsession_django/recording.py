@@ -1,6 +1,6 @@
-"""What is recorded of a call of a storage method, for tools that observe it (``observing.py``).
+"""The record of a call of a storage method, for tools that observe it (``observing.py``).
 
-Whatever runs beneath the call adds to its record with the functions here. While nobody observes, they do nothing.
+A storage adds to the record of its call with the functions here. While nobody observes, they do nothing.
 """
 
 from contextvars import ContextVar
@@ -10,13 +10,13 @@ from typing import Final
 
 @dataclass(frozen=True, slots=True)
 class System:
-    """What a storage keeps its sessions on, as OpenTelemetry's conventions for databases describe it
+    """The medium of a storage, by OpenTelemetry's conventions for databases
     (https://opentelemetry.io/docs/specs/semconv/db/database-spans/).
 
     Attributes:
         name: the product, in lower case: ``db.system.name``.
-        is_server: whether it is a process of its own, with which the storage talks.
-        collection: the table, or what it is called there: ``db.collection.name``.
+        is_server: whether the storage talks to another process.
+        collection: the table, or its counterpart: ``db.collection.name``.
         namespace: the database: ``db.namespace``.
         address: the server's host or socket, as the settings name it: ``server.address``.
         port: the server's port: ``server.port``.
@@ -35,14 +35,14 @@ class StorageCall:
     """One call of a storage method. It holds no session key, no session id and no value.
 
     Attributes:
-        system: what the storage keeps its sessions on.
+        system: the medium of the storage.
         operation: the method, without the ``a`` of a native twin.
         seconds: how long it took; 0 until it has ended.
-        bytes_read, bytes_written: what the storage read and wrote; ``None`` where it does not tell.
-        merged: whether another request had written meanwhile, so that the two were merged.
+        bytes_read, bytes_written: how much the storage read and wrote; ``None`` if it does not tell.
+        merged: whether the storage merged the changes with those of another request.
         retries: how often the storage tried again.
-        error: the exception that it ended with, by its dotted name. Of ``StorageUnavailable``, that of its cause.
-        unavailable: whether it ended with ``StorageUnavailable``.
+        error: the dotted name of the exception that it raised, or for ``StorageUnavailable``, of the cause.
+        unavailable: whether it raised ``StorageUnavailable``.
     """
 
     system: System
@@ -57,7 +57,7 @@ class StorageCall:
 
 
 CALL: Final[ContextVar[StorageCall | None]] = ContextVar("gsession_django.call", default=None)
-"""The call that goes on in this thread or task, if anybody observes it."""
+"""The current call of this thread or task, if anybody observes it."""
 
 
 def read(size: int) -> None:
@@ -73,7 +73,7 @@ def written(size: int) -> None:
 
 
 def merged() -> None:
-    """Record that changes are merged with what another request has written."""
+    """Record that the storage merges changes with those of another request."""
     if (call := CALL.get()) is not None:
         call.merged = True
 

@@ -1,5 +1,5 @@
-"""Spans and metrics of OpenTelemetry, with its conventions for databases
-(https://opentelemetry.io/docs/specs/semconv/db/): with the extra ``otel``, where the site has set it up.
+"""Spans and metrics for a site that has set up OpenTelemetry (extra ``otel``), named by its conventions for databases
+(https://opentelemetry.io/docs/specs/semconv/db/).
 """
 
 from collections.abc import Callable
@@ -14,19 +14,19 @@ from gsession_django.core.engine import observe
 from gsession_django.recording import StorageCall, System
 
 _NAME: Final = "gsession_django"
-# The first version in which what is used here is stable.
+# The first version in which these names are stable.
 _SCHEMA: Final = "https://opentelemetry.io/schemas/1.33.0"
-# Seconds: the bounds that the conventions ask for.
+# In seconds, as the conventions require.
 _BOUNDS: Final = (0.001, 0.005, 0.01, 0.05, 0.1, 0.5, 1, 5, 10)
 
 Attributes = dict[str, str | int]
 
 
 class Telemetry:
-    """An observer that makes a span of each call of a storage, and counts.
+    """An observer that records a span and metrics for each call of a storage.
 
     Args:
-        tracer_provider, meter_provider: those of the site, if they are not OpenTelemetry's global ones.
+        tracer_provider, meter_provider: the site's, if they are not OpenTelemetry's global ones.
     """
 
     def __init__(
@@ -43,9 +43,9 @@ class Telemetry:
             explicit_bucket_boundaries_advisory=_BOUNDS,
         )
         self._conflicts = meter.create_counter(
-            "gsession.conflicts", "{conflict}", "Saves that were merged with what another request had written."
+            "gsession.conflicts", "{conflict}", "Saves that were merged with the changes of another request."
         )
-        self._retries = meter.create_counter("gsession.retries", "{retry}", "Times that a storage has tried again.")
+        self._retries = meter.create_counter("gsession.retries", "{retry}", "Times that a storage tried again.")
         self._outages = meter.create_counter("gsession.outages", "{call}", "Calls that a storage could not answer.")
 
     def __call__(self, call: StorageCall) -> Callable[[], None]:
@@ -66,7 +66,7 @@ class Telemetry:
             span.set_attribute("gsession.retries", call.retries)
             self._retries.add(call.retries, attributes)
         if call.error is not None:
-            # Neither the message nor the traceback: they may quote what is in the session.
+            # Without message and traceback: they may quote the session.
             span.set_attribute("error.type", call.error)
             span.set_status(Status(StatusCode.ERROR))
             attributes = {**attributes, "error.type": call.error}
@@ -90,9 +90,9 @@ def _attributes(system: System, operation: str) -> Attributes:
 
 
 def start(**kwargs: Any) -> None:
-    """Observe from now on. Where the site has not set OpenTelemetry up yet, look again when a request begins.
+    """Observe calls from now on. If the site has not set OpenTelemetry up yet, look again when a request begins.
 
-    Until then calls are not observed, and cost nothing more. Calling it again does no harm.
+    Until then calls cost nothing more. A second call of this function does nothing.
     """
     global _telemetry
     if _telemetry is None and _is_set_up():
@@ -108,7 +108,7 @@ _telemetry: Telemetry | None = None
 
 
 def _is_set_up() -> bool:
-    """Whether there is a provider other than those of the API itself, which do nothing."""
+    """Whether the site has set a provider. The API's own ones do nothing."""
     providers = trace.get_tracer_provider(), metrics.get_meter_provider()
     return not all(
         type(provider).__module__.startswith(("opentelemetry.trace", "opentelemetry.metrics")) for provider in providers

@@ -1,6 +1,6 @@
-"""TypedSerializer, which brings back the Python types that JSON does not have.
+"""TypedSerializer, for the Python types that JSON does not have.
 
-It is imported as ``gsession_django.serializers.TypedSerializer``. This module needs msgspec, and that one does not.
+Import it as ``gsession_django.serializers.TypedSerializer``: that module works without msgspec, and this one does not.
 """
 
 import json
@@ -24,27 +24,27 @@ except ImportError as error:
         'installed: pip install "gsession-django[typed]"'
     ) from error
 
-# Comes before MessagePack, in which no value begins with this byte (nor does one in JSON).
+# Marks MessagePack. No value in MessagePack or JSON begins with this byte.
 _PACKED: Final = b"\xc1"
 
 
 class TypedSerializer:
-    """A ``SESSION_SERIALIZER`` that brings back what Django's ``JSONSerializer`` refuses, or makes something else of.
+    """A ``SESSION_SERIALIZER`` for types that Django's ``JSONSerializer`` refuses or changes.
 
-    A value that JSON has is written as JSON, and read as ``JSONSerializer`` reads it, whoever wrote it. Any other is
-    written as MessagePack with extension types, after a byte 0xC1.
+    It writes a value of JSON's types as JSON, and reads what ``JSONSerializer`` wrote. It writes any other value as a
+    byte 0xC1 and MessagePack with extension types.
 
-    These types come back as they were, nested anywhere, also as keys of a dict where Python lets them be keys:
+    These types come back unchanged, at any depth, and as keys of a dict where Python allows it:
 
-    * ``datetime``, naive or aware (with a ``zoneinfo`` zone or a fixed offset; any other ``tzinfo`` becomes the offset
-      that it had), ``date``, ``time``, ``timedelta``;
+    * ``datetime``, naive or aware (with a ``zoneinfo`` zone or a fixed offset; any other ``tzinfo`` becomes its
+      offset), ``date``, ``time``, ``timedelta``;
     * ``Decimal`` digit by digit, ``int`` of any size, ``float`` with NaN and the infinities, ``bool``, ``None``;
     * ``str``, ``bytes``, ``UUID``, ``list``, ``tuple``, ``set``, ``frozenset``, ``dict``.
 
-    Of a subclass comes back its base: ``str`` of ``SafeString`` and ``StrEnum``, ``int`` of ``IntEnum``,
-    ``tuple`` of a named tuple, ``dict`` of ``OrderedDict``. A lazy translation comes back as the text that it was.
+    A subclass comes back as its base: ``SafeString`` and ``StrEnum`` as ``str``, ``IntEnum`` as ``int``, a named tuple
+    as ``tuple``, ``OrderedDict`` as ``dict``. A lazy translation comes back as its text.
 
-    The same value always makes the same bytes: sets are sorted, dicts keep their order. One object serves all threads.
+    Equal values make equal bytes: it sorts sets, and keeps the order of dicts. One object serves all threads.
     """
 
     deterministic = True
@@ -54,18 +54,18 @@ class TypedSerializer:
         """Return `obj` as bytes.
 
         Raises ``TypeError`` for a value of another type, ``ValueError`` for one that contains itself, and
-        ``RecursionError`` for one that is nested deeper than the interpreter's recursion limit, less what is in use.
+        ``RecursionError`` for one that is nested deeper than the rest of the interpreter's recursion limit.
         """
         odd: Odd = []
         try:
             plain = _plain(obj, odd)
             return _PACKED + _pack(plain) if odd else _json(plain)
         except RecursionError:
-            json.dumps(obj, default=str, skipkeys=True)  # which says so if it is a circle
+            json.dumps(obj, default=str, skipkeys=True)  # raises ValueError for a circle
             raise
 
     def loads(self, data: bytes) -> Any:
-        """Return the value that :meth:`dumps` or Django's ``JSONSerializer`` made `data` of.
+        """Return the value that :meth:`dumps` or Django's ``JSONSerializer`` wrote as `data`.
 
         Raises ``ValueError``, ``TypeError`` or msgspec's ``MsgspecError`` for anything else.
         """
@@ -77,7 +77,7 @@ class TypedSerializer:
             return json.loads(data.decode())
 
 
-# freezegun puts subclasses in place of these classes' names, so what is called later is taken from the classes here.
+# freezegun replaces the names of these classes with subclasses later, so take the methods now.
 _combine, _date_of, _timetz_of = datetime.combine, datetime.date, datetime.timetz
 _datetime_text, _date_text, _time_text = datetime.isoformat, date.isoformat, time.isoformat
 _datetime_in, _date_in, _time_in = datetime.fromisoformat, date.fromisoformat, time.fromisoformat
@@ -86,15 +86,15 @@ _datetime_in, _date_in, _time_in = datetime.fromisoformat, date.fromisoformat, t
 # Writing.
 
 Odd = list[type]
-"""Takes the types that were met and JSON does not have."""
+"""Collects the types in a value that JSON does not have."""
 
 _write_json: Final = msgspec.json.Encoder().encode
 _write: Final = msgspec.msgpack.Encoder().encode
 
-# Values that are written as they are. (Not so floats: JSON has no NaN, and no infinity.)
+# Values to write as they are. Floats are not among them: JSON has no NaN, and no infinity.
 _AS_IS: Final = frozenset({str, int, bool, type(None)})
 
-# The extension types: what is stored has these numbers, so a number never gets another meaning.
+# The extension types. Stored sessions contain these numbers, so a number never gets another meaning.
 _INT, _TEXT, _DECIMAL, _UUID, _DATETIME, _DATE, _TIME, _TIMEDELTA, _TUPLE, _SET, _FROZENSET, _DICT = range(12)
 
 
@@ -113,7 +113,7 @@ def _pack(plain: Any) -> bytes:
 
 
 def _without_extremes(plain: Any) -> Any:
-    """Return the same without text and integers that MessagePack cannot hold."""
+    """Replace text and integers that MessagePack cannot hold."""
     if type(plain) is str and not plain.isascii():
         data = plain.encode("utf-8", "surrogatepass")
         return plain if data.decode("utf-8", "replace") == plain else Ext(_TEXT, data)
@@ -128,13 +128,13 @@ def _without_extremes(plain: Any) -> Any:
 
 
 def _plain(value: Any, odd: Odd) -> Any:
-    """Return `value` as what can be written: the same object, if that can."""
+    """Return a value that msgspec can write: `value` itself, if it can."""
     kind = type(value)
     return value if kind in _AS_IS else (_WRITERS.get(kind) or _writer_of(value))(value, odd)
 
 
-# These two call the next writer themselves, so that a level of nesting is one call. They go through a copy, as another
-# thread may change the original meanwhile.
+# These two call the next writer themselves, to use one call a level. They read a copy, as another thread may change the
+# original.
 
 
 def _list(value: list[Any], odd: Odd) -> Any:
@@ -196,7 +196,7 @@ def _uuid(value: UUID, odd: Odd) -> Any:
 def _datetime(value: datetime, odd: Odd) -> Any:
     odd.append(datetime)
     if value.tzinfo is UTC and not value.fold:
-        return value  # which MessagePack has
+        return value  # MessagePack has these
     return Ext(_DATETIME, (_datetime_text(value) + _details(value)).encode())
 
 
@@ -211,7 +211,7 @@ def _time(value: time, odd: Odd) -> Any:
 
 
 def _details(value: datetime | time) -> str:
-    """Return what ISO 8601 has no place for: the zone, as in RFC 9557, and the fold."""
+    """Return the zone, as in RFC 9557, and the fold: ISO 8601 has no place for them."""
     zone, fold = value.tzinfo, "[fold=1]" if value.fold else ""
     if zone is None or type(zone) is timezone:
         return fold
@@ -262,7 +262,7 @@ _WRITERS: Final[dict[type, Callable[[Any, Odd], Any]]] = {
     set: _set,
     frozenset: _frozenset,
 }
-# What makes a plain object of one of a subclass, where the writer needs one.
+# Converters from a subclass to its base, for writers that need the base.
 _BASES: Final[dict[type, Callable[[Any], Any]]] = {
     Promise: str,
     str: str.__str__,
@@ -276,7 +276,7 @@ _BASES: Final[dict[type, Callable[[Any], Any]]] = {
 
 
 def _writer_of(value: Any) -> Callable[[Any, Odd], Any]:
-    """Return what writes a value of a type that has no writer: that of the type that it is a subclass of."""
+    """Return a writer for a value of a subclass: that of its first base with a writer."""
     for base in type(value).__mro__:
         if base in _BASES:
             make = _BASES[base]
@@ -289,12 +289,12 @@ def _writer_of(value: Any) -> Callable[[Any, Odd], Any]:
 def _unencodable(value: object) -> TypeError:
     kind = type(value)
     return TypeError(
-        f"TypedSerializer cannot store a {kind.__module__}.{kind.__qualname__}. Store what it can be made of again: of "
-        "a model object the primary key, of an enum member its value."
+        f"TypedSerializer cannot store a {kind.__module__}.{kind.__qualname__}. Store a value to make it from: the "
+        "primary key of a model object, or the value of an enum member."
     )
 
 
-# Reading. What was not written here raises an error, rather than become a value that only resembles it.
+# Reading. Bytes that the writers above cannot have written raise an error.
 
 
 def _read_text(data: memoryview) -> str:
@@ -308,8 +308,8 @@ def _read_int(data: memoryview) -> int:
 def _read_decimal(data: memoryview) -> Decimal:
     text = str(data, "ascii")
     value = Decimal(text)
-    if value.is_nan() and str(value) != text:  # a context may let anything be a NaN
-        raise ValueError(f"{text!r} is no Decimal")
+    if value.is_nan() and str(value) != text:  # a context may make a NaN of anything
+        raise ValueError(f"{text!r} is not a Decimal")
     return value
 
 
@@ -332,7 +332,7 @@ def _read_time(data: memoryview) -> time:
 
 
 def _split(text: str) -> tuple[str, dict[str, Any]]:
-    """Return the part that is ISO 8601, and what the details behind it say."""
+    """Return the part in ISO 8601, and the details behind it as arguments of ``replace()``."""
     details: dict[str, Any] = {}
     while text[-1:] == "]":
         text, _, detail = text[:-1].rpartition("[")
@@ -389,7 +389,7 @@ _READERS: Final[dict[int, Callable[[memoryview], Any]]] = {
 
 def _read_extension(code: int, data: memoryview) -> Any:
     if code not in _READERS:
-        raise ValueError(f"TypedSerializer writes no extension type {code}")
+        raise ValueError(f"TypedSerializer does not write the extension type {code}")
     return _READERS[code](data)
 
 

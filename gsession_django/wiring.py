@@ -1,4 +1,4 @@
-"""The one place that knows both the core and what stands on it: which class an engine is of, and who observes it."""
+"""Joins the core with what builds on it: it chooses the class of an engine, and starts OpenTelemetry."""
 
 from typing import TYPE_CHECKING
 
@@ -9,24 +9,24 @@ from gsession_django.core.engine import Engine, engine_module
 from gsession_django.users.engine import IndexedEngine
 
 if TYPE_CHECKING:
-    from gsession_django.core.store import SessionStore
+    from gsession_django.core.store_base import StoreBase
 
 
-def engine_class(store: "type[SessionStore]") -> type[Engine]:
-    """Return the class of the Engine of `store`: another one where ``GSESSION["FALLBACK_ENGINE"]`` is set for it."""
+def engine_class(store: "type[StoreBase]") -> type[Engine]:
+    """Return the class for the Engine of `store`: FallbackEngine if ``GSESSION["FALLBACK_ENGINE"]`` is set for it."""
     _look_for_opentelemetry()
     if conf().fallback_engine is None or (
         getattr(engine_module(settings.SESSION_ENGINE), "SessionStore", None) is not store
     ):
         return IndexedEngine
-    # Here, as it imports models, and this package is imported before Django can load any.
+    # Imported here, as it imports models, and Django imports this package before it can load any.
     from gsession_django.moving.fallback import FallbackEngine
 
     return FallbackEngine
 
 
 def _look_for_opentelemetry() -> None:
-    """Let OpenTelemetry observe, where its API is installed and the site has set it up."""
+    """Let OpenTelemetry observe the engines, if its API is installed."""
     try:
         from gsession_django import telemetry
     except ModuleNotFoundError as error:

@@ -1,7 +1,7 @@
-"""Settings of the test site. What differs from one run to the next comes from the environment.
+"""Settings of the test site. The environment may change some of them:
 
 GSESSION_DEMO_ENGINE      the session engine
-GSESSION_DEMO_DB          the SQLite database with the users; the site's other files go beside it
+GSESSION_DEMO_DB          the SQLite database with the users; the site's other files are beside it
 GSESSION_DEMO_FILE_PATH   the folder of the file engine
 GSESSION_DEMO_DEBUG       0 turns DEBUG off
 GSESSION_DEMO_SECRET_KEY  the secret key
@@ -69,8 +69,8 @@ TEMPLATES = [
 DATABASES = {"default": {"ENGINE": "django.db.backends.sqlite3", "NAME": DATABASE}}
 DEFAULT_AUTO_FIELD = "django.db.models.BigAutoField"
 
-# In the session they would make every cart change a change of a top-level key as well, and the
-# site would no longer show that a value changed in place is saved.
+# Messages in the session would make every cart change a change of a top-level key too. The site
+# would then no longer show that the engine saves a value changed in place.
 MESSAGE_STORAGE = "django.contrib.messages.storage.cookie.CookieStorage"
 
 LOGIN_URL = "login"

@@ -27,5 +27,5 @@ urlpatterns = [
 ]
 
 if not settings.DEBUG:
-    # runserver serves static files on its own only while DEBUG is on.
+    # With DEBUG off, runserver does not serve static files.
     urlpatterns.append(path("static/<path:path>", serve, {"insecure": True}))

@@ -1,4 +1,4 @@
-"""Sessions in a database, through Django's ORM: for a site that has one, and wants no other server for its sessions."""
+"""Sessions in a database, through Django's ORM: for a site that wants no other server for its sessions."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -22,7 +22,7 @@ class DatabaseStorage(Storage):
     """Keeps each session in a row of the table ``gsession_django_session``.
 
     Args:
-        using: the alias in ``DATABASES``. ``None`` is the database that the routers write to, also for reading.
+        using: the alias in ``DATABASES``. With ``None`` the engine reads and writes where the routers write.
     """
 
     def __init__(self, using: str | None = None) -> None:
@@ -32,7 +32,7 @@ class DatabaseStorage(Storage):
         return self.table.system
 
     def _session(self, row: tuple[Any, Any, Any] | None) -> SessionMap | None:
-        """Return the session in a row, if there is one that has not expired."""
+        """Return the session in a row; ``None`` without a row, or when the session has expired."""
         if row is None or row[2] <= 0:
             return None
         data, version, left = row
@@ -60,7 +60,7 @@ class DatabaseStorage(Storage):
     def create(self, session_id: str, session: SessionMap, ttl: int) -> bool:
         check_new_id(session_id)
         data, version = self.table.data(session.encoded()), new_version()
-        for _ in range(2):  # the row in the way may be expired, and even that a purge may have removed by now
+        for _ in range(2):  # the id may belong to an expired row, which this or a purge removes
             try:
                 with self.table.savepoint():
                     self.table.change(sql.CREATE, session_id, data, version, self.table.now() + 1000 * ttl)
@@ -88,7 +88,7 @@ class DatabaseStorage(Storage):
         return there
 
     def _save(self, session_id: str, data: bytes, version: int, ttl: int | None, known: int) -> bool:
-        """Write to the row if it is still the one that was read; ``None`` leaves its expiry as it is."""
+        """Write to the row if its version is still `known`. A `ttl` of ``None`` keeps its expiry."""
         table, stored, now = self.table, self.table.data(data), self.table.now()
         if ttl is None:
             return table.change(sql.SAVE_DATA, stored, version, session_id, now, known) > 0
@@ -103,11 +103,11 @@ class DatabaseStorage(Storage):
         return False
 
     def _reread(self, session_id: str) -> SessionMap | None:
-        """Read the row again, in a transaction for update: it may be shown there as it was when that began."""
+        """Read the row again. A transaction reads FOR UPDATE, because a plain read may show it the old row."""
         if not self.table.in_transaction:
             return self._read(session_id)
         rows = sql.columns(sql.one(self.table.rows, session_id).select_for_update(), self.table.now())
-        return self._session(next(iter(rows), None))  # first() is a LIMIT: not on Oracle
+        return self._session(next(iter(rows), None))  # first() adds a LIMIT, which Oracle refuses with FOR UPDATE
 
     @available
     def move(self, session_id: str, new_id: str, ttl: int) -> bool:

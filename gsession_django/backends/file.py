@@ -1,4 +1,4 @@
-"""Sessions in files, shared by all processes of one machine: the engine to begin with."""
+"""Sessions in files, shared by all processes of one machine. Most sites can begin with this engine."""
 
 import os
 import time
@@ -20,10 +20,10 @@ from gsession_django.recording import System
 class FileStorage(Storage):
     """Keeps each session in a file of its own, in ``SESSION_FILE_PATH``.
 
-    A session that was stored survives the death of the process.
+    A stored session survives the death of the process.
 
     Args:
-        fsync: whether a session that was stored survives a power cut too. Each save then waits for the disk.
+        fsync: whether a stored session also survives a power cut. Each save then waits for the disk.
     """
 
     def __init__(self, fsync: bool = False) -> None:
@@ -92,8 +92,8 @@ class SessionStore(BaseSessionStore):
             return []
         return [
             Error(
-                f"SESSION_FILE_PATH = {os.fspath(path)!r}: there is no such folder.",
-                hint="Create it, for the user that the site runs as and nobody else, or mount what it is on.",
+                f"SESSION_FILE_PATH = {os.fspath(path)!r}: this folder does not exist.",
+                hint="Create it, accessible only to the user that the site runs as, or mount its file system.",
                 id="gsession_django.E008",
             )
         ]

@@ -1,6 +1,6 @@
 """Sessions in the memory of one process: for tests, for development, and for a site that is one process.
 
-They are gone when the process ends, and no other process sees them.
+They end with the process, and no other process sees them.
 """
 
 import itertools
@@ -22,22 +22,22 @@ from gsession_django.core.store import SessionStore as BaseSessionStore
 from gsession_django.core.values import MISSING, Canonical
 from gsession_django.recording import System
 
-# Every serializer gives these back as they were, and nothing can change them.
+# Every serializer returns these unchanged, and no code can change them in place.
 _IMMUTABLE = frozenset({str, int, float, bool, type(None)})
 
 
 @dataclass(slots=True)
 class _Entry:
     values: dict[str, Any]
-    expires: float  # on the monotonic clock, so that setting the system's clock ends no session
+    expires: float  # on the monotonic clock: setting the system's clock must not end a session
     revision: int
 
 
 class MemoryStorage(Storage):
-    """Keeps sessions in a dict. What could be changed in place is kept as bytes, so that no two requests share it.
+    """Keeps sessions in a dict, and every mutable value as bytes: no two requests share an object.
 
     Args:
-        max_sessions: how many sessions are kept at most; beyond that the least recently used go first.
+        max_sessions: the largest number of sessions to keep. Beyond it, the least recently used go first.
     """
 
     reads_settings = False
@@ -48,7 +48,7 @@ class MemoryStorage(Storage):
         # The ids of the sessions in which a user is signed in.
         self._of_users: dict[str, set[str]] = {}
         self._revisions = itertools.count()
-        # Nothing waits for anything under it, so the async twins take it too, without entering a thread.
+        # Held briefly and never across a wait, so the async twins take it too, without a thread.
         self._lock = threading.Lock()
 
     def system(self) -> System:
@@ -78,8 +78,8 @@ class MemoryStorage(Storage):
                 del self._of_users[str(user)]
 
     def _kept(self, pairs: dict[str, Any], encoding_of: Callable[[str, Any], bytes]) -> dict[str, Any]:
-        """Return what is kept of pairs: values that nothing can change, and the encodings of the others."""
-        if not all(type(key) is str for key in pairs):  # the serializer knows what becomes of other keys
+        """Return the pairs as the dict keeps them: immutable values, and the encodings of the others."""
+        if not all(type(key) is str for key in pairs):  # the serializer decides how other keys come back
             pairs = self.decode(self.encode(pairs))
             encoding_of = self._encoding_of
         return {
@@ -94,7 +94,7 @@ class MemoryStorage(Storage):
         self._entries[session_id] = entry
         self._entries.move_to_end(session_id)
         self._list(session_id, entry)
-        # The one that was used the longest ago is the likeliest to have expired: no thread has to look for those.
+        # The least recently used session is the likeliest to have expired. So no thread has to look for expired ones.
         oldest_id, oldest = next(iter(self._entries.items()))
         if len(self._entries) > self._max_sessions or oldest.expires <= time.monotonic():
             self._drop(oldest_id)
@@ -134,7 +134,7 @@ class MemoryStorage(Storage):
             return True
 
     def apply(self, session_id: str, session: SessionMap, ttl: int) -> bool:
-        # Not under the lock: it may take its time.
+        # Encoding may be slow, so it happens outside the lock.
         changed, removed = self._kept(session.changed, session.encoding_of), session.removed
         with self._lock:
             entry = self._live(session_id)
@@ -151,7 +151,7 @@ class MemoryStorage(Storage):
             else:
                 current = SessionMap(dict(entry.values))
                 merged = {key: session.merged_value(key, current.get(key, MISSING)) for key in changed}
-                # The values of others stay encoded: one that nobody here can read is theirs all the same.
+                # The values of other requests stay encoded: even one that this process cannot decode is kept.
                 values = entry.values | self._kept(merged, self._encoding_of)
                 entry.values = session.in_order({key: value for key, value in values.items() if key not in removed})
                 if not session.renews_ttl(current):
@@ -235,7 +235,7 @@ class SessionStore(BaseSessionStore):
             Warning(
                 f"The session engine {cls.__module__!r} keeps sessions in the memory of one process; DEBUG is False.",
                 hint="Sessions end with the process, and a second worker process does not see them. Set SESSION_ENGINE "
-                "to 'gsession_django.backends.file', or silence this where one process is what you have.",
+                "to 'gsession_django.backends.file', or silence this check if your site is one process.",
                 id="gsession_django.W001",
             )
         ]

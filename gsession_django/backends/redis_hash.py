@@ -5,7 +5,8 @@ they are asked for.
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from gsession_django.core.session_map import EXPIRY_KEY, SessionMap
+from gsession_django.core.pairs import EXPIRY_KEY
+from gsession_django.core.session_map import SessionMap
 from gsession_django.core.values import MISSING, Encoded
 from gsession_django.redis.commands import Batch, Command, Operation, Word, digest, seconds
 from gsession_django.redis.fields import (

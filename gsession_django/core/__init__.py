@@ -1,1 +1,1 @@
-"""What all engines have in common: the interface, the adapter onto it, sessions, and how they merge."""
+"""What all engines share: the Storage interface, the adapter onto it, sessions, and how they merge."""

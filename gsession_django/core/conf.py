@@ -1,4 +1,4 @@
-"""The ``GSESSION`` setting, read once and read again when a test overrides it."""
+"""The ``GSESSION`` setting. It is read once, and again when a test overrides it."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -10,14 +10,14 @@ from django.core.signals import setting_changed
 
 @dataclass(frozen=True, slots=True)
 class Conf:
-    """What Django has no setting for.
+    """The settings that Django does not have.
 
     Attributes:
         engines: keyword arguments of an engine's Storage, by the engine's module (``GSESSION["ENGINES"]``).
-        touch_interval: seconds for which a touch that only ``SESSION_SAVE_EVERY_REQUEST`` asked for may wait, but never
-            longer than a tenth of the TTL (``GSESSION["TOUCH_INTERVAL"]``).
-        fallback_engine: the engine's module that sessions are moved from on first touch, if they are unknown to the one
-            that ``SESSION_ENGINE`` names (``GSESSION["FALLBACK_ENGINE"]``).
+        touch_interval: the most seconds that a touch may wait if only ``SESSION_SAVE_EVERY_REQUEST`` asked for it. It
+            never waits longer than a tenth of the TTL (``GSESSION["TOUCH_INTERVAL"]``).
+        fallback_engine: the module of the engine that a session is moved from on first touch, if the engine that
+            ``SESSION_ENGINE`` names does not have it (``GSESSION["FALLBACK_ENGINE"]``).
         unavailable: the dotted path of the site's view for a request whose session could not be read or saved. The
             middleware calls it with the request and the StorageUnavailable (``GSESSION["UNAVAILABLE"]``).
         anonymous_age: seconds that a session lives in which nobody is signed in, if that is less than
@@ -56,12 +56,12 @@ KEYS = {
 }
 
 _conf: Conf | None = None
-# Where Django keeps each of its settings that was asked for, for as long as it holds.
+# Django keeps each setting here once somebody has asked for it, as long as it is valid.
 _kept: Final = vars(settings)
 
 
 def conf() -> Conf:
-    """Return the setting as it stands. What is wrong in it, the system checks say; unknown keys have no effect."""
+    """Return the current setting. The system checks report what is wrong in it. Unknown keys have no effect."""
     global _conf
     if _conf is None:
         given = getattr(settings, "GSESSION", {})
@@ -70,7 +70,7 @@ def conf() -> Conf:
 
 
 def django_setting(name: str) -> Any:
-    """Return a setting of Django's, as ``settings`` has it, which takes a microsecond to look in the same place."""
+    """Return a setting of Django's, as ``settings`` does: that looks in the same place, but takes a microsecond."""
     try:
         return _kept[name]
     except KeyError:

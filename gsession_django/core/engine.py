@@ -1,4 +1,4 @@
-"""An engine in this process: its one Storage object, what that turns out to be able to do, and how it is called."""
+"""An engine in this process: its one Storage object, which methods that has, and how they are called."""
 
 import hashlib
 import os
@@ -18,18 +18,23 @@ from gsession_django.core.driving import Operation
 from gsession_django.core.locks import IdLocks
 from gsession_django.core.observing import OBSERVERS, Observer, Recorder
 from gsession_django.core.operations import Operations
+from gsession_django.core.pairs import EXPIRY_KEY
 from gsession_django.core.reading import Lifetimes
 from gsession_django.core.session_map import SessionMap
 from gsession_django.core.storage import Storage
 
 if TYPE_CHECKING:
-    from gsession_django.core.store import SessionStore
+    from gsession_django.core.store_base import StoreBase
 
 
 def engine_module(name: Any) -> ModuleType:
     """Import the module of an engine.
 
-    Raises ``ImproperlyConfigured``, which says why, where `name` is none that can be imported, whatever it is.
+    Args:
+        name: its dotted name. It comes from a setting, so it may be anything.
+
+    Raises:
+        ImproperlyConfigured: there is no such module, or its import failed. The message says why.
     """
     if not isinstance(name, str) or not name or name.startswith("."):
         raise ImproperlyConfigured("it is not the dotted name of a module")
@@ -37,12 +42,12 @@ def engine_module(name: Any) -> ModuleType:
         return import_module(name)
     except ImportError as error:
         raise ImproperlyConfigured(str(error)) from error
-    except (Exception, SystemExit) as error:  # the module is the site's own, and may raise anything
+    except (Exception, SystemExit) as error:  # a module of the site may raise anything
         raise ImproperlyConfigured(f"{type(error).__name__}: {error}") from error
 
 
-def name_without_effect(store: "type[SessionStore]") -> str | None:
-    """Return a name in ``GSESSION["ENGINES"]`` that has options, of a module that only imports `store`; if any."""
+def name_without_effect(store: "type[StoreBase]") -> str | None:
+    """Return a module with options in ``GSESSION["ENGINES"]`` that only imports `store`, if there is one."""
     for name, options in conf().engines.items():
         if options and name != store.__module__ and getattr(sys.modules.get(name), "SessionStore", None) is store:
             return name
@@ -52,20 +57,23 @@ def name_without_effect(store: "type[SessionStore]") -> str | None:
 class Engine(Operations):
     """What the SessionStores of one engine have in common.
 
-    A SessionStore asks it for sessions by session key and id together, by the methods below. Here they are no more than
-    those by the id. An engine whose sessions may be somewhere else too overrides them.
+    A SessionStore calls the methods below, with the session key and the id. In this class they use the id only. An
+    engine whose sessions may be in another place too overrides them.
 
     Attributes:
-        options: what the storage was made with.
-        storage: the Storage object: one a process, shared by threads and event loops.
-        calls: the storage, or a Recorder before it while anybody observes.
-        hash_ids: whether the storage is given hashed session keys.
+        options: the keyword arguments that the storage was made with.
+        storage: the Storage object, one per process. Threads and event loops share it.
+        calls: the storage, or while anybody observes, a Recorder that calls it.
+        hash_ids: whether the ids are hashed session keys.
+        needed: the keys whose values a save or a move has to know.
         takes_turns: whether the tasks of a request wait for each other before each operation.
     """
 
     __slots__ = ("hash_ids", "options", "storage", "takes_turns")
 
-    def __init__(self, store: "type[SessionStore]") -> None:
+    needed: tuple[str, ...] = (EXPIRY_KEY,)
+
+    def __init__(self, store: "type[StoreBase]") -> None:
         if name := name_without_effect(store):
             raise ImproperlyConfigured(
                 f'GSESSION["ENGINES"][{name!r}] would have no effect: {name!r} takes its SessionStore from '
@@ -82,17 +90,17 @@ class Engine(Operations):
         kept = former if former is not None and former.options == options else None
         self.storage: Storage = storage_class(**options) if kept is None else kept.storage
         super().__init__(able, not missing_twins(storage_class), IdLocks() if kept is None else kept.locks)
-        # One thread carries out the operations of a storage that is not async. They follow each other anyhow, and
-        # whoever waits for a lock in that thread would wait for ever.
+        # One thread carries out the operations of a storage that is not async, so they follow each other anyway. An
+        # operation that waited for a lock in that thread would wait for ever.
         self.takes_turns = self.is_async
         self.choose_calls()
 
     def choose_calls(self) -> None:
-        """Call the storage itself, or where anybody observes, by way of a Recorder."""
+        """Let `calls` be the storage, or while anybody observes, a Recorder."""
         self.calls = Recorder(self.storage, TWINS) if OBSERVERS else self.storage
 
     def id_of(self, session_key: str) -> str:
-        """Return what the storage is given for a session key."""
+        """Return the id that the storage is given for a session key."""
         return hashlib.sha256(session_key.encode()).hexdigest() if self.hash_ids else session_key
 
     # By session key and id.
@@ -108,48 +116,62 @@ class Engine(Operations):
     def write(
         self, session_key: str, session_id: str, lifetimes: Lifetimes, operation: Callable[[], Operation]
     ) -> Operation:
-        """Return what an operation does that changes the session, or touches it; ``False`` when it is gone."""
+        """Carry out an operation that changes or touches the session. Return its result: ``False`` if that is gone."""
         return operation()
 
-    def before_save(self, session: SessionMap, ttl: int) -> bool:
-        """Set hidden pairs of a session that is about to be stored; return whether any has another value now."""
+    def before_save(self, session: SessionMap, ttl: int, moved: bool) -> bool:
+        """Set hidden pairs of a session that is about to be stored. Return whether it has set or removed any.
+
+        Args:
+            session: the session, with the values of :attr:`needed`.
+            ttl: seconds that it lives from now on.
+            moved: whether it has got another key in this request.
+        """
         return False
 
+    def will_create(self, session_id: str, session: SessionMap, ttl: int) -> Operation:
+        """Do what comes before a session is stored under a new id."""
+        yield from ()
+
+    def end_elsewhere(self, user_id: str) -> Operation:
+        """End the sessions of a user that this engine does not have yet."""
+        yield from ()
+
     def emptied(self, session_key: str, session_id: str, lifetimes: Lifetimes, session: SessionMap) -> Operation:
-        """Return what to save of a session that was cleared, and perhaps filled again."""
+        """Return the session to save in place of one that was cleared, and perhaps filled again."""
         yield from ()
         return session
 
     def is_taken(self, session_key: str, session_id: str, lifetimes: Lifetimes) -> Operation:
-        """Return whether there is a session under a key that is given, as far as :meth:`create` does not see it."""
-        # Composed, create knows nothing of other sessions. For a random key of ours it need not.
+        """Return whether a given key is taken, as far as :meth:`create` does not find out."""
+        # A composed create does not look for another session. For a random key it does not need to.
         return "create" not in self.able and (yield from self.has(session_key, session_id, lifetimes))
 
     def was_created(self, session_key: str, session_id: str) -> Operation:
-        """Do what follows the creation of a session under a key that was given."""
+        """Finish the creation of a session under a given key."""
         yield from ()
 
     def leave(self, session_key: str, session_id: str, lifetimes: Lifetimes, unseen: bool = False) -> Operation:
-        """Do what comes before a session ends under this key, removed or moved to another.
+        """Prepare the end of a session under this key: next, it is removed or gets another key.
 
         Args:
             session_key, session_id: the session.
-            lifetimes: what sessions of this site live.
-            unseen: whether nobody may have looked for the session in this request, and it goes on under another key.
+            lifetimes: how long sessions of this site live.
+            unseen: whether it gets another key, and this request may not have looked for it.
         """
         yield from ()
 
 
-ENGINES: "Final[dict[type[SessionStore], Engine]]" = {}
-"""Those that are there already, by SessionStore: see :func:`engine_of`."""
-_former: "Final[dict[type[SessionStore], Engine]]" = {}
-"""Engines made before a setting changed, whose storages do not read it: the next one takes the storage over."""
-_class_of: "Callable[[type[SessionStore]], type[Engine]]" = lambda store: Engine  # noqa: E731 - may be replaced
+ENGINES: "Final[dict[type[StoreBase], Engine]]" = {}
+"""The engines that were made, by SessionStore: see :func:`engine_of`."""
+_former: "Final[dict[type[StoreBase], Engine]]" = {}
+"""Engines from before a setting changed whose storages read no settings: the next engine takes the storage over."""
+_class_of: "Callable[[type[StoreBase]], type[Engine]]" = lambda store: Engine  # noqa: E731 - may be replaced
 _engines_lock = threading.RLock()  # a storage may ask for another engine while it is made
 
 
-def engine_of(store: "type[SessionStore]") -> Engine:
-    """Return the Engine of `store`, made when it is first asked for and again after a setting has changed."""
+def engine_of(store: "type[StoreBase]") -> Engine:
+    """Return the Engine of `store`. It is made at the first call, and again after a setting has changed."""
     try:
         return ENGINES[store]
     except KeyError:
@@ -157,14 +179,14 @@ def engine_of(store: "type[SessionStore]") -> Engine:
             return ENGINES.get(store) or ENGINES.setdefault(store, _class_of(store)(store))
 
 
-def choose_engines(class_of: "Callable[[type[SessionStore]], type[Engine]]") -> None:
-    """Let `class_of` say which class the Engine of a SessionStore is of."""
+def choose_engines(class_of: "Callable[[type[StoreBase]], type[Engine]]") -> None:
+    """Let `class_of` choose the class of the Engine of each SessionStore."""
     global _class_of
     _class_of = class_of
 
 
 def observe(observer: Observer) -> None:
-    """Let `observer` see each call of a storage from now on, on every engine."""
+    """Let `observer` see each call of every storage from now on."""
     with _engines_lock:
         if observer not in OBSERVERS:
             OBSERVERS.append(observer)
@@ -172,7 +194,7 @@ def observe(observer: Observer) -> None:
 
 
 def stop_observing(observer: Observer) -> None:
-    """Undo :func:`observe`, if that was called."""
+    """Undo :func:`observe`, if it was called."""
     with _engines_lock:
         if observer in OBSERVERS:
             OBSERVERS.remove(observer)
@@ -191,7 +213,7 @@ def _forget(*, setting: str, **kwargs: Any) -> None:
 
 
 def _start_anew() -> None:
-    """Let a forked child have storages and locks of its own: a thread that is not there might hold the parent's."""
+    """Give a forked child its own storages and locks: a thread of the parent may hold the old ones."""
     global _engines_lock
     _engines_lock = threading.RLock()
     ENGINES.clear()

@@ -1,4 +1,4 @@
-"""One lock an id, for threads and coroutines alike."""
+"""One lock per id, for threads and coroutines."""
 
 import asyncio
 import threading
@@ -9,7 +9,7 @@ from django.utils.asyncio import async_unsafe
 
 
 class Turn:
-    """What somebody waits for who does not hold the lock of an id yet."""
+    """The place of a thread or coroutine that waits for the lock of an id."""
 
     __slots__ = ("future", "lock_id")
 
@@ -21,8 +21,8 @@ class Turn:
 class IdLocks:
     """Locks by id that exist only while somebody holds them.
 
-    A turn is a future, which a thread waits for and a coroutine awaits, so that requests in threads and on event loops
-    exclude each other without one blocking a loop. They go first come, first served.
+    A turn is a future: a thread waits for it, a coroutine awaits it. So requests in threads and on event loops exclude
+    each other, and none blocks a loop. The first to come gets the lock first.
     """
 
     def __init__(self) -> None:
@@ -30,7 +30,7 @@ class IdLocks:
         self._waiting: dict[str, deque[Turn]] = {}
 
     def acquire(self, lock_id: str) -> Turn | None:
-        """Take the lock, or return the turn to wait for: once it has come, the caller holds the lock."""
+        """Take the lock, or return a turn. Once the turn has come, the caller holds the lock."""
         with self._mutex:
             queue = self._waiting.get(lock_id)
             if queue is None:
@@ -41,7 +41,7 @@ class IdLocks:
             return turn
 
     def release(self, lock_id: str) -> None:
-        """Hand the lock to the longest waiting, if there is any."""
+        """Hand the lock to the one that has waited longest, if anybody waits."""
         with self._mutex:
             queue = self._waiting[lock_id]
             while queue:
@@ -52,12 +52,12 @@ class IdLocks:
             del self._waiting[lock_id]
 
     def give_up(self, turn: Turn) -> None:
-        """End a wait that was broken off; if the turn has come meanwhile, the lock is passed on."""
-        # What is cancelled is passed over by release(); what cannot be was handed the lock already.
+        """End a wait that was broken off. If the turn has come meanwhile, pass the lock on."""
+        # release() passes over a cancelled turn. A turn that cannot be cancelled has the lock already.
         if not turn.future.cancel():
             self.release(turn.lock_id)
 
-    # On the thread of an event loop, the coroutine that holds the lock would wait for this thread, and it for that.
+    # Not on the thread of an event loop: the coroutine that holds the lock may need that thread to release it.
     @staticmethod
     @async_unsafe("Another request holds this session. Use the async methods of request.session to wait for it.")
     def wait(turn: Turn) -> None:

@@ -1,4 +1,4 @@
-"""Observing the calls of storages: one hook, for tracing (``telemetry.py``) and for the panel (``panels.py``)."""
+"""The hook that observes the calls of storages, for tracing (``telemetry.py``) and the panel (``panels.py``)."""
 
 import time
 from collections.abc import Callable, Iterator
@@ -10,14 +10,14 @@ from gsession_django.core.storage import Disabled, Storage, StorageUnavailable
 from gsession_django.recording import CALL, StorageCall, System
 
 Observer = Callable[[StorageCall], Callable[[], None]]
-"""Is called when a call begins, and returns what is to be called when it has ended."""
+"""A function that is called when a call begins. It returns the function to call when that has ended."""
 
 OBSERVERS: Final[list[Observer]] = []
-"""Those of all engines: see :func:`gsession_django.core.engine.observe`."""
+"""The observers of all engines: see :func:`gsession_django.core.engine.observe`."""
 
 
 class Recorder:
-    """Calls a storage and lets the observers see it. An engine has one only while there are observers."""
+    """Calls a storage and lets the observers see each call. An engine has one only while there are observers."""
 
     def __init__(self, storage: Storage, twins: frozenset[str]) -> None:
         self._storage = storage
@@ -35,7 +35,7 @@ class Recorder:
             return await getattr(self._storage, name)(*args)
 
     def purge(self, batch_size: int, dry_run: bool = False) -> Iterator[int]:
-        """Yield what the storage's ``purge()`` does. Each step is one call."""
+        """Yield what the storage's ``purge()`` yields. Each step counts as one call."""
         steps = iter(self._storage.purge(batch_size, dry_run))
         while True:
             with self._recorded("purge"):
@@ -65,7 +65,7 @@ class Recorder:
             raise
         finally:
             call.seconds = time.perf_counter() - started
-            CALL.set(outer)  # not reset(), which fails where a task is closed from outside
+            CALL.set(outer)  # not reset(): that fails if the task is closed from another context
             for end in reversed(ends):
                 end()
 

@@ -1,8 +1,8 @@
 """What Django asks of a session, as calls of Storage methods.
 
-Each operation uses the method that does it at once, if the storage has it, and is composed of the others if not. What
-is composed holds a lock on the session's id in this process. Between processes, a write that lands between the last
-read and the call after it is lost.
+An operation calls the method that does all of it, if the storage has that method. Otherwise it is composed of several
+calls, under a lock on the session's id in this process. It loses a write that another process makes between its last
+read and the next call.
 """
 
 from collections.abc import Mapping
@@ -10,10 +10,11 @@ from collections.abc import Set as AbstractSet
 from typing import Any
 
 from gsession_django.core.driving import UNABLE, Operation
+from gsession_django.core.pairs import EXPIRY_KEY
 from gsession_django.core.reading import Lifetimes, Reader
 from gsession_django.core.reserved import RESERVED_KEY
 from gsession_django.core.saving import Saving
-from gsession_django.core.session_map import EXPIRY_KEY, SessionMap
+from gsession_django.core.session_map import SessionMap
 from gsession_django.core.values import MISSING
 from gsession_django.serializers import DecodeError
 
@@ -24,11 +25,11 @@ class Operations(Reader):
     __slots__ = ()
 
     def create(self, session_id: str, session: SessionMap, ttl: int) -> Operation:
-        """Store a new session; ``False`` when the id is taken, which only a storage that has ``create`` knows."""
+        """Store a new session. Return ``False`` if the id is taken: only a storage that has ``create`` knows."""
         with session.saving() as save:
             try:
                 stored = yield "create", session_id, session, ttl
-            except DecodeError:  # the storage has looked, and there is one that it cannot read
+            except DecodeError:  # the storage has found a session that it cannot read
                 return False
             if stored is UNABLE:
                 data = session.as_dict()
@@ -40,19 +41,19 @@ class Operations(Reader):
             return stored
 
     def apply(self, session_id: str, save: Saving, ttl: int, lifetimes: Lifetimes) -> Operation:
-        """Store what the request did to a session; ``False`` when it is gone.
+        """Store what the request changed in a session. Return ``False`` if the session is gone.
 
         Args:
             session_id: the session's id.
             save: the save under way.
-            ttl: what the session lives from now on, in seconds.
-            lifetimes: what sessions of this site live.
+            ttl: how long the session lives from now on, in seconds.
+            lifetimes: how long sessions of this site live.
 
         Raises:
-            DecodeError: what is stored now cannot be read, and so not be merged with; nothing was stored.
+            DecodeError: the stored session cannot be read, so nothing can be merged with it. Nothing was stored.
         """
         session = save.session
-        # A composed move copies the session and then removes it. Between the two no other request may save it.
+        # A composed move copies the session and then removes it. No other request may save it in between.
         there = (yield "apply", session_id, session, ttl) if "move" in self.able else UNABLE
         if there is UNABLE:
             there = yield from self._alone(session_id, self._apply(session_id, session, ttl, lifetimes))
@@ -74,10 +75,10 @@ class Operations(Reader):
         changed, removed = session.changed, session.removed
         by_pairs = current.partial
         if by_pairs and (session.cleared or (removed and "remove" not in self.able)):
-            # It must be known as a whole to be cleared, or to be written anew where nothing removes one pair.
+            # All keys must be known to clear the session, or to write it anew if the storage has no remove().
             current.learn((yield from self._all_pairs(session_id)), complete=True)
         if current.partial:
-            # Only a dict is merged with what is stored; of anything else the last one saved wins.
+            # Only a dict merges with the stored value. Of any other values the last one saved wins.
             for key, value in changed.items():
                 stored = (yield from self._one_value(session_id, key)) if isinstance(value, dict) else None
                 changed[key] = session.merged_value(key, MISSING if stored is None or stored is UNABLE else stored)
@@ -86,7 +87,7 @@ class Operations(Reader):
             known: Mapping[str, Any] = {} if expiry is None or expiry is UNABLE else {EXPIRY_KEY: expiry}
         else:
             if session.cleared:
-                removed = current.keys() - changed.keys()
+                removed = current.held_pairs.keys() - changed.keys()
             whole = session.merged_onto(current)
             changed = {key: whole[key] for key in changed}
             known = current
@@ -98,14 +99,14 @@ class Operations(Reader):
             yield from self.need("remove_all", session_id)
             changed, removed = self._pairs(whole), set()
         yield from self._write(session_id, changed, removed, whole, ttl)
-        if removed and by_pairs and "remove" not in self.able:  # as it turned out just now
+        if removed and by_pairs and "remove" not in self.able:  # it raised Disabled just now
             return (yield from self._compose_apply(session_id, session, ttl, lifetimes))
         return True
 
     def touch(self, session_id: str, save: Saving, ttl: int, lifetimes: Lifetimes) -> Operation:
-        """Renew the TTL of a session that did not change; ``False`` when it is gone."""
+        """Renew the TTL of a session that did not change. Return ``False`` if it is gone."""
         session = save.session
-        if ttl <= 0:  # It ends without us; if it has not, another request has prolonged it.
+        if ttl <= 0:  # It ends by itself. If it has not ended, another request has prolonged it.
             return (yield from self.exists(session_id, lifetimes))
         try:
             there = yield "update_ttl", session_id, ttl
@@ -131,14 +132,14 @@ class Operations(Reader):
         return True
 
     def move(self, session_id: str, new_id: str, ttl: int, lifetimes: Lifetimes) -> Operation:
-        """Give the stored session a new id; ``False`` when it is gone."""
+        """Give the stored session a new id. Return ``False`` if it is gone."""
         moved = yield "move", session_id, new_id, ttl
         if moved is UNABLE:
             moved = yield from self._alone(session_id, self._compose_move(session_id, new_id, lifetimes))
         return moved
 
     def _compose_move(self, session_id: str, new_id: str, lifetimes: Lifetimes) -> Operation:
-        """Copy the session, and again whatever others saved meanwhile, until nobody did. Then remove the old one."""
+        """Copy the session, and again while others have saved it meanwhile. Then remove the old one."""
         copied = yield from self.load_all(session_id, lifetimes)
         if copied is None:
             return False
@@ -147,16 +148,16 @@ class Operations(Reader):
             return False
         while (current := (yield from self.load_all(session_id, lifetimes))) is not None:
             meanwhile = SessionMap(copied.as_dict())
-            for key in copied.keys() - current.keys():
+            for key in copied.held_pairs.keys() - current.held_pairs.keys():
                 del meanwhile[key]
-            meanwhile.update(current)
+            meanwhile.update(current.as_dict())
             if not meanwhile.has_changes():
                 yield from self.need("remove_all", session_id)
                 return True
-            # Without the lock of the new id, which nobody else knows yet.
+            # No lock is needed: nobody else knows the new id yet.
             yield from self._apply(new_id, meanwhile, lifetimes.ttl_of(current.get(EXPIRY_KEY)), lifetimes)
             copied = current
-        yield from self.need("remove_all", new_id)  # it has been ended, and the copy ends with it
+        yield from self.need("remove_all", new_id)  # another request has ended the session
         return False
 
     def remove(self, session_id: str, user_id: str | None = None) -> Operation:
@@ -164,7 +165,7 @@ class Operations(Reader):
         yield from self._alone(session_id, self.need("remove_all", session_id))
 
     def _pairs(self, data: dict[str, Any]) -> dict[str, Any]:
-        """Return the pairs to store of a session: never none where a medium without pairs would forget the session."""
+        """Return the pairs to store: at least one where the medium would forget a session without pairs."""
         return data or ({RESERVED_KEY: True} if self._needs_a_pair() else {})
 
     def _write(
@@ -175,7 +176,7 @@ class Operations(Reader):
         whole: dict[str, Any],
         ttl: int,
     ) -> Operation:
-        """Store a session with the methods of gsession: the pairs that changed, and then what is known of the whole."""
+        """Store a session with the methods of gsession: first the changed pairs, then all that is known."""
         stored = False
         if changed:
             stored = (yield "set_map", session_id, changed, ttl) is not UNABLE
@@ -188,7 +189,7 @@ class Operations(Reader):
             yield from self.need("set_map", session_id, self._pairs(whole), ttl)
 
     def _alone(self, session_id: str, operation: Operation) -> Operation:
-        """Carry out an operation with the id to itself, in this process."""
+        """Carry out an operation under the lock of the id, in this process."""
         if (turn := self.locks.acquire(session_id)) is not None:
             try:
                 yield turn

@@ -1,4 +1,4 @@
-"""The options in ``GSESSION["ENGINES"]``: which are given, and what a storage's annotations say of them."""
+"""The options in ``GSESSION["ENGINES"]``, and what a storage's annotations say about them."""
 
 import types
 import typing
@@ -26,7 +26,7 @@ class AtLeast:
 
 
 def given_options(engine: str) -> dict[str, Any]:
-    """Return the options of an engine; none where the settings cannot hold any: other checks say what is wrong."""
+    """Return the options of an engine. ``{}`` if the setting is malformed: other checks report that."""
     found = getattr(settings, "GSESSION", {})
     for key in ("ENGINES", engine):
         found = found.get(key) if isinstance(found, dict) else None
@@ -34,15 +34,15 @@ def given_options(engine: str) -> dict[str, Any]:
 
 
 def annotations_of(storage_class: type) -> dict[str, Any]:
-    """Return the annotations of the parameters of a storage's ``__init__``; none where they cannot be resolved."""
+    """Return the annotations of the parameters of a storage's ``__init__``. ``{}`` if they cannot be resolved."""
     try:
         return typing.get_type_hints(storage_class.__init__, include_extras=True)  # type: ignore[misc]
-    except Exception:  # a name that is imported for type checkers only, or no function at all
+    except Exception:  # a name is imported for type checkers only, or it is not a function
         return {}
 
 
 def fits(value: object, annotation: Any) -> bool:
-    """Whether `value` is what `annotation` says. Of annotations that say nothing at run time, everything is."""
+    """Return whether `value` fits `annotation`. Every value fits an annotation that cannot be checked at run time."""
     origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
     if origin is Annotated:
         inner, *limits = arguments
@@ -59,12 +59,12 @@ def fits(value: object, annotation: Any) -> bool:
     kind = type(None) if annotation is None else origin or annotation
     try:
         return not isinstance(kind, type) or isinstance(value, kind)
-    except TypeError:  # of a protocol, for one
+    except TypeError:  # a protocol, for one
         return True
 
 
 def in_words(annotation: Any) -> str:
-    """Return what an option with this annotation has to be."""
+    """Return in words the values that an option with this annotation may have."""
     origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
     if origin is Annotated:
         limits = [f" of at least {limit.least:g}" for limit in arguments[1:] if isinstance(limit, AtLeast)]

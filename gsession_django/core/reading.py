@@ -1,4 +1,4 @@
-"""Reading sessions, whatever methods the storage has for it."""
+"""How sessions are read, with whichever methods the storage has."""
 
 from collections.abc import Mapping
 from typing import Any, Protocol
@@ -6,19 +6,20 @@ from typing import Any, Protocol
 from django.core.exceptions import ImproperlyConfigured
 
 from gsession_django.core.driving import UNABLE, Driver, Operation
-from gsession_django.core.reserved import ABOUT_PREFIX, RESERVED_KEY, UNFINISHED, is_reserved
-from gsession_django.core.session_map import EXPIRY_KEY, SessionMap
+from gsession_django.core.pairs import EXPIRY_KEY, Pairs
+from gsession_django.core.reserved import RESERVED_KEY, UNFINISHED, is_hidden, is_reserved
+from gsession_django.core.session_map import SessionMap
 from gsession_django.serializers import DecodeError, logger
 
 
 class Lifetimes(Protocol):
-    """What sessions of this site live: a SessionStore knows it."""
+    """How long sessions of this site live. A SessionStore knows it."""
 
     def get_session_cookie_age(self) -> int:
-        """Return the seconds that a session lives without an expiry of its own."""
+        """Return the seconds that a session without its own expiry lives."""
 
     def ttl_of(self, expiry: Any) -> int:
-        """Return the whole seconds that a session lives from now on, if ``set_expiry()`` was given this."""
+        """Return the whole seconds that a session lives from now on, if ``set_expiry()`` was given `expiry`."""
 
     def owner(self) -> str | None:
         """Return the id of the user who is signed in in the session as it is stored; ``None`` if that is nobody, or
@@ -31,19 +32,21 @@ class Reader(Driver):
 
     Attributes:
         name: the storage and the engine, for messages.
+        hides_pairs: whether sessions may have pairs that no request sees, so that the storage cannot count the others.
     """
 
     __slots__ = ("name",)
 
     name: str
+    hides_pairs = False
 
     def load(self, session_id: str, lifetimes: Lifetimes, reserved: bool = False) -> Operation:
         """Return what is stored, as a SessionMap, or ``None``. Raises ``DecodeError`` if it cannot be read.
 
         Args:
             session_id: the session's id.
-            lifetimes: what sessions of this site live.
-            reserved: whether the session is wanted with its reserved pairs, also where they say that it is unfinished.
+            lifetimes: how long sessions of this site live.
+            reserved: whether to return the reserved pairs too, and a session that is not completely stored.
         """
         found = yield "get_session", session_id, lifetimes.get_session_cookie_age(), None
         if found is None:
@@ -72,15 +75,15 @@ class Reader(Driver):
             session.learn((yield from self._all_pairs(session_id, reserved)), complete=True)
         return session
 
-    def fetch(self, session_id: str, session: SessionMap, key: str | None) -> Operation:
-        """Bring the value of `key` into a session that is served key by key; with ``None`` all that there is."""
+    def fetch(self, session_id: str, session: Pairs, key: str | None) -> Operation:
+        """Bring the value of `key`, or with ``None`` all values, into a session that is read key by key."""
         if key is not None:
             value = yield from self._one_value(session_id, key)
             if value is not UNABLE and value is not None:
                 session.learn({key: value})
                 return
             if value is None and (key == EXPIRY_KEY or session.promises(key)):
-                # Settled: Django never keeps None there, and no storage promises a value that is none.
+                # It is absent: Django never stores None there, and no storage promises a None.
                 session.learn_absent(key)
                 return
         try:
@@ -88,13 +91,13 @@ class Reader(Driver):
         except DecodeError as error:
             self.log_unreadable(session_id, error)
             session.learn({}, complete=True)
-            session.unreadable = not session.as_dict()
+            session.unreadable = len(session) == 0  # and not bool(), which decodes nothing
 
     def size(self, session_id: str) -> Operation:
-        """Return the number of pairs that are stored."""
-        number = None if "sessions_of" in self.able else (yield "get_size", session_id)
-        if number is None or number is UNABLE:
-            return sum(not key.startswith(ABOUT_PREFIX) for key in (yield from self._all_pairs(session_id)))
+        """Return the number of stored pairs."""
+        number = (yield "get_size", session_id) if not self.hides_pairs else UNABLE
+        if number is UNABLE:
+            return sum(not is_hidden(key) for key in (yield from self._all_pairs(session_id)))
         reserved = yield "get", session_id, RESERVED_KEY
         return number if reserved is None else number - 1
 
@@ -124,12 +127,14 @@ class Reader(Driver):
         return "get" in self.able or "set_session" not in self.able
 
     def need(self, name: str, *args: Any) -> Operation:
-        """Call a method without which no session can be held."""
+        """Call a method that every storage needs to hold a session."""
         result = yield name, *args
         if result is UNABLE:
             raise self.cannot_hold_a_session(name)
         return result
 
     def cannot_hold_a_session(self, name: str) -> ImproperlyConfigured:
-        """Return what to raise where the storage does not have the method `name`, without which there is no session."""
-        return ImproperlyConfigured(f"{self.name} cannot hold a session: its {name}() is disabled, or not there.")
+        """Return the error to raise if the storage lacks the method `name` and so cannot hold a session."""
+        return ImproperlyConfigured(
+            f"{self.name} cannot hold a session without {name}(), which is missing or disabled. Write that method."
+        )

@@ -1,4 +1,4 @@
-"""One save of a session: what is stored of it, encoded once, and how it differs from what was read."""
+"""One save of a session: the values to store, encoded once, and how they differ from what was read."""
 
 import logging
 from threading import get_ident
@@ -15,22 +15,22 @@ if TYPE_CHECKING:
 logger = logging.getLogger("gsession_django")
 
 _NOTHING: Final[dict[str, Any]] = {}
-# Keys whose values could not be stored, each of which is logged once; keys may be made of what visitors send.
+# Keys whose values could not be stored: each is logged once. The number is limited, as visitors may make up keys.
 _reported: Final[set[str]] = set()
 _REPORTED_AT_MOST: Final = 1000
 
 
 class Saving:
-    """What is stored of a session, fixed at one moment: other tasks and threads of the request may go on changing it.
+    """What is stored of a session, fixed at one moment, while other tasks and threads of the request may change it.
 
-    As a context it lets the session answer its storage from here.
+    Inside this context, the session answers its storage from here.
 
     Attributes:
         session: the session.
-        values: what the request has under each key that it set or deleted or that may have been changed in place.
-        encodings: the encodings of those values, but for simple ones.
-        replaced: what is stored in place of a value that cannot be encoded.
-        thread: the thread that saves; another one that saves the same session meanwhile has a Saving of its own.
+        values: the value of each key that the request set or deleted, or whose value it may have changed in place.
+        encodings: the encodings of those values, except simple ones.
+        replaced: the value to store in place of one that cannot be encoded.
+        thread: the thread that saves. Another thread that saves the same session has its own Saving.
         before: the session's ``version``, ``ttl_left`` and ``cleared`` before the save.
     """
 
@@ -73,7 +73,7 @@ class Saving:
         self.session._saving = None
 
     def include(self, later: "Saving") -> None:
-        """Let :meth:`SessionMap.restore` take a later save of the session back together with this one."""
+        """Let :meth:`SessionMap.restore` undo a later save of the session together with this one."""
         for key in later.values.keys() - self.values.keys():
             self.values[key] = later.values[key]
             if key in later._originals:
@@ -83,7 +83,7 @@ class Saving:
 
     @property
     def changed(self) -> dict[str, str]:
-        """The keys with another value than the one that was read: as they are stored, and as the request has them."""
+        """The keys whose value differs from what was read. Maps each key as it is stored to the key of the request."""
         return (self._changed or self._compare())[0]
 
     @property
@@ -97,7 +97,7 @@ class Saving:
         return bool(changed or removed or self.session.cleared)
 
     def _fix(self, key: str, value: Any) -> None:
-        """Encode a value, or what is stored in place of one that cannot be encoded."""
+        """Encode a value, or the one to store in its place if it cannot be encoded."""
         if isinstance(value, Encoded):
             self.encodings[key] = value
             return
@@ -107,7 +107,7 @@ class Saving:
         try:
             self.encodings[key] = encode(value)
         except Exception as error:
-            if (was := self._snapshots[key]) is not None:  # else it never could be encoded
+            if (was := self._snapshots[key]) is not None:  # None: it could not be encoded before either
                 part = storable_part(key, value, decode(was), error)
                 self.replaced = {**self.replaced, key: part}
                 self.encodings[key] = encode(part)
@@ -136,14 +136,14 @@ class Saving:
         return self._changed
 
     def _differs(self, key: str, value: Any, was: bytes | None, set_by_request: bool) -> bool:
-        """Return whether a value is another than the one that was read as `was`, or that cannot be told."""
+        """Return whether a value differs, or may differ, from the one that was read as `was`."""
         if was is None:
             return set_by_request or self._explicit
         now = self.encodings[key] if key in self.encodings else encode(value)
         return not self.session._same(key, now, was, trusting=not self._explicit and not set_by_request)
 
     def encode(self, key: str, value: Any) -> bytes:
-        """Return an encoding; what the serializer raises for a value that it cannot take, with the key's name."""
+        """Return the encoding of a value. The error of the serializer, if it raises one, names the key."""
         try:
             return encode(value)
         except Exception as error:
@@ -155,7 +155,7 @@ class Saving:
 
 
 def _encoding_of(base: Any) -> bytes | None:
-    """Return the encoding of what was read; ``None`` if it cannot be encoded again, which is nobody's mistake here."""
+    """Return the encoding of a value that was read; ``None`` if it cannot be encoded again."""
     if (stored := encoded(base)) is not None:
         return stored
     try:
@@ -165,7 +165,7 @@ def _encoding_of(base: Any) -> bytes | None:
 
 
 def stored_key(key: Any) -> str:
-    """Return a key as it will be read back: JSON, for one, makes text of every key."""
+    """Return a key as a later read returns it: JSON, for one, turns every key into text."""
     if type(key) is str:
         return key
     if isinstance(key, str):
@@ -178,10 +178,10 @@ def stored_key(key: Any) -> str:
 
 
 def _raise_named(error: Exception, what: str) -> NoReturn:
-    """Raise the error of a serializer with the name of what it could not take."""
+    """Raise the error of a serializer, with the name of the key or value added."""
     text = (
         f"The session {what} cannot be stored by SESSION_SERIALIZER = {settings.SESSION_SERIALIZER!r}: {error}. Store "
-        "what that serializer takes, or name another one."
+        "a value that this serializer takes, or set another serializer."
     )
     if type(error) is TypeError:
         raise TypeError(text) from error
@@ -190,15 +190,16 @@ def _raise_named(error: Exception, what: str) -> NoReturn:
 
 
 def storable_part(key: str, value: Any, base: Any, error: Exception) -> Any:
-    """Return of a value that cannot be encoded the parts that can be, and the others as they are in `base`.
+    """Return a value that cannot be encoded, with each part that cannot be encoded as it is in `base`.
 
-    Logs it, once a process and key.
+    It logs that once per process and key.
     """
     if len(_reported) < _REPORTED_AT_MOST and key not in _reported:
         _reported.add(key)
         logger.warning(
-            "The session value %r was changed in place to one that cannot be stored: %s: %s. What cannot be stored "
-            "stays as it was. To compute values for display, work on a copy: copy.deepcopy(request.session[%r]).",
+            "The session value %r was changed in place to one that cannot be stored: %s: %s. The parts that cannot be "
+            "stored stay as they were. To compute values for display, work on a copy: "
+            "copy.deepcopy(request.session[%r]).",
             *(key, type(error).__name__, error, key),
         )
     return storable(value, base)

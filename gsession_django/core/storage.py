@@ -1,26 +1,25 @@
 """The Storage interface: where sessions are kept.
 
-It is the one of GoFrame's ``gsession`` (https://goframe.org/en/docs/core/gsession-storage) in Python's spelling: eleven
-methods, none of them mandatory by itself, and a few extensions for what Django needs done atomically. Three are enough:
-``get_session``, ``set_session`` and ``remove_all``. A storage overrides what it can do; the adapter,
-:class:`gsession_django.SessionStore`, makes a complete Django session engine of that. ``docs/writing-a-storage.md``
-builds one, step by step.
+It is the interface of GoFrame's ``gsession`` (https://goframe.org/en/docs/core/gsession-storage) in Python's spelling.
+It has eleven methods, none of them mandatory by itself, and a few extensions for operations that Django needs to be
+atomic. Three methods are enough: ``get_session``, ``set_session`` and ``remove_all``. A storage overrides the methods
+that it can carry out. The adapter, :class:`gsession_django.SessionStore`, makes a complete Django session engine of it.
+``docs/writing-a-storage.md`` builds one, step by step.
 
-What holds for every method:
+These rules hold for every method:
 
 * ``session_id`` is a ``str``: the SHA-256 of the session key in hexadecimal, or the key itself where
-  :attr:`.Storage.hash_ids` is off. An id that the storage does not know, one it could never have stored (too long,
-  strange characters) and one whose TTL is over are the same thing: an unknown session, never an exception.
-* ``ttl`` is whole seconds from now. Zero and below mean that the session is expired at once.
+  :attr:`.Storage.hash_ids` is off. An id is unknown if the storage does not have it, could never have stored it (too
+  long, strange characters), or its TTL is over. An unknown id never raises an exception.
+* ``ttl`` is whole seconds from now. With zero or less, the session expires at once.
 * ``data`` maps ``str`` to any value that ``SESSION_SERIALIZER`` can take. A storage neither keeps the object that it is
   given nor hands out the one that it keeps: it keeps bytes (:meth:`.Storage.encode`) or copies.
-* A storage that cannot answer raises :class:`StorageUnavailable`; it never answers as if the session were not there.
-* ``DecodeError``, which :meth:`.Storage.decode` raises, comes through from every method. It means that there is
-  something and that it cannot be read: the adapter neither removes nor overwrites it.
+* A storage that cannot answer raises :class:`StorageUnavailable`. It never answers as if the session were not there.
+* Every method lets the ``DecodeError`` of :meth:`.Storage.decode` through. It means that a session is stored and cannot
+  be read. The adapter neither removes nor overwrites it.
 * One storage object serves the whole process: all its threads and event loops at once, and a child that is forked from
-  it. Connections that cannot be shared are kept by thread, by process (``os.getpid()``) and by event loop. Nobody
-  closes a storage.
-* A method that waits, for a lock or for its turn, reads the clock after that.
+  it. It keeps connections that cannot be shared by thread, process (``os.getpid()``) and event loop. Nobody closes it.
+* A method that waits for a lock, or for its turn, reads the clock after the wait.
 """
 
 from collections.abc import Iterable, Iterator, Mapping
@@ -33,32 +32,32 @@ from gsession_django.recording import System
 
 
 class Disabled(NotImplementedError):
-    """Raised by a storage method that the storage does not have. The adapter then does without it."""
+    """A storage method raises it to say that the storage does not have it. The adapter then does without the method."""
 
 
 class StorageUnavailable(Exception):
     """The storage cannot answer now: a timeout, a refused connection, a full disk.
 
-    Not reachable is not the same as not there: nobody is signed out because of it, and no cookie is deleted.
+    The session may still be there. So nobody is signed out because of it, and no cookie is deleted.
     """
 
 
 class Storage:
-    """Base class of every storage. Keyword arguments of ``__init__`` are the engine's options in
-    ``GSESSION["ENGINES"]``; it connects to nothing.
+    """Base class of every storage. The keyword arguments of ``__init__`` are the engine's options in
+    ``GSESSION["ENGINES"]``. ``__init__`` connects to nothing.
 
-    A storage is async when it has native twins, with Django's ``a`` before the name (``aget_session``), of everything
-    it overrides but ``purge`` and ``ids``, in addition to that. The ``a`` methods of ``request.session`` and
-    :class:`gsession_django.middleware.SessionMiddleware` then await them, and an async request never enters a thread.
-    For a storage that is not async, the adapter runs each operation in one ``sync_to_async``.
+    A storage is async if it has a native twin of each method that it overrides, except ``purge`` and ``ids``: an async
+    method with Django's ``a`` before the name (``aget_session``). The ``a`` methods of ``request.session`` and
+    :class:`gsession_django.middleware.SessionMiddleware` then await the twins, and an async request never enters a
+    thread. For any other storage, the adapter runs each operation in one ``sync_to_async``.
 
     Attributes:
-        hash_ids: whether ids are hashed session keys, so that a leaked dump holds no key that opens a session. Off for
-            a storage that makes its own ids and must recognise them. The option of the same name wins over it.
-        expires_itself: whether the medium removes expired sessions without being asked (then there is no ``purge``).
+        hash_ids: whether ids are hashed session keys: a leaked dump then holds no key that opens a session. It is off
+            for a storage that makes its own ids and must recognise them. The option of the same name wins over it.
+        expires_itself: whether the medium removes expired sessions by itself. The storage then has no ``purge``.
         reads_settings: whether it uses Django's settings beside its options. When a test overrides ``GSESSION``,
-            ``CACHES`` or a ``SESSION_*`` setting, such a storage is made anew. Any other is kept until its options
-            change, with all that it holds.
+            ``CACHES`` or a ``SESSION_*`` setting, the adapter makes such a storage anew. It keeps any other, with its
+            sessions, until the options change.
     """
 
     hash_ids: ClassVar[bool] = True
@@ -71,132 +70,131 @@ class Storage:
     # The eleven methods of gsession.
 
     def new(self, ttl: int) -> str:
-        """Return a session key of the storage's own making: the value of the cookie.
+        """Return a new session key, made by the storage: the value of the cookie.
 
-        Called before a session is created. At least 8 characters, all of them letters, digits or one of
-        ``!#$%&'*+-.^_`|~:``, or the adapter raises ``ValueError``. Without it the adapter makes a random one of 32
-        characters.
+        Called before a session is created. The key has at least 8 characters, all of them letters, digits or one of
+        ``!#$%&'*+-.^_`|~:``, or the adapter raises ``ValueError``. Without this method the adapter makes a random key
+        of 32 characters.
         """
         raise Disabled
 
     def get(self, session_id: str, key: str) -> Any:
-        """Return one value, or ``None`` when `key` is not in the session or there is no such session.
+        """Return one value, or ``None`` if `key` is not in the session or there is no such session.
 
-        A storage that has this is a per-key storage. Called when a key is first asked for in a request, if
+        A storage that has this method is a per-key storage. Called when a key is first asked for in a request, if
         :meth:`get_session` returned an empty mapping.
         """
         raise Disabled
 
     def get_map(self, session_id: str) -> dict[str, Any]:
-        """Return all pairs; an empty ``dict`` when there is no such session.
+        """Return all pairs; an empty ``dict`` if there is no such session.
 
-        Called on a per-key storage when :meth:`get` answered ``None`` or all keys are wanted, once in a request; and
-        again by what is composed of several calls and has to know the whole session.
+        Called on a per-key storage when :meth:`get` returned ``None`` or all keys are wanted, once in a request. An
+        operation composed of several calls calls it again if it needs the whole session.
         """
         raise Disabled
 
     def get_size(self, session_id: str) -> int:
-        """Return the number of pairs; 0 when there is no such session.
+        """Return the number of pairs; 0 if there is no such session.
 
         Called for ``len(request.session.keys())`` on a per-key storage, before any value was changed.
         """
         raise Disabled
 
     def set(self, session_id: str, key: str, value: Any, ttl: int) -> None:
-        """Store one pair. `ttl` is the session's, not the pair's.
+        """Store one pair. `ttl` is that of the session, not of the pair.
 
-        Called when a session that changed is closed, once for each pair, if there is no :meth:`set_map`.
+        Called for each changed pair when a changed session is closed, if there is no :meth:`set_map`.
         """
         raise Disabled
 
     def set_map(self, session_id: str, data: Mapping[str, Any], ttl: int) -> None:
-        """Store the pairs of `data` at once and keep the session's others; creates the session if it is not there.
+        """Store the pairs of `data` at once and keep the session's other pairs. Create the session if it is not there.
 
-        Called with the changed pairs when a session that changed is closed, before :meth:`set_session`.
+        Called with the changed pairs when a changed session is closed, before :meth:`set_session`.
         """
         raise Disabled
 
     def remove(self, session_id: str, key: str) -> None:
-        """Remove one pair; nothing happens when it is not there. Called like :meth:`set`, after it."""
+        """Remove one pair. Do nothing if it is not there. Called after :meth:`set`, for each removed pair."""
         raise Disabled
 
     def remove_all(self, session_id: str) -> None:
-        """Remove the session; nothing happens when there is none. Called by ``flush()`` and ``delete()``."""
+        """Remove the session. Do nothing if there is none. Called by ``flush()`` and ``delete()``."""
         raise Disabled
 
     def get_session(
         self, session_id: str, ttl: int, data: Mapping[str, Any] | None = None
     ) -> SessionMap | Mapping[str, Any] | None:
-        """Return the session, or ``None`` when it is unknown or its TTL is over. Called whenever a session starts.
+        """Return the session, or ``None`` if it is unknown or its TTL is over. Called whenever a session starts.
 
         Args:
             session_id: the session's id.
-            ttl: what a session of this site lives, for a storage that counts from its last use.
-            data: the process's last copy of the session. This adapter keeps none and passes ``None``.
+            ttl: how long a session of this site lives, for a storage that counts from the last use.
+            data: the process's last copy of the session. This adapter keeps no copies and passes ``None``.
 
         Returns:
-            A mapping that is not empty is the complete session. An empty one from a per-key storage means «ask me key
-            by key», from any other an empty session. A :class:`SessionMap` can carry more than a ``dict``: the version
-            that :meth:`apply` wants back, ``ttl_left``, without which touches are not coalesced, and values that are
-            still encoded or not fetched. It says itself, by ``partial``, whether to ask key by key.
+            A mapping with pairs is the complete session. An empty mapping means «ask me key by key» if it comes from a
+            per-key storage, and otherwise an empty session. A :class:`SessionMap` can carry more than a ``dict``: the
+            version that :meth:`apply` wants back; ``ttl_left``, without which touches are not coalesced; values that
+            are still encoded or not fetched. Its ``partial`` says whether to ask key by key.
         """
         raise Disabled
 
     def set_session(self, session_id: str, data: Mapping[str, Any], ttl: int) -> None:
-        """Store `data`, all that the request knows of the session, in place of what is stored, and renew the TTL.
+        """Replace the stored pairs with `data`, all that the request knows of the session, and renew the TTL.
 
-        Called whenever a session that changed is closed. A per-key storage, whose pairs :meth:`set_map` has already
-        stored by then, only renews the TTL here.
+        Called whenever a changed session is closed. In a per-key storage, :meth:`set_map` has stored the pairs by then:
+        it only renews the TTL here.
         """
         raise Disabled
 
     def update_ttl(self, session_id: str, ttl: int) -> bool | None:
-        """Renew the TTL: a touch. Called whenever a session that did not change is closed.
+        """Renew the TTL: a touch. Called whenever an unchanged session is closed.
 
         Returns:
-            ``False`` when the session is gone; anything else, ``None`` too, says nothing about it.
+            ``False`` if the session is gone. Any other value, ``None`` too, says nothing.
         """
         raise Disabled
 
-    # Extensions: what Django needs done atomically and the eleven cannot express.
+    # Extensions: operations that Django needs to be atomic, and that the eleven methods cannot express.
 
     def exists(self, session_id: str) -> bool:
-        """Return whether there is such a session. Without it the adapter uses :meth:`get_session`."""
+        """Return whether there is such a session. Without this method the adapter calls :meth:`get_session`."""
         raise Disabled
 
     def create(self, session_id: str, session: SessionMap, ttl: int) -> bool:
-        """Store a session (``session.as_dict()``) that is not there yet. An expired session takes no id.
+        """Store a session (``session.as_dict()``) that is not there yet. The id of an expired session is not taken.
 
-        Together with :meth:`apply` it is what moving sessions to an engine needs.
+        To move sessions to an engine, its storage needs this method and :meth:`apply`.
 
         Returns:
-            ``True``; ``False``, with nothing changed, when the id is taken.
+            ``True``; ``False``, with nothing changed, if the id is taken.
         """
         raise Disabled
 
     def apply(self, session_id: str, session: SessionMap, ttl: int) -> bool:
-        """Bring what this request did to `session` into what is stored now, atomically, and renew the TTL.
+        """Merge what this request changed in `session` into the stored session, atomically, and renew the TTL.
 
-        What others wrote meanwhile is kept: ``session.merged_onto(current)`` is the session to store. A storage that
-        sees (by ``session.version``) that nobody wrote since the read may store ``session.as_dict()`` without looking.
-        Where ``session.renews_ttl(current)`` is false, the TTL stays what it is. The storage sets ``session.version``
-        to that of what it stored, or to ``None``.
+        The changes of other requests are kept: ``session.merged_onto(current)`` is the session to store. If the storage
+        sees by ``session.version`` that nobody wrote since the read, it may store ``session.as_dict()`` unmerged. If
+        ``session.renews_ttl(current)`` is false, the TTL stays as it is. The storage sets ``session.version`` to the
+        version that it stored, or to ``None``.
 
         Returns:
-            ``True``; ``False``, with nothing stored, when the session is gone.
+            ``True``; ``False``, with nothing stored, if the session is gone.
         """
         raise Disabled
 
     def move(self, session_id: str, new_id: str, ttl: int) -> bool:
-        """Give the session a new id, its data kept and the old id gone. Called by ``cycle_key()``.
+        """Give the session a new id and keep its data. The old id is then unknown. Called by ``cycle_key()``.
 
-        The TTL stays what it is, as the save that follows renews it. `ttl` is for a medium that has to write one, for a
-        session without an expiry of its own (``set_expiry()``).
+        The TTL stays as it is: the save that follows renews it. `ttl` is for a medium that has to write a TTL. It holds
+        for a session without its own expiry (``set_expiry()``).
 
         Returns:
-            ``True``; also where the session is gone and there is one under the new id, as an earlier try has moved it.
-            ``False``, with nothing stored, when the new id is taken and the session is there, and when it is gone and
-            there is none under the new id.
+            ``True`` if it was moved; also if only the new id has a session, because an earlier try moved it.
+            ``False``, with nothing stored, if both ids have a session, or neither has.
         """
         raise Disabled
 
@@ -264,35 +262,35 @@ class Storage:
         raise Disabled
 
     def transaction(self) -> Transaction | None:
-        """Return the transaction that the last write of this thread was part of; ``None`` when the write is final.
+        """Return the transaction that the last write of this thread was part of; ``None`` if the write is final.
 
-        Called after each write, also by async requests, so it must not wait. It is for a storage in a database that the
-        site uses too. When the transaction has been rolled back, the adapter makes the write again.
+        Called after each write, by async requests too, so it must not wait. It is for a storage in a database that the
+        site uses too. If the transaction is rolled back, the adapter makes the write again.
         """
         return None
 
     def system(self) -> System:
-        """Return what the sessions are kept on, for tracing tools. Asked once, and it connects to nothing.
+        """Return the system that keeps the sessions, for tracing tools. Called once. It connects to nothing.
 
-        Without it the system has the name of the class. What a call of a method read and wrote, and that it was tried
-        again, the method tells with the functions of ``gsession_django.recording``.
+        Without this method the system has the name of the class. A method reports the bytes that it read and wrote, and
+        its retries, with the functions of ``gsession_django.recording``.
         """
         return System(f"{type(self).__module__}.{type(self).__qualname__}".lower())
 
     def purge(self, batch_size: int, dry_run: bool = False) -> Iterator[int]:
-        """Remove the expired sessions (with `dry_run`, only count them), `batch_size` at most in one step.
+        """Remove the expired sessions, at most `batch_size` in one step. With `dry_run`, only count them.
 
         Yields:
-            The number removed, or with `dry_run` found, once a step; 0 too, as a search can be stopped only there.
-            Between two steps nothing is held: no lock, no transaction. A session that is renewed or stored anew between
-            the look and the removal stays.
+            After each step, the number of sessions that it removed, or with `dry_run` found. It yields 0 too: the
+            caller can stop only there. Between two steps it holds no lock and no transaction. A session that another
+            request renews or stores anew before the removal stays.
         """
         raise Disabled
 
     def ids(self) -> Iterator[str]:
         """Yield the id of every session that lives now, in any order.
 
-        It keeps no list of them, as there may be millions. Where a medium that changes meanwhile names an id twice, so
-        does this, and callers bear it.
+        It keeps no list of them: there may be millions. If the medium changes meanwhile, an id may come twice: callers
+        must accept that.
         """
         raise Disabled

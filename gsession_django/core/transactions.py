@@ -1,4 +1,4 @@
-"""Writes that are part of a transaction of the site, which may be rolled back."""
+"""Writes that are part of a transaction of the site and may be rolled back."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -11,9 +11,9 @@ if TYPE_CHECKING:
 
 
 class Transaction(Protocol):
-    """What a storage answers when it is asked for the transaction that a write was part of.
+    """The transaction that a write was part of: :meth:`.Storage.transaction` returns it.
 
-    While it is neither committed nor rolled back, it goes on.
+    While it is neither committed nor rolled back, it is under way.
     """
 
     @property
@@ -22,12 +22,14 @@ class Transaction(Protocol):
 
     @property
     def rolled_back(self) -> bool:
-        """Whether the write was undone; where that is not `certain`, whether it may have been."""
+        """Whether the write was undone, or if that is not `certain`, whether it may have been."""
 
     @property
     def certain(self) -> bool:
-        """Whether a write that counts as rolled back was never committed. A session is created again only then, as it
-        may otherwise have been committed, and ended since."""
+        """Whether a write that counts as rolled back was certainly not committed.
+
+        Only then is a session created again. Otherwise it may have been committed, and have ended since.
+        """
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -35,11 +37,11 @@ class Write:
     """One write of a request.
 
     Attributes:
-        transaction: what it is part of.
-        save: what it stored of the session; ``None`` if the write stored no changes of the session.
-        repeat: makes it again, given the SessionStore, whether the rollback is certain, and `arguments`; ``None`` where
-            the next ``save()`` does.
-        arguments: what else `repeat` is called with.
+        transaction: the transaction that it is part of.
+        save: the changes of the session that it stored; ``None`` if it stored none.
+        repeat: the function that makes the write again. Its arguments are the SessionStore, whether the rollback is
+            certain, and `arguments`. ``None`` if the next ``save()`` makes it again.
+        arguments: the further arguments of `repeat`.
     """
 
     transaction: Transaction
@@ -49,14 +51,14 @@ class Write:
 
 
 class SiteTransaction:
-    """A transaction of the site, or the part of one since a savepoint.
+    """A transaction of the site, or its part since a savepoint.
 
-    It is a callback that runs on commit: Django calls it after the commit, and drops it at a rollback.
+    It is an ``on_commit`` callback: Django calls it after the commit, and drops it at a rollback.
 
     Attributes:
         committed: whether it has been committed.
-        certain: whether a commit can be told from a rollback. It cannot while autocommit is off: Django drops the
-            callbacks at ``rollback()``, and does not call them at ``commit()``.
+        certain: whether a commit can be told from a rollback. While autocommit is off it cannot: Django drops the
+            callbacks at ``rollback()`` and does not call them at ``commit()``.
     """
 
     def __init__(self, connection: "BaseDatabaseWrapper") -> None:
@@ -69,27 +71,27 @@ class SiteTransaction:
 
     @property
     def rolled_back(self) -> bool:
-        """Whether it has been rolled back, or where that is not ``certain``, may have been."""
-        # After a commit Django calls this callback first, so that no other can raise or save a session before.
+        """Whether it has been rolled back, or if that is not ``certain``, may have been."""
+        # After a commit Django calls this callback first: no other callback can raise, or save a session, before it.
         callbacks: list[Any] = self._connection.run_on_commit
         return not self.committed and all(callback is not self for _, callback, *_ in callbacks)
 
 
 def blocks_of_tests(connection: "BaseDatabaseWrapper") -> int:
-    """Return how many of the ``atomic()`` blocks, counted from the outermost, a ``TestCase`` has opened."""
+    """Return how many of the outermost ``atomic()`` blocks a ``TestCase`` has opened."""
     return sum(getattr(block, "_from_testcase", False) for block in connection.atomic_blocks)
 
 
 def call_first(connection: "BaseDatabaseWrapper", callback: Callable[[], None]) -> None:
     """Let Django call `callback` after the commit, before the site's own callbacks.
 
-    One of those may raise, and then Django calls none that come after it. ``on_commit()`` would put this one behind
-    them, and refuses it while autocommit is off. What asks a SiteTransaction is called after that.
+    If one of those raises, Django calls none of the later ones. ``on_commit()`` would put `callback` behind them, and
+    refuses it while autocommit is off. Only a SiteTransaction comes before the others: those may ask it.
     """
     callbacks: list[Any] = connection.run_on_commit
-    # In a TestCase it comes behind those that the test itself has registered: captureOnCommitCallbacks() takes a
-    # callback for new by its place in the list.
-    outermost = set(connection.savepoint_ids[: blocks_of_tests(connection)])  # the first block has none
+    # In a TestCase it comes behind the callbacks that the test has registered: captureOnCommitCallbacks()
+    # recognises new callbacks by their place in the list.
+    outermost = set(connection.savepoint_ids[: blocks_of_tests(connection)])  # the first block has no savepoint
     before = () if isinstance(callback, SiteTransaction) else SiteTransaction
     places = (
         place

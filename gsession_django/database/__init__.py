@@ -1,1 +1,1 @@
-"""What the database engine stands on: its table, the SQL that is run there, and what is said of a database."""
+"""The parts of the database engine: its table, its SQL, the purge, and the errors of a database."""

@@ -1,4 +1,4 @@
-"""What is wrong with the settings of the database engine, or with its database."""
+"""System checks of the database engine: its settings, and its database."""
 
 from collections.abc import Iterator
 
@@ -11,19 +11,19 @@ from gsession_django.models import Session
 
 
 def check_using(engine: str) -> Iterator[CheckMessage]:
-    """Check that the alias in the engine's option ``using`` is one of ``DATABASES``."""
+    """Check that ``DATABASES`` has the alias in the engine's option ``using``."""
     using = given_options(engine).get("using")
     if isinstance(using, str) and using not in list(connections.settings):
         yield Error(
             f'GSESSION["ENGINES"][{engine!r}]["using"] = {using!r} is not in DATABASES.',
-            hint=f"Name one of {', '.join(map(repr, connections.settings))}, or leave the option out: then the routers "
-            "choose.",
+            hint=f"Name one of {', '.join(map(repr, connections.settings))}, or leave the option out: then the "
+            "database routers choose.",
             id="gsession_django.E016",
         )
 
 
 def check_table(engine: str) -> Iterator[CheckMessage]:
-    """Check that the table is there."""
+    """Check that the table exists."""
     alias = given_options(engine).get("using") or router.db_for_write(Session)
     if alias not in list(connections.settings):
         return
@@ -32,16 +32,16 @@ def check_table(engine: str) -> Iterator[CheckMessage]:
             tables = connections[alias].introspection.table_names(cursor)
     except DatabaseError as error:
         yield Warning(
-            f"DATABASES[{alias!r}], where the engine {engine!r} keeps sessions, could not be asked: "
+            f"The session engine {engine!r} could not ask DATABASES[{alias!r}] for its tables: "
             f"{' '.join(str(error).split())}.",
-            hint="Run the check where the database can be reached.",
+            hint="Run the check where it can reach the database.",
             id="gsession_django.W007",
         )
         return
     if Session._meta.db_table not in tables:
         yield Error(
             f"DATABASES[{alias!r}] lacks the table {Session._meta.db_table!r}, where {engine!r} keeps sessions.",
-            hint=f"Run manage.py migrate gsession_django --database {alias}. Where nothing is done then, the "
-            "allow_migrate() of a router in DATABASE_ROUTERS says no.",
+            hint=f"Run manage.py migrate gsession_django --database {alias}. If that does not create it, a router in "
+            "DATABASE_ROUTERS forbids it in allow_migrate().",
             id="gsession_django.E017",
         )

@@ -1,6 +1,6 @@
-"""The clock that sessions expire by: that of the database server, since the clocks of the hosts that use it may differ.
+"""The clock that sessions expire by: the database server's, because the clocks of the site's hosts may differ.
 
-SQLite has no clock but that of its host. Of every other database, as of Oracle, it is that of the host that asks.
+On SQLite, and on Oracle and other databases, it is the clock of the host that asks.
 """
 
 import time
@@ -10,7 +10,7 @@ from django.db.backends.base.base import BaseDatabaseWrapper
 from django.db.models import BigIntegerField, Func
 from django.db.models.sql.compiler import SQLCompiler
 
-# Milliseconds since 1970, UTC, whatever the connection's time zone and its daylight saving.
+# Milliseconds since 1970, UTC: the connection's time zone must not change them.
 _SERVERS_CLOCK: Final = {
     "postgresql": "(extract(epoch FROM clock_timestamp()) * 1000)::bigint",
     "mysql": "timestampdiff(MICROSECOND, '1970-01-01', utc_timestamp(3)) DIV 1000",
@@ -18,7 +18,7 @@ _SERVERS_CLOCK: Final = {
 
 
 class Moment(Func):
-    """A time, in milliseconds since 1970, UTC. Its one parameter is what :func:`parameter` returns."""
+    """A time, in milliseconds since 1970, UTC. Its one parameter comes from :func:`parameter`."""
 
     arity = 1
     template = "%(expressions)s"
@@ -32,7 +32,7 @@ class Moment(Func):
 
 
 def parameter(connection: BaseDatabaseWrapper) -> int:
-    """Return the parameter of the present :class:`Moment`. That of a later one is as many milliseconds more."""
+    """Return the parameter of the current :class:`Moment`. Add milliseconds for a later one."""
     return 0 if connection.vendor in _SERVERS_CLOCK else time.time_ns() // 1_000_000
 
 

@@ -1,8 +1,7 @@
-"""What a database says when it cannot answer, and what is done then: of the sessions' own, and of Django's engines.
+"""The errors of a database that cannot answer, and the reaction to each: here and for Django's database engines.
 
-PostgreSQL says it by an SQLSTATE (https://www.postgresql.org/docs/current/errcodes-appendix.html), MySQL and MariaDB by
-a number (https://mariadb.com/kb/en/mariadb-error-code-reference/), SQLite by a name
-(https://www.sqlite.org/rescode.html).
+PostgreSQL reports an SQLSTATE (https://www.postgresql.org/docs/current/errcodes-appendix.html), MySQL and MariaDB a
+number (https://mariadb.com/kb/en/mariadb-error-code-reference/), SQLite a name (https://www.sqlite.org/rescode.html).
 """
 
 from collections.abc import Callable
@@ -16,17 +15,17 @@ from gsession_django.core.storage import StorageUnavailable
 
 T = TypeVar("T")
 
-# How often a statement is tried that others get in the way of: each time one of them gets further.
+# Attempts of a statement that conflicts with others. At each conflict another one succeeds.
 _ATTEMPTS: Final = 100
 
 
 class _Outage(NamedTuple):
-    """A reason for which a database cannot answer.
+    """Why a database cannot answer.
 
     Attributes:
-        what: what is the matter with it, for a message that has named it.
-        cure: what to do, as a sentence.
-        reconnects: whether another connection may lead to a server that can.
+        what: the problem, as the rest of a sentence that begins with the database.
+        cure: what to do, in one or two sentences.
+        reconnects: whether a new connection may reach a server that can answer.
     """
 
     what: str
@@ -36,28 +35,29 @@ class _Outage(NamedTuple):
 
 _UNREACHABLE: Final = _Outage(
     "cannot be reached",
-    "See that it runs, that HOST, PORT, USER and PASSWORD are right, and that it allows for as many connections as "
-    "there are.",
+    "Check that it runs, that HOST, PORT, USER and PASSWORD are right, and that it allows enough connections.",
     True,
 )
 _READ_ONLY: Final = _Outage(
-    "can only be read",
-    "If it is a replica now, see that HOST and PORT lead to the primary; else let it be written to again.",
+    "is read-only",
+    "If it is a replica now, point HOST and PORT at the primary. Otherwise make it writable again.",
     True,
 )
 _IDLE: Final = _Outage(
     "has ended a transaction that was idle for too long",
-    "Let the transaction take less time, or raise idle_in_transaction_session_timeout.",
+    "Make the transaction shorter, or raise idle_in_transaction_session_timeout.",
     True,
 )
 _LOCKED: Final = _Outage(
-    "did not get to it in time",
-    'See what holds a lock, or the server up, for so long; or let it wait longer, on SQLite by "timeout" in OPTIONS.',
+    "did not answer in time",
+    "Find what holds a lock, or slows the server down, for so long. Or raise its timeout: on SQLite, "
+    '"timeout" in OPTIONS.',
     False,
 )
 _FULL: Final = _Outage(
     "cannot use its disk",
-    "See that it is neither full nor broken, and that the files are there and belong to the right user.",
+    "Check that the disk is neither full nor broken, that the database's files exist, and that the right user owns "
+    "them.",
     False,
 )
 _OUTAGES: Final[dict[str | int, _Outage]] = {
@@ -67,28 +67,30 @@ _OUTAGES: Final[dict[str | int, _Outage]] = {
     **dict.fromkeys(("53100", 1021, 1030, 1114, "SQLITE_FULL", "SQLITE_IOERR", "SQLITE_CANTOPEN"), _FULL),
 }
 _CONFLICTS: Final = frozenset({"40001", "40P01", 1213})
-# Of MySQL and MariaDB: the server is shutting down, the connection was killed, or idle for too long.
+# On MySQL and MariaDB: the server is shutting down, somebody killed the connection, or it was idle for too long.
 _ENDED: Final = frozenset({1053, 1927, 4031})
-# On SQLite a transaction that has read cannot write, as somebody else has since: no waiting helps.
+# On SQLite a transaction that has read cannot write after another writer. Waiting does not help.
 _SNAPSHOT: Final = "SQLITE_BUSY_SNAPSHOT"
 
 
 def answered(connected: Callable[[], BaseDatabaseWrapper], whose: str, ask: Callable[[], T]) -> T:
-    """Return what `ask` returns.
+    """Call `ask` and return its result.
 
-    Outside a transaction it is asked again: once on a new connection, where one that was there is lost or leads to a
-    server that can only be read; and up to a hundred times, where the database has refused it because of what others
-    did at that moment. Such a connection is closed in any case, so that Django makes a new one for the site's next
-    query. Inside an ``atomic()`` block Django does that itself with one that is lost, and raises if the site tries to
-    commit. With autocommit off nothing is closed: the site would go on without knowing that its transaction is lost.
+    Outside a transaction this repeats `ask` after some errors: once on a new connection, when an existing one is lost
+    or leads to a read-only server; up to a hundred times, when the database refuses it because of a conflict with other
+    statements.
+
+    This also closes a lost or read-only connection, and Django opens a new one for the site's next query. Inside an
+    ``atomic()`` block Django itself closes a lost one, and raises if the site tries to commit. With autocommit off this
+    closes nothing: the site would go on without knowing that its transaction is lost.
 
     Args:
-        connected: returns the connection that it uses; only asked where something failed.
-        whose: whose database it is, for the message.
-        ask: may be repeated, also when nobody knows what came of it the first time.
+        connected: returns the connection that `ask` uses. Only an error calls it.
+        whose: which database it is, as a message begins.
+        ask: a call that can be repeated, even when the outcome of the first attempt is unknown.
 
     Raises:
-        StorageUnavailable: the database cannot answer now. Every other error comes through as it is.
+        StorageUnavailable: the database cannot answer now. Every other error passes unchanged.
     """
     may_reconnect, attempts = True, _ATTEMPTS
     while True:
@@ -116,25 +118,25 @@ def answered(connected: Callable[[], BaseDatabaseWrapper], whose: str, ask: Call
 
 
 def _drop(connection: BaseDatabaseWrapper) -> None:
-    """Close the connection, so that no pool keeps it either."""
+    """Close the connection, before a pool can take it back."""
     if connection.vendor == "postgresql" and connection.connection is not None:
         connection.connection.close()
     connection.close()
 
 
 def _in_transaction(connection: BaseDatabaseWrapper) -> bool:
-    """The same as ``SessionTable.in_transaction``, without a new connection where there is none any more."""
+    """As ``SessionTable.in_transaction``, but without opening a connection when it is closed."""
     return connection.in_atomic_block or (connection.connection is not None and not connection.autocommit)
 
 
 def _outage(connection: BaseDatabaseWrapper, error: Error) -> _Outage | None:
-    """Return why the database cannot answer; ``None`` if it did."""
+    """Return why the database cannot answer; ``None`` if the error is its answer."""
     return _OUTAGES.get(_code(error)) or (_UNREACHABLE if _is_lost(connection, error) else None)
 
 
 def _code(error: Error) -> str | int:
-    """Return the database's own code for an error; nothing if it has none."""
-    if error.args and isinstance(error.args[0], int):  # of MySQL and MariaDB, whose SQLSTATE says less
+    """Return the database's own code for an error; ``""`` if it has none."""
+    if error.args and isinstance(error.args[0], int):  # MySQL and MariaDB: their SQLSTATE says less
         return error.args[0]
     cause = error.__cause__
     if name := getattr(cause, "sqlite_errorname", None):
@@ -143,7 +145,7 @@ def _code(error: Error) -> str | int:
 
 
 def _is_lost(connection: BaseDatabaseWrapper, error: Error) -> bool:
-    """Whether the connection is lost, or was never made, rather than that the database refused a statement."""
+    """Whether the connection is lost or was never made. Otherwise the database refused a statement."""
     if isinstance(error, InterfaceError) or connection.closed_in_transaction:
         return True
     if connection.connection is None:

@@ -1,9 +1,10 @@
-"""Purging on PostgreSQL, which can be told where in the table a row is.
+"""The purge on PostgreSQL, which can find a row by its place in the table (``ctid``).
 
-Rows that expire one after another are all over the table, and what costs is each page that is written to. So the rows
-of many batches are looked up at once, and removed in the order in which they are in the table. Where nine rows in ten
-go, that takes less than half the time, which is time in which visitors notice it. The place of a row is only a hint:
-it may have been renewed meanwhile, or removed and another be there. So each is asked once more whether it has expired.
+Rows that expire one after another are spread over the table, and each page that a purge writes to costs time. So the
+purge looks up the rows of many batches at once, and removes them in the order of their places. When nine rows in ten
+have expired, that takes less than half the time, and a shorter purge disturbs visitors less. The place of a row is only
+a hint: since the look-up a request may have renewed the row, or another row may have taken its place. So each removal
+checks the expiry again.
 """
 
 from collections.abc import Iterator
@@ -14,8 +15,8 @@ from gsession_django.database.rows import next_start
 from gsession_django.database.table import SessionTable, available
 from gsession_django.models import Session
 
-# Rows that are looked up at once, at most, which the client has as 12 MB of text. They become more each time: for
-# the first few PostgreSQL takes the index, even where its statistics are those from before a purge.
+# The most rows of one look-up: 12 MB of text for the client. Look-ups start small and grow, because for a few rows
+# PostgreSQL takes the index, even with the statistics of the time before a purge.
 _MOST: Final = 1_000_000
 _FACTOR: Final = 10
 
@@ -33,7 +34,7 @@ _REMOVE: Final = f"""DELETE FROM {_TABLE} WHERE expires <= %s AND ctid = ANY(ARR
 
 
 def purge(table: SessionTable, now: int, batch_size: int) -> Iterator[int]:
-    """Do what ``Storage.purge`` says, for what has expired by `now`, so that it ends."""
+    """Do what ``Storage.purge`` says, for sessions that expired by `now`: later ones would keep it from ending."""
     places, passed, rows = _Places(table), -(2**63), batch_size
     while True:
         ahead = places.look_ahead(now, passed, rows, batch_size)
@@ -51,12 +52,12 @@ def purge(table: SessionTable, now: int, batch_size: int) -> Iterator[int]:
 
 @dataclass(frozen=True)
 class _Ahead:
-    """Rows that were looked up.
+    """The result of one look-up.
 
     Attributes:
-        batches: the places of those of each batch, as PostgreSQL writes an array.
-        rows: how many there are in all batches.
-        until: the last expiry among them.
+        batches: the places of the rows of each batch, as PostgreSQL writes an array.
+        rows: the number of rows in all batches.
+        until: the last expiry among them, in milliseconds since 1970.
     """
 
     batches: list[str]
@@ -70,7 +71,7 @@ class _Places:
 
     @available
     def look_ahead(self, now: int, passed: int, rows: int, batch_size: int) -> _Ahead:
-        """Return the places of so many rows that have expired, from the expiry `passed` on."""
+        """Return the places of up to `rows` expired rows, from the expiry `passed` on."""
         with self.table.connection.cursor() as cursor:
             cursor.execute(_LOOK_AHEAD, (batch_size, now, passed, rows))
             found = cursor.fetchall()
@@ -79,7 +80,7 @@ class _Places:
 
     @available
     def remove(self, batch: str, now: int) -> int:
-        """Remove a batch, and return how many rows that were."""
+        """Remove a batch, and return the number of removed rows."""
         with self.table.connection.cursor() as cursor:
             cursor.execute(_REMOVE, (now, now, batch))
             return int(cursor.rowcount)

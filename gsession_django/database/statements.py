@@ -1,6 +1,6 @@
 """The SQL statements of the database engine.
 
-Django's ORM makes each, once for a kind of database: that takes longer than it takes SQLite to run it.
+Django's ORM compiles each one once for each kind of database: that takes longer than SQLite takes to run it.
 """
 
 from collections.abc import Callable
@@ -16,15 +16,15 @@ from gsession_django.models import Session
 
 Sessions = QuerySet[Session]
 
-# Any values at all: only the SQL is kept of a query.
+# Placeholders: only the SQL of a query is kept.
 _ANY: Final[dict[str, Any]] = {"id": "-", "data": b"", "version": 0, "expires": Moment(0)}
 
 
 class Statement:
-    """One SQL statement. Its parameters are those of the ORM, in the order in which the query names them.
+    """One SQL statement. It takes its parameters in the order in which the query names them.
 
     Args:
-        make: returns the query, with any values for parameters, as the ORM has it.
+        make: returns the ORM's query, with any values as parameters.
     """
 
     def __init__(self, make: Callable[[Sessions], Query]) -> None:
@@ -32,24 +32,24 @@ class Statement:
         self._sql: dict[type[BaseDatabaseWrapper], str] = {}
 
     def sql(self, connection: BaseDatabaseWrapper) -> str:
-        """Return its SQL for a kind of database."""
+        """Return its SQL for the connection's kind of database."""
         try:
             return self._sql[type(connection)]
         except KeyError:
             compiler = self._make(Session._default_manager.all()).get_compiler(connection=connection)
-            compiled = compiler.as_sql()  # of an insert it is a list
+            compiled = compiler.as_sql()  # an insert compiles to a list
             sql: str = (compiled[0] if isinstance(compiled, list) else compiled)[0]
             self._sql[type(connection)] = sql
             return sql
 
 
 def selecting(rows: Callable[[Sessions], Any]) -> Statement:
-    """Return the statement that reads what `rows` makes of all sessions."""
+    """Return the statement that reads the query that `rows` makes of all sessions."""
     return Statement(lambda sessions: rows(sessions).query)
 
 
 def updating(rows: Callable[[Sessions], Sessions], *columns: str) -> Statement:
-    """Return the statement that writes to these columns; its parameters are their values, and then those of `rows`."""
+    """Return the statement that writes to these columns. It takes their values, and then the parameters of `rows`."""
 
     def make(sessions: Sessions) -> Query:
         query: Any = rows(sessions).query.chain(UpdateQuery)
@@ -60,7 +60,7 @@ def updating(rows: Callable[[Sessions], Sessions], *columns: str) -> Statement:
 
 
 def inserting() -> Statement:
-    """Return the statement that adds a row; its parameters are the values of all columns."""
+    """Return the statement that adds a row. It takes the values of all columns."""
 
     def make(sessions: Sessions) -> Query:
         query = InsertQuery(Session)
@@ -75,18 +75,18 @@ def deleting(rows: Callable[[Sessions], Sessions]) -> Statement:
     return Statement(lambda sessions: rows(sessions).query.chain(DeleteQuery))
 
 
-# The expiry, not by its index. MariaDB now and then finds a row by that one, in a small table of large sessions, and
-# then two requests that save one session lock the entries of the two indexes in opposite order: a deadlock.
+# The "+ 0" keeps the index on the expiry out. In a small table of large sessions MariaDB sometimes finds a row by it.
+# Two requests that save one session then lock the entries of two indexes in opposite order: a deadlock.
 _EXPIRY: Final = Func(F("expires"), template="(%(expressions)s + 0)", output_field=BigIntegerField())
 
 
 def one(sessions: Sessions, session_id: str = "-") -> Sessions:
-    """Return the session with this id, whether it has expired or not."""
+    """Return the session with this id, live or expired."""
     return sessions.filter(id=session_id)
 
 
 def columns(sessions: Sessions, now: int = 0) -> Any:
-    """Return what is read of sessions: the data, the version, and how many milliseconds are left since `now`."""
+    """Return the columns that a read needs: the data, the version, and the milliseconds left at `now`."""
     return sessions.values_list("data", "version", F("expires") - Moment(now))
 
 
@@ -102,7 +102,7 @@ def _as_read(sessions: Sessions) -> Sessions:
     return _live(sessions).filter(version=0)
 
 
-# The comment is the parameters. "now" and "expires" are those of moments.
+# Each comment lists the parameters. "now" and "expires" are parameters of a Moment.
 READ: Final = selecting(lambda sessions: columns(one(sessions)))  # now; id
 LOOK: Final = selecting(lambda sessions: _live(sessions).values_list("version"))  # id, now
 CREATE: Final = inserting()  # id, data, version, expires

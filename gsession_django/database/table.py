@@ -1,4 +1,4 @@
-"""The table that sessions are in, in one database."""
+"""The table of sessions in one database."""
 
 import functools
 from collections.abc import Callable
@@ -18,7 +18,7 @@ from gsession_django.models import Session
 P = ParamSpec("P")
 T = TypeVar("T")
 
-# OpenTelemetry's names of databases, where Django has another. MariaDB is known as what it is driven as.
+# OpenTelemetry's names of databases, where Django's differ. MariaDB counts as MySQL, as in Django.
 _SYSTEMS: Final = {"oracle": "oracle.db", "microsoft": "microsoft.sql_server"}
 
 _DATA: Any = Session._meta.get_field("data")
@@ -26,15 +26,15 @@ _DATA_COLUMN = _DATA.get_col(Session._meta.db_table)
 
 
 class HasTable(Protocol):
-    """What has the table of sessions."""
+    """An object with a table of sessions."""
 
     table: "SessionTable"
 
 
 def available(method: Callable[Concatenate[Any, P], T]) -> Callable[Concatenate[Any, P], T]:
-    """Let a method that can be repeated raise StorageUnavailable where the database cannot answer: see `answered`.
+    """Let a repeatable method raise ``StorageUnavailable`` when the database cannot answer: see `answered`.
 
-    If what it did the first time is not known, and it was a move, the visitor has not got the new key.
+    Even a move may be repeated when its first outcome is unknown: the visitor does not have the new key yet.
     """
 
     @functools.wraps(method)
@@ -50,8 +50,8 @@ class SessionTable:
     """The table in one database.
 
     Args:
-        using: the alias of the database; ``None`` for the one that the routers write to, also for reading, since a
-            replica that lags behind would sign people out.
+        using: the alias of the database. ``None`` is the one that the routers write to. The table is read there too,
+            because a replica that lags behind would sign people out.
     """
 
     def __init__(self, using: str | None) -> None:
@@ -67,12 +67,12 @@ class SessionTable:
         return connections[self.alias]
 
     def now(self) -> int:
-        """Return the parameter of the present moment. That of a later one is as many milliseconds more."""
+        """Return the parameter of the current moment. Add milliseconds for a later one."""
         return clock.parameter(self.connection)
 
     @property
     def system(self) -> recording.System:
-        """The table, as tracing tools name it."""
+        """The database and the table, as tracing tools name them."""
         connection = self.connection
         settings = connection.settings_dict
         return recording.System(
@@ -89,7 +89,7 @@ class SessionTable:
         return Session._default_manager.using(self.alias)
 
     def read(self, statement: Statement, *parameters: Any) -> tuple[Any, ...] | None:
-        """Run a statement that reads, and return the first row, if there is one."""
+        """Run a statement that reads, and return the first row; ``None`` without one."""
         connection = self.connection
         with connection.cursor() as cursor:
             cursor.execute(statement.sql(connection), parameters)
@@ -97,19 +97,19 @@ class SessionTable:
             return row
 
     def change(self, statement: Statement, *parameters: Any) -> int:
-        """Run a statement that writes, and return how many rows it was about."""
+        """Run a statement that writes, and return how many rows it matched."""
         connection = self.connection
         with connection.cursor() as cursor:
             cursor.execute(statement.sql(connection), parameters)
             return int(cursor.rowcount)
 
     def data(self, stored: bytes) -> Any:
-        """Return encoded pairs as the database takes them."""
+        """Return encoded pairs as a parameter for the database."""
         recording.written(len(stored))
         return _DATA.get_db_prep_value(stored, self.connection)
 
     def data_of(self, column: Any) -> bytes:
-        """Return encoded pairs, of what the database returned."""
+        """Return the encoded pairs in a column that the database returned."""
         connection = self.connection
         for convert in connection.ops.get_db_converters(_DATA_COLUMN):
             column = convert(column, _DATA_COLUMN, connection)
@@ -119,26 +119,26 @@ class SessionTable:
 
     @property
     def in_transaction(self) -> bool:
-        """Whether a statement is part of a transaction that goes on after it."""
+        """Whether a statement runs in a transaction that continues after it."""
         connection = self.connection
         return connection.in_atomic_block or not connection.get_autocommit()
 
     def transaction(self) -> "SiteTransaction | None":
-        """Return the transaction of the site that a statement was part of; ``None`` where it is final."""
+        """Return the site's transaction that a statement was part of; ``None`` if the statement is final."""
         connection = self.connection
         if connection.in_atomic_block:
             if blocks_of_tests(connection) == len(connection.atomic_blocks):
-                return None  # the site has none: it is TestCase's own
+                return None  # every block is TestCase's own, so the site has no transaction
         elif connection.get_autocommit():
             return None
         savepoints = set(connection.savepoint_ids)
         for since, callback, *_ in connection.run_on_commit:
             if isinstance(callback, SiteTransaction) and since == savepoints:
-                return callback  # that of a write before
+                return callback  # an earlier write registered it
         transaction = SiteTransaction(connection)
         call_first(connection, transaction)
         return transaction
 
     def savepoint(self) -> AbstractContextManager[None]:
-        """Return what keeps a failed statement from spoiling the transaction that it is in, if it is in one."""
+        """Return a context manager that keeps a failed statement from breaking the transaction around it."""
         return transaction.atomic(self.alias) if self.in_transaction else nullcontext()

@@ -1,8 +1,8 @@
-"""What goes through a table of any size: in batches, and beside live traffic.
+"""Purging and listing a table of any size, in batches and beside live traffic.
 
-Expired sessions are found by the index on the expiry, and a batch is all that is ever locked. Where the database can,
-rows that somebody else has locked are passed over: another purge is about to remove them, or passes over them itself,
-as happens on MariaDB, or a request holds them. What is left is for the next purge.
+The purge finds expired sessions by the index on the expiry, and never locks more than a batch. Where the database can
+skip locked rows, it does: a request holds them, or another purge does, which removes them or (as happens on MariaDB)
+skips them too. The next purge removes any leftovers.
 """
 
 from collections.abc import Iterator
@@ -15,13 +15,13 @@ from gsession_django.database.rows import next_start
 from gsession_django.database.statements import Sessions
 from gsession_django.database.table import SessionTable, available
 
-# Rows that are read at once where all are wanted.
+# Rows of one read when all ids are listed.
 _PAGE: Final = 1000
 
 
 def live_ids(table: SessionTable) -> Iterator[str]:
     """Do what ``Storage.ids`` says."""
-    walk, last = _Walk(table), " "  # comes before all ids; no text at all is NULL to Oracle
+    walk, last = _Walk(table), " "  # sorts before all ids; to Oracle an empty text is NULL
     now = walk.now()
     while page := walk.live(now, last):
         yield from page
@@ -29,7 +29,7 @@ def live_ids(table: SessionTable) -> Iterator[str]:
 
 
 def purge(table: SessionTable, batch_size: int, dry_run: bool) -> Iterator[int]:
-    """Do what ``Storage.purge`` says, for what has expired by the time that it begins, so that it ends."""
+    """Do what ``Storage.purge`` says, for sessions expired at its start: later ones would keep it from ending."""
     walk = _Walk(table)
     now = walk.now()
     if dry_run:
@@ -45,8 +45,8 @@ class _Walk:
     def __init__(self, table: SessionTable) -> None:
         self.table = table
         self.done = False
-        # The expiry up to which everything is removed. A database goes on walking over rows that were removed just now,
-        # so the next batch is looked for behind them.
+        # Every row up to this expiry is removed. The next batch is looked for behind it, because a database still walks
+        # over rows that were removed just now.
         self._passed = -(2**63)
 
     @available
@@ -70,7 +70,7 @@ class _Walk:
         until = next(iter(next_batch), None)
         self.done = until is None
         features = self.table.connection.features
-        # Oracle has both, and not together.
+        # Oracle has both features, but not in one query.
         if features.has_select_for_update_skip_locked and features.supports_select_for_update_with_limit:
             with transaction.atomic(self.table.alias):
                 removed = self._remove(now, expired.select_for_update(skip_locked=True)[:batch_size])
@@ -87,6 +87,6 @@ class _Walk:
             ids = list(batch.values_list("id", flat=True))
             if not ids:
                 return 0
-        # The condition once more, as one of them may have been renewed since it was found.
+        # The condition again: a request may have renewed one of them since the look-up.
         rows = self.table.rows.filter(id__in=ids, expires__lte=now)
-        return rows._raw_delete(connection.alias)  # delete() would look for relations, and for whom to tell
+        return rows._raw_delete(connection.alias)  # delete() would look for relations and signal receivers

@@ -1,1 +1,1 @@
-"""What the file engine stands on: the format of a file, and the folder that they are in."""
+"""The parts of the file engine: the format of a session file, and the folder that holds the files."""

@@ -1,7 +1,7 @@
-"""The folder in which sessions are files: where each is, and who may write there.
+"""The folder of the session files: it finds the file of a session, and lets one writer at a time into a shard.
 
-It holds 256 others, each with one lock, so that a million sessions are about 4,000 files a folder and writers of
-different sessions rarely meet. Reading takes no lock.
+It holds 256 subfolders, the shards, and each shard has one lock. A million sessions are about 4,000 files a shard, and
+writers of different sessions rarely meet. Readers take no lock.
 """
 
 import functools
@@ -24,7 +24,7 @@ from gsession_django.serializers import DecodeError
 P = ParamSpec("P")
 T = TypeVar("T")
 
-# Session ids that are file names, and the same ones where file systems do not know upper from lower case.
+# Lower case only: some file systems treat upper and lower case as the same.
 _FILE_NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,127}")
 _HASHED_ID = re.compile(r"[0-9a-f]{64}")
 _SHARDS = [f"{number:02x}" for number in range(256)]
@@ -34,13 +34,13 @@ def check_new_id(session_id: str) -> None:
     """Raise ``ValueError`` if no session can have this id."""
     if not _FILE_NAME.fullmatch(session_id):
         raise ValueError(
-            f"{session_id!r} cannot be the name of a session file: with hash_ids off, the file engine takes "
+            f"{session_id!r} cannot be the name of a session file. With hash_ids off, the file engine takes "
             "session keys of at most 128 lower-case letters, digits, '-' and '_', the first a letter or a digit."
         )
 
 
 def default_path() -> str:
-    """Return the folder that is used where ``SESSION_FILE_PATH`` is not set: private, and of this site alone."""
+    """Return the folder for a site without ``SESSION_FILE_PATH``: private, and used by this site only."""
     site = salted_hmac("gsession_django.backends.file", "folder", algorithm="sha256").hexdigest()[:12]
     return os.path.join(tempfile.gettempdir(), f"gsession-{os.geteuid()}-{site}")
 
@@ -49,8 +49,8 @@ class Place(NamedTuple):
     """Where a session's file is.
 
     Attributes:
-        shard: the folder that it is in.
-        path: the file.
+        shard: the path of its subfolder.
+        path: the path of the file.
     """
 
     shard: str
@@ -58,12 +58,12 @@ class Place(NamedTuple):
 
     @property
     def lock(self) -> FileLock:
-        """What writers of the shard hold, one at a time."""
+        """The lock of the shard. One writer at a time holds it."""
         return FileLock(f"{self.shard}/.lock")
 
 
 def _available(method: Callable[Concatenate["SessionFolder", P], T]) -> Callable[Concatenate["SessionFolder", P], T]:
-    """Turn what the file system cannot do into StorageUnavailable."""
+    """Turn an ``OSError`` of a method into ``StorageUnavailable``."""
 
     @functools.wraps(method)
     def wrapper(self: "SessionFolder", /, *args: P.args, **kwargs: P.kwargs) -> T:
@@ -71,8 +71,8 @@ def _available(method: Callable[Concatenate["SessionFolder", P], T]) -> Callable
             return method(self, *args, **kwargs)
         except OSError as error:
             raise StorageUnavailable(
-                f"The file session engine cannot use its folder {self.path!r} (SESSION_FILE_PATH): {error}. See that "
-                "it is there, that it belongs to this process's user, and that its disk is neither full nor read-only."
+                f"The file session engine cannot use its folder {self.path!r} (SESSION_FILE_PATH): {error}. Check "
+                "that it exists, that this process's user owns it, and that its disk is neither full nor read-only."
             ) from error
 
     return wrapper
@@ -82,9 +82,9 @@ class SessionFolder:
     """The folder of one site.
 
     Args:
-        path: ``SESSION_FILE_PATH``, a folder that has to be there; with ``None`` a private one under the system's
-            temporary directory, which is made when it is first needed.
-        fsync: whether each write waits until it is on the disk.
+        path: ``SESSION_FILE_PATH``, a folder that must exist. With ``None`` the engine creates a private folder
+            under the system's temporary directory at first use.
+        fsync: whether each write waits until the disk has it.
     """
 
     def __init__(self, path: str | None, fsync: bool) -> None:
@@ -94,18 +94,18 @@ class SessionFolder:
         self._checked = False
 
     def _check(self) -> None:
-        """Raise an ``OSError`` if the folder is not there, or is our own one and open to others."""
+        """Raise an ``OSError`` if the folder does not exist, or if the default folder is open to other users."""
         if self._own:
             os.makedirs(self.path, 0o700, exist_ok=True)
             status = os.lstat(self.path)
             if not stat.S_ISDIR(status.st_mode) or status.st_mode & 0o077 or status.st_uid != os.geteuid():
                 raise PermissionError(f"it is not a folder that only the user {os.geteuid()} can use")
         elif not os.path.isdir(self.path):
-            raise FileNotFoundError("there is no such folder")
+            raise FileNotFoundError("this folder does not exist")
         self._checked = True
 
     def _place(self, session_id: str) -> Place | None:
-        """Return where the session is, if there is one; ``None`` for an id that no session can have."""
+        """Return the place of the session's file, existing or not; ``None`` for an id that no session can have."""
         return self._place_of(session_id) if _FILE_NAME.fullmatch(session_id) else None
 
     def _place_of(self, session_id: str) -> Place:
@@ -119,7 +119,7 @@ class SessionFolder:
         return self._place_of(session_id)
 
     def _make(self, shard: str) -> None:
-        """Make a shard, if it is not there yet."""
+        """Create a shard, if it does not exist yet."""
         self._check()
         try:
             os.mkdir(shard, 0o700)
@@ -130,7 +130,7 @@ class SessionFolder:
 
     @_available
     def read(self, session_id: str, read: Callable[[SessionFile], T]) -> T | None:
-        """Return what `read` makes of the session's file; ``None`` when there is no such session, or no more."""
+        """Return the result of `read` for the session's file; ``None`` for an unknown or expired session."""
         place = self._place(session_id)
         if place is None:
             return None
@@ -138,18 +138,18 @@ class SessionFolder:
             try:
                 with SessionFile(place.path) as file:
                     return read(file) if file.header.alive else None
-            except Damaged:  # or another process was writing just then
+            except Damaged:  # or another process was writing at that moment
                 with place.lock, SessionFile(place.path) as file:
                     return read(file) if file.header.alive else None
         except FileNotFoundError:
-            self._check()  # if the folder is not there either, nobody knows that the session is not
+            self._check()  # without the folder, a missing file does not mean a missing session
         except Damaged as error:
             raise _unreadable(place, error) from error
         return None
 
     @_available
     def change(self, session_id: str, change: Callable[[SessionFile], None]) -> bool:
-        """Let `change` write to the session's file, alone; ``False`` when there is no such session."""
+        """Let `change` write to the session's file, under the lock; ``False`` for an unknown or expired session."""
         place = self._place(session_id)
         if place is None:
             return False
@@ -167,7 +167,7 @@ class SessionFolder:
 
     @_available
     def create(self, session_id: str, body: bytes, ttl: int) -> int | None:
-        """Make the file of a new session and return its revision; ``None`` when the id is taken."""
+        """Create the file of a new session and return its revision; ``None`` when the id is taken."""
         place = self._new_place(session_id)
         try:
             return self._create(place, body, ttl)
@@ -186,7 +186,7 @@ class SessionFolder:
 
     @_available
     def move(self, session_id: str, new_id: str) -> bool:
-        """Rename a session's file; ``True`` too when that was done before, ``False`` when there is none to rename."""
+        """Rename a session's file. Return ``True`` also when an earlier call did it, ``False`` without a session."""
         old, new = self._place(session_id), self._new_place(new_id)
         if old is None:
             return False
@@ -196,12 +196,12 @@ class SessionFolder:
             self._make(new.shard)
         try:
             return self._move(old, new)
-        except FileNotFoundError:  # the shard of the old id, so that there is no such session
+        except FileNotFoundError:  # the shard of the old id does not exist, so neither does the session
             return False
 
     def _move(self, old: Place, new: Place) -> bool:
         with ExitStack() as stack:
-            for place in sorted({old.shard: old, new.shard: new}.values()):  # in one order, so that no two block
+            for place in sorted({old.shard: old, new.shard: new}.values()):  # a fixed order prevents deadlocks
                 stack.enter_context(place.lock)
             alive, taken = _is_alive(old.path), _is_alive(new.path)
             if not alive or taken:
@@ -228,13 +228,13 @@ class SessionFolder:
 
     @_available
     def shards(self) -> list[str]:
-        """Return the shards that there are."""
+        """Return the paths of the existing shards."""
         self._check()
         return [f"{self.path}/{name}" for name in sorted(set(os.listdir(self.path)) & set(_SHARDS))]
 
     @_available
     def places(self, shard: str) -> list[Place]:
-        """Return where there may be sessions in a shard."""
+        """Return the places of the files in a shard that are named like sessions."""
         with os.scandir(shard) as entries:
             return [
                 Place(shard, entry.path)
@@ -244,16 +244,19 @@ class SessionFolder:
 
     @_available
     def alive(self, places: list[Place]) -> list[str]:
-        """Return the ids of the sessions among `places` that have not expired."""
+        """Return the ids of the live sessions among `places`."""
         return [os.path.basename(place.path) for place in places if _is_alive(place.path)]
 
     @_available
     def purge(self, places: list[Place], dry_run: bool) -> int:
-        """Remove those of a shard's files that nobody can use any more, and return how many; or only count them."""
+        """Remove the expired and damaged files among `places`, all of one shard, and return how many.
+
+        With `dry_run` only count them.
+        """
         if dry_run:
             return sum(_is_dead(place.path) for place in places)
         removed = 0
-        with places[0].lock:  # under which nobody renews a session that was seen to have expired
+        with places[0].lock:  # no writer may renew a session between the look and the removal
             for place in places:
                 if _is_dead(place.path):
                     os.unlink(place.path)
@@ -262,7 +265,7 @@ class SessionFolder:
 
 
 def _is_alive(path: str) -> bool:
-    """Whether there is a session that has not expired. Only under the lock is ``False`` the last word."""
+    """Whether the file holds a live session. Without the lock, ``False`` may be wrong: a writer may be at work."""
     try:
         return read_header(path).alive
     except (FileNotFoundError, Damaged):
@@ -270,7 +273,7 @@ def _is_alive(path: str) -> bool:
 
 
 def _is_dead(path: str) -> bool:
-    """Whether there is a session file that nobody can use any more: expired, or ours by its name, and damaged."""
+    """Whether the file has expired, or is damaged and has a name that only this engine gives."""
     try:
         return not read_header(path).alive
     except FileNotFoundError:

@@ -1,12 +1,11 @@
-"""One session in one file: a header, and behind it room for the session that is and the one that will be.
+"""One session in one file: a header, and behind it room for two bodies, the current one and the next.
 
-A session is stored by writing its body where the current one is not and then pointing the header at it, in one write of
-a few bytes. So a process that is killed at any moment leaves the previous session or the new one, a disk that is full
-leaves the previous one, and no file is renamed over another, which file systems are slow at. A touch rewrites the
-header alone.
+A writer writes the new body beside the current one and then points the header at it, in one write of a few bytes. A
+process that is killed at any moment leaves the previous session or the new one, and a full disk leaves the previous
+one. No file is renamed over another, which is slow on many file systems. A touch rewrites only the header.
 
-Readers take no lock. One that reads while a writer writes may see a header and a body that do not belong together; the
-checksums tell, and it reads again under the writers' lock before it calls a file damaged.
+Readers take no lock. A reader may see a header and a body that do not belong together while a writer writes. The
+checksums reveal that, and the reader tries again under the writers' lock before it calls the file damaged.
 """
 
 import errno
@@ -21,30 +20,32 @@ from django.core.files import locks
 from gsession_django import recording
 
 MAGIC = b"GSF1"
-# magic, expiry (seconds since 1970), revision, offset, length and checksum of the body; then the header's own checksum.
+# Magic, expiry (seconds since 1970), revision, the body's offset, length and checksum; then the header's own checksum.
 _FIELDS = struct.Struct("<4sdQIII")
 _HEADER = struct.Struct("<4sdQIIII")
 HEADER_SIZE = _HEADER.size
 _READ_SIZE = 8192
-# A file that once held a large session is cut when at least this much of it is no longer used.
+# A write cuts off the end of a file when at least so many bytes there are unused.
 _SLACK = 65536
 _FLAGS = getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0)
-# What stands under a session's name and is no file of ours is neither followed nor waited for.
+# A link or a pipe may have the name of a session: do not follow the one, do not wait for the other.
 _SESSION_FLAGS = _FLAGS | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
 _NO_FILE = frozenset({errno.ELOOP, errno.EISDIR, errno.ENXIO, errno.EAGAIN})
 
 
 class Damaged(ValueError):
-    """What is in the file is no session of this format, or not all of one."""
+    """The file does not hold a whole session in this format."""
 
 
 class Header(NamedTuple):
-    """What stands at the head of a file.
+    """The header of a file.
 
     Attributes:
         expires: when the session expires, in seconds since 1970.
-        revision: one more at each change of the body; not at a touch.
-        offset, length, checksum: where in the file the body is, in bytes, and its CRC-32.
+        revision: grows by one at each change of the body. A touch does not change it.
+        offset: where the body begins, in bytes.
+        length: the length of the body, in bytes.
+        checksum: the CRC-32 of the body.
     """
 
     expires: float
@@ -60,7 +61,7 @@ class Header(NamedTuple):
             raise Damaged(f"it has {len(data)} bytes, fewer than a header")
         magic, expires, revision, offset, length, checksum, own = _HEADER.unpack_from(data)
         if magic != MAGIC:
-            raise Damaged("it does not begin like a session file")
+            raise Damaged("it does not begin as a session file does")
         if own != zlib.crc32(data[: _FIELDS.size]):
             raise Damaged("its header does not match its checksum")
         return cls(expires, revision, offset, length, checksum)
@@ -75,10 +76,10 @@ class Header(NamedTuple):
 
 
 class FileLock:
-    """A lock that one thread of all processes on this machine holds at a time. A process that dies lets go of it.
+    """A lock that one thread on this machine holds at a time, across processes. The death of a process frees it.
 
     Args:
-        path: the lock's file, made if it is not there; ``FileNotFoundError`` when its folder is not.
+        path: the lock's file, created when missing; ``FileNotFoundError`` when its folder does not exist.
     """
 
     __slots__ = ("_fd", "_path")
@@ -87,7 +88,7 @@ class FileLock:
         self._path = path
 
     def __enter__(self) -> None:
-        # Opened anew each time: an open file that two threads, or a process and its fork, share is locked for both.
+        # Opened anew each time: threads or forks that share an open file would share its lock.
         self._fd = os.open(self._path, os.O_RDWR | os.O_CREAT | _FLAGS, 0o600)
         try:
             if not locks.lock(self._fd, locks.LOCK_EX):
@@ -97,7 +98,7 @@ class FileLock:
             raise
 
     def __exit__(self, *exc: object) -> None:
-        # Unlocked by name, since a process that was forked meanwhile still has the file open.
+        # Closing is not enough: a process forked meanwhile still has the file open.
         locks.unlock(self._fd)
         os.close(self._fd)
 
@@ -106,9 +107,9 @@ class SessionFile:
     """An open session file.
 
     Args:
-        path: the file; ``FileNotFoundError`` when there is none.
-        writable: whether it is opened for writing too; the writers' lock must be held then.
-        fsync: whether each write waits until it is on the disk.
+        path: the file; ``FileNotFoundError`` when it does not exist.
+        writable: whether to open it for writing too. The caller must then hold the writers' lock.
+        fsync: whether each write waits until the disk has it.
     """
 
     __slots__ = ("_fd", "_fsync", "_start", "header")
@@ -144,7 +145,7 @@ class SessionFile:
         return body
 
     def write(self, body: bytes, expires: float) -> int:
-        """Store `body` in place of the current one and return its revision."""
+        """Replace the body and the expiry, and return the new revision."""
         recording.written(len(body))
         old = self.header
         front = HEADER_SIZE + len(body) <= old.offset
@@ -153,7 +154,7 @@ class SessionFile:
         try:
             _write(self._fd, body)
         except OSError:
-            if not front:  # what was written of it takes the room that others may need
+            if not front:  # free the space: other files may need it on a full disk
                 os.ftruncate(self._fd, offset)
             raise
         if self._fsync:
@@ -176,9 +177,11 @@ class SessionFile:
 
 
 def read_header(path: str) -> Header:
-    """Return a file's header without looking at the session; ``FileNotFoundError`` or :class:`Damaged` if it has none.
+    """Return a file's header without reading the body.
 
-    While somebody may be writing, only the writers' lock makes damage the last word.
+    Raises:
+        FileNotFoundError: the file does not exist.
+        Damaged: it has no valid header. Without the writers' lock a writer may be at work instead.
     """
     fd = _open(path, os.O_RDONLY)
     try:
@@ -188,12 +191,13 @@ def read_header(path: str) -> Header:
 
 
 def write_new(path: str, scratch: str, body: bytes, expires: float, fsync: bool = False) -> int:
-    """Create the session file `path`, in one step, by way of the file `scratch`; return the first revision.
+    """Create the session file `path` atomically, by way of the file `scratch`, and return its first revision.
 
-    The writers' lock must be held, so that nobody else uses `scratch`; what a killed process left in it is overwritten.
+    The caller must hold the writers' lock, or two writers would use `scratch`. This overwrites the `scratch` that a
+    killed process left.
     """
     recording.written(len(body))
-    # Random, so that a session that was removed and made again under the same id is not taken for the old one.
+    # Random: nobody may take a session that was created again under an old id for the old one.
     revision = int.from_bytes(os.urandom(8), "little")
     header = Header(expires, revision, HEADER_SIZE, len(body), zlib.crc32(body))
     fd = os.open(scratch, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | _FLAGS, 0o600)
@@ -201,7 +205,7 @@ def write_new(path: str, scratch: str, body: bytes, expires: float, fsync: bool 
         try:
             _write(fd, header.pack() + body)
         except OSError:
-            os.ftruncate(fd, 0)  # what was written of it takes the room that others may need
+            os.ftruncate(fd, 0)  # free the space: other files may need it on a full disk
             raise
         if fsync:
             os.fsync(fd)
@@ -216,7 +220,7 @@ def _open(path: str, flags: int) -> int:
         return os.open(path, flags | _SESSION_FLAGS)
     except OSError as error:
         if error.errno in _NO_FILE:
-            raise Damaged(f"it is no file: {error.strerror}") from error
+            raise Damaged(f"it is not a regular file: {error.strerror}") from error
         raise
 
 
@@ -225,7 +229,7 @@ def _head(fd: int, size: int) -> bytes:
         return os.read(fd, size)
     except OSError as error:
         if error.errno in _NO_FILE:
-            raise Damaged(f"it is no file: {error.strerror}") from error
+            raise Damaged(f"it is not a regular file: {error.strerror}") from error
         raise
 
 
@@ -244,7 +248,7 @@ def _write(fd: int, data: bytes) -> None:
 
 
 def sync_folder(path: str) -> None:
-    """Wait until what was created, renamed or removed in the folder `path` is on the disk."""
+    """Wait until the disk has every file created, renamed or removed in the folder `path`."""
     fd = os.open(path, os.O_RDONLY | _FLAGS)
     try:
         os.fsync(fd)

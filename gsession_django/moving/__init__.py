@@ -1,3 +1,1 @@
-"""Moving sessions from one engine to another: by ``manage.py migrate_sessions``, and on first touch through
-``GSESSION["FALLBACK_ENGINE"]``.
-"""
+"""Moves sessions from one engine to another: ``manage.py migrate_sessions`` and ``GSESSION["FALLBACK_ENGINE"]``."""

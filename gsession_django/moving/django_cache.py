@@ -1,4 +1,4 @@
-"""Django's engine that keeps sessions in a cache, as what sessions are moved from: where the cache is Redis."""
+"""Moves sessions from Django's engine ``cache``, if the cache is on Redis."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Final, TypeVar
@@ -13,26 +13,26 @@ from django_redis.client.sharded import ShardClient
 from django_redis.exceptions import ConnectionInterrupted
 from redis.exceptions import RedisError
 
-from gsession_django.core.session_map import EXPIRY_KEY
+from gsession_django.core.pairs import EXPIRY_KEY
 from gsession_django.moving.django_engines import cache_unavailable, expiry_age
 from gsession_django.moving.source import Found
 from gsession_django.redis.commands import escaped
 
 T = TypeVar("T")
 
-# Stands for a session key, to see what the cache makes of one.
+# A sample, which shows how the cache makes its keys of session keys.
 _SOME_KEY: Final = "anykeyofasession"
-# What the keys of cached_db begin with, which may be in the same cache: of these, the engine's own prefix is a part.
+# Keys of cached_db may be in the same cache, and the pattern for this engine's keys matches them.
 _OTHERS: Final = cached_db.KEY_PREFIX
-# Keys that one SCAN looks at.
+# How many keys one SCAN looks at.
 _SCAN_COUNT: Final = 1000
 
 
 class CacheSource:
     """``django.contrib.sessions.backends.cache`` and its subclasses, on django-redis or Django's own Redis cache.
 
-    The server itself is asked. The engine takes an outage for an empty session, as does django-redis where
-    ``IGNORE_EXCEPTIONS`` is set. Of several servers that hold the same it is the one that is written to.
+    It asks the server itself, as the engine takes an outage for an empty session, and so does django-redis with
+    ``IGNORE_EXCEPTIONS``. It asks the primary, as replicas may lag behind.
     """
 
     def __init__(self, name: str, store_class: type[CacheStore]) -> None:
@@ -41,8 +41,8 @@ class CacheSource:
         self._before, found, self._after = self._key(_SOME_KEY).partition(_SOME_KEY)
         if not found:
             raise ImproperlyConfigured(
-                f"The engine {name!r} cannot list its sessions: the KEY_FUNCTION of its cache makes {self._before!r} "
-                f"of the session key {_SOME_KEY!r}, from which nobody can tell the session key."
+                f"The engine {name!r} cannot list its sessions, so they cannot be moved: the KEY_FUNCTION of its cache "
+                f"makes {self._before!r} of the session key {_SOME_KEY!r}, and nothing can turn that back."
             )
 
     def ref_of(self, session_key: str) -> str:
@@ -70,7 +70,7 @@ class CacheSource:
             pipeline.pttl(self._key(ref))
         replies, found = self._asked(pipeline.execute), {}
         for ref, stored, left in zip(refs, replies[::2], replies[1::2], strict=True):
-            if stored is None or left == -2:  # it expired between the two
+            if stored is None or left == -2:  # it expired between GET and PTTL
                 continue
             session = self._session(stored, left)
             if session is None or session.ttl_left > 0:
@@ -80,11 +80,11 @@ class CacheSource:
     def _session(self, stored: bytes, left: int) -> Found | None:
         try:
             data = self._decode(stored)
-        except Exception:  # pickle, for one, may raise anything at all
+        except Exception:  # pickle may raise anything
             return None
         if not isinstance(data, dict):
             return None
-        # With -1 the server has no expiry for it.
+        # PTTL is -1 if the key has no TTL.
         age = left / 1000 if left >= 0 else expiry_age(self._store_class(), data.get(EXPIRY_KEY))
         return None if age is None else Found(data, age)
 
@@ -100,7 +100,7 @@ class CacheSource:
             pipeline.delete(self._key(ref))
         self._asked(pipeline.execute)
 
-    # What the two kinds of caches do each in their own way.
+    # django-redis and Django's own Redis cache differ in these.
 
     def _cache(self) -> Any:
         """Return the cache of this thread."""
@@ -110,14 +110,14 @@ class CacheSource:
         if not isinstance(cache, DjangoRedisCache):
             raise ImproperlyConfigured(
                 f"The engine {self.name!r} keeps sessions in a cache of {type(cache).__module__}."
-                f"{type(cache).__qualname__}, which cannot list them, nor tell how long they have to live. Sessions "
-                "can be moved from caches on Redis, of django-redis and of Django."
+                f"{type(cache).__qualname__}, which can neither list them nor tell their TTL. Sessions can only be "
+                "moved from django-redis and from Django's own Redis cache."
             )
         if isinstance(cache.client, ShardClient | HerdClient):
             raise ImproperlyConfigured(
                 f"The engine {self.name!r} keeps sessions in a cache of django-redis with the CLIENT_CLASS "
-                f"{type(cache.client).__qualname__}, from which they cannot be moved. They can with the default one, "
-                "with Sentinel and with Redis Cluster."
+                f"{type(cache.client).__qualname__}. Sessions can only be moved from the default client, from Sentinel "
+                "and from Redis Cluster."
             )
         return cache
 

@@ -1,4 +1,4 @@
-"""Django's engines that keep sessions in a database or in files, as what sessions are moved from."""
+"""Moves sessions from Django's engines ``db``, ``cached_db`` and ``file``."""
 
 import errno
 import os
@@ -21,30 +21,30 @@ from gsession_django.core.storage import StorageUnavailable
 from gsession_django.database.failures import answered
 from gsession_django.moving.source import Found
 
-# What opening a file says where there is none, or none can have such a name.
+# Opening a file fails with these if there is none, or if its name is too long.
 _NO_FILE: Final = (errno.ENOENT, errno.ENAMETOOLONG)
-# Keys in one statement, few enough for every database.
+# Every database takes this many keys in one statement.
 _AT_ONCE: Final = 500
 
 
 def decoded(store: Any, text: str) -> dict[str, Any] | None:
-    """Return the session that an engine of Django's encoded; ``None`` if it cannot be read.
+    """Decode a session that an engine of Django's encoded; ``None`` if it cannot be read.
 
-    Django's ``decode()`` makes an empty session of that. Where the site has one of its own, which may do the same, an
-    empty session counts as one that cannot be read.
+    Django's ``decode()`` returns an empty session then. A site's own ``decode()`` may do the same, so here an empty
+    session from it counts as unreadable.
     """
     try:
         if type(store).decode is not SessionBase.decode:
             data = store.decode(text) or None
         else:
             data = signing.loads(text, salt=store.key_salt, serializer=store.serializer)
-    except Exception:  # pickle, for one, may raise anything at all
+    except Exception:  # pickle may raise anything
         return None
     return data if isinstance(data, dict) else None
 
 
 def expiry_age(store: Any, expiry: Any) -> float | None:
-    """Return how many seconds Django gives a session with such an expiry; ``None`` if that is no expiry at all."""
+    """Return how many seconds Django gives a session with this expiry; ``None`` if Django cannot read it."""
     try:
         return float(store.get_expiry_age(expiry=expiry))
     except (TypeError, ValueError):
@@ -52,18 +52,17 @@ def expiry_age(store: Any, expiry: Any) -> float | None:
 
 
 def cache_unavailable(engine: str, error: Exception) -> StorageUnavailable:
-    """Return what to raise where the cache that an engine uses does not answer."""
+    """Return the error for a cache that does not answer."""
     return StorageUnavailable(
         f"The engine {engine!r} cannot use its cache, which SESSION_CACHE_ALIAS names: {type(error).__name__}: {error}"
-        ". See that its server runs, and that it can be reached."
+        ". Check that its server runs, and that this machine can reach it."
     )
 
 
 class DatabaseSource:
     """``django.contrib.sessions.backends.db`` and its subclasses.
 
-    All is read where it is written: a replica that lags behind would not know of a session that has just begun, or has
-    just ended.
+    It reads where Django writes: a replica may lag behind, and miss that a session has begun or ended.
     """
 
     def __init__(self, name: str, store_class: type[DatabaseStore]) -> None:
@@ -73,8 +72,8 @@ class DatabaseSource:
             self._model: type[AbstractBaseSession] = store_class.get_model_class()
         except RuntimeError as error:
             raise ImproperlyConfigured(
-                f"The engine {name!r} has no model for its sessions: {error} Put the app that has it into "
-                "INSTALLED_APPS, for Django's own engines 'django.contrib.sessions'."
+                f"The engine {name!r} has no model for its sessions: {error} Put the app of the model into "
+                "INSTALLED_APPS: for Django's own engines, that is 'django.contrib.sessions'."
             ) from error
 
     def ref_of(self, session_key: str) -> str:
@@ -94,7 +93,7 @@ class DatabaseSource:
             data = decoded(store, row.session_data)
             left = (row.expire_date - now).total_seconds()
             found[row.session_key] = None if data is None else Found(data, left)
-        return {ref: found[ref] for ref in refs if ref in found}  # some databases do not know upper from lower case
+        return {ref: found[ref] for ref in refs if ref in found}  # some databases ignore case
 
     def present(self, refs: Sequence[str]) -> set[str]:
         now = timezone.now()
@@ -108,7 +107,7 @@ class DatabaseSource:
         return self._model.objects.using(router.db_for_write(self._model))
 
     def _of(self, refs: Sequence[str], ask: Callable[[QuerySet[Any]], list[Any]]) -> list[Any]:
-        """Return what `ask` answers about the rows of these sessions."""
+        """Call `ask` with the rows of these sessions, some at a time, and return all answers."""
         rows, answers = self._rows(), []
         for start in range(0, len(refs), _AT_ONCE):
             some = rows.filter(session_key__in=refs[start : start + _AT_ONCE])
@@ -120,10 +119,10 @@ class DatabaseSource:
 
 
 class CachedDatabaseSource(DatabaseSource):
-    """``django.contrib.sessions.backends.cached_db`` and its subclasses: the row is the truth.
+    """``django.contrib.sessions.backends.cached_db`` and its subclasses.
 
-    The cache would still have a session whose row is gone, and so bring it back. It goes first, so that nobody finds
-    it there alone, and once more in case the engine has just put it there again.
+    It reads the rows. It removes a session from the cache before the row, as the cache would bring it back, and once
+    more after it, in case a request has cached the row again meanwhile.
     """
 
     _store_class: type[CachedDatabaseStore]
@@ -137,9 +136,9 @@ class CachedDatabaseSource(DatabaseSource):
         cache: Any = self._store_class()._cache  # type: ignore[attr-defined]
         keys = [f"{self._store_class.cache_key_prefix}{ref}" for ref in refs]
         try:
-            # Of django-redis the client: the cache would leave a failure out, if IGNORE_EXCEPTIONS is set.
+            # With IGNORE_EXCEPTIONS a cache of django-redis hides failures, and its client does not.
             getattr(cache, "client", cache).delete_many(keys)
-        except Exception as error:  # each cache has its own
+        except Exception as error:  # each cache raises its own
             raise cache_unavailable(self.name, error) from error
 
 
@@ -149,7 +148,7 @@ class FileSource:
     def __init__(self, name: str, store_class: type[FileStore]) -> None:
         self.name = name
         self._store_class = store_class
-        store_class()  # raises ImproperlyConfigured if there is no such folder
+        store_class()  # raises ImproperlyConfigured if the folder does not exist
 
     def ref_of(self, session_key: str) -> str:
         return session_key
@@ -181,7 +180,7 @@ class FileSource:
         return found
 
     def present(self, refs: Sequence[str]) -> set[str]:
-        return set(self.read(refs))  # whether it has expired, the session says
+        return set(self.read(refs))  # the expiry is in the session
 
     def remove(self, refs: Sequence[str]) -> None:
         for ref in refs:
@@ -195,7 +194,7 @@ class FileSource:
                 self._check()
 
     def _path(self, ref: str) -> str | None:
-        """Return where the session is, if there is one; ``None`` for a key that no session can have."""
+        """Return the path for a session; ``None`` if Django refuses the key."""
         try:
             path: str = self._store_class()._key_to_file(ref)  # type: ignore[attr-defined]
             return path
@@ -203,7 +202,7 @@ class FileSource:
             return None
 
     def _read(self, ref: str) -> Found | None:
-        """Return a session, or ``None`` if it cannot be read; an ``OSError`` says that there is none."""
+        """Return a session; ``None`` if it cannot be read. Raises ``OSError`` if there is none."""
         store: Any = self._store_class(ref)
         try:
             with open(store._key_to_file(), encoding="ascii") as file:
@@ -212,20 +211,20 @@ class FileSource:
             raise FileNotFoundError(errno.ENOENT, str(error)) from error
         except UnicodeDecodeError:
             return None
-        if not text:  # of a session that is just being made
+        if not text:  # Django is creating it
             raise FileNotFoundError(errno.ENOENT, "nothing has been written yet")
         data = decoded(store, text)
         age = None if data is None else expiry_age(store, store._expiry_date(data))
         return None if data is None or age is None else Found(data, age)
 
     def _check(self) -> None:
-        """Raise StorageUnavailable if the folder is not there: then nobody knows that a session is not."""
+        """Raise StorageUnavailable if the folder is missing: then a missing file does not mean a missing session."""
         path = self._store_class().storage_path
         if not os.path.isdir(path):
             raise self._unavailable(FileNotFoundError(f"there is no folder {path!r}"))
 
     def _unavailable(self, error: OSError) -> StorageUnavailable:
         return StorageUnavailable(
-            f"The engine {self.name!r} cannot use its folder (SESSION_FILE_PATH): {error}. See that it is there, and "
+            f"The engine {self.name!r} cannot use its folder (SESSION_FILE_PATH): {error}. Check that it exists, and "
             "that it belongs to this process's user."
         )

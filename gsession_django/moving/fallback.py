@@ -1,7 +1,7 @@
 """The engine while ``GSESSION["FALLBACK_ENGINE"]`` is set.
 
-A session that the engine does not have is moved from the fallback on first touch. A session that ends is removed at the
-fallback first. Otherwise it would come back from there.
+It moves a session from the fallback on first touch. It ends a session at the fallback first: otherwise the session
+would come back from there.
 """
 
 from collections.abc import Callable, Mapping
@@ -21,8 +21,7 @@ from gsession_django.core.session_map import SessionMap
 from gsession_django.core.store import SessionStore
 from gsession_django.core.transactions import Transaction, blocks_of_tests, call_first
 from gsession_django.moving import steps
-from gsession_django.moving.choice import source_of
-from gsession_django.moving.our_engines import OurSource
+from gsession_django.moving.choice import check_places, source_of
 from gsession_django.moving.refused import cure, refused_types
 from gsession_django.moving.source import Found, Source
 from gsession_django.serializers import DecodeError
@@ -30,10 +29,10 @@ from gsession_django.users.engine import IndexedEngine
 
 
 class FallbackEngine(IndexedEngine):
-    """The engine that ``SESSION_ENGINE`` names, beside one that sessions are moved from.
+    """The engine that ``SESSION_ENGINE`` names, with a second one to move sessions from.
 
     Attributes:
-        fallback: what sessions are moved from.
+        fallback: the second one.
     """
 
     __slots__ = ("fallback",)
@@ -41,14 +40,13 @@ class FallbackEngine(IndexedEngine):
     def __init__(self, store: type[SessionStore]) -> None:
         super().__init__(store)
         self.fallback: Source = _source_for(store)
-        self.takes_turns = False  # the calls of the fallback are made in the one thread, too
+        self.takes_turns = False  # the one thread also calls the fallback
 
     def find(self, session_key: str, session_id: str, lifetimes: Lifetimes) -> Operation:
-        """Return what is stored, moved here if it was not, as a SessionMap; ``None`` if neither engine has it.
+        """Return a session as a SessionMap, after moving it here if needed; ``None`` if neither engine has it.
 
-        Raises ``DecodeError`` if one has it and it cannot be read, and ``ImproperlyConfigured`` if
-        ``SESSION_SERIALIZER`` cannot take what it holds, or the engine refuses it: the visitor, who would be signed out
-        otherwise, keeps the cookie and the session.
+        Raises ``DecodeError`` if the session cannot be read. Raises ``ImproperlyConfigured`` if ``SESSION_SERIALIZER``
+        cannot take its values, or this engine refuses it: then the visitor keeps the cookie and the session.
         """
         source = self.fallback
         ref = source.ref_of(session_key)
@@ -61,13 +59,13 @@ class FallbackEngine(IndexedEngine):
             if session is not None:
                 if not (pairs := steps.pairs_of(session)):
                     return session
-                if pairs == ended:  # as it was when this transaction began, under REPEATABLE READ
+                if pairs == ended:  # under REPEATABLE READ a transaction still sees it
                     return None
                 outcomes = yield from steps.finish(self, source, {ref: (session_id, pairs)}, lifetimes)
                 _check_taken(self, source, outcomes[ref])
                 ended = pairs if outcomes[ref] is steps.Outcome.ENDED else None
             elif looked:
-                # It was moved between the first look here and the one there, or there is none.
+                # Here again after the fallback: another request may have moved the session in between.
                 return None
             else:
                 looked = True
@@ -76,15 +74,15 @@ class FallbackEngine(IndexedEngine):
                     if types := refused_types(found.data):
                         raise ImproperlyConfigured(
                             f"A session cannot be moved from {source.name}: SESSION_SERIALIZER = "
-                            f"{settings.SESSION_SERIALIZER!r} cannot take what it holds ({', '.join(types)}). "
-                            f"{cure(types)} The session stays there until then."
+                            f"{settings.SESSION_SERIALIZER!r} cannot take its values ({', '.join(types)}). "
+                            f"{cure(types)} Until then the session stays there."
                         )
                     outcomes = yield from steps.move(self, source, {ref: (session_id, found)}, lifetimes)
                     _check_taken(self, source, outcomes[ref])
                 elif ref in answer:
                     raise DecodeError(
-                        f"it is not moved from {source.name}, where it cannot be read. See that SECRET_KEY, or "
-                        "SECRET_KEY_FALLBACKS, and SESSION_SERIALIZER are those it was written with."
+                        f"it is not moved from {source.name}, where it cannot be read. Put the SECRET_KEY that "
+                        "signed it into SECRET_KEY_FALLBACKS, and use the SESSION_SERIALIZER that wrote it."
                     )
 
     def has(self, session_key: str, session_id: str, lifetimes: Lifetimes) -> Operation:
@@ -97,16 +95,15 @@ class FallbackEngine(IndexedEngine):
         self, session_key: str, session_id: str, lifetimes: Lifetimes, operation: Callable[[], Operation]
     ) -> Operation:
         there = yield from operation()
-        # It has to be moved here again, if the transaction in which it was moved was rolled back.
+        # A rollback may have undone the move.
         if not there and (yield from self.find(session_key, session_id, lifetimes)) is not None:
             there = yield from operation()
         return there
 
     def emptied(self, session_key: str, session_id: str, lifetimes: Lifetimes, session: SessionMap) -> Operation:
-        """Return a session that was cleared as one whose keys were all removed.
+        """Return a cleared session as one whose keys were all removed, after moving it here if needed.
 
-        It may be that it has to be moved first. And what says how far a move has come must not go with the rest.
-        Raises ``UpdateError`` if there is none.
+        So the save keeps the pairs that say how far a move has come. Raises ``UpdateError`` if the session is gone.
         """
         try:
             stored: SessionMap | None = yield from self.find(session_key, session_id, lifetimes)
@@ -127,11 +124,11 @@ class FallbackEngine(IndexedEngine):
         return ref in (yield partial(self.fallback.present, [ref]))
 
     def was_created(self, session_key: str, session_id: str) -> Operation:
-        """Keep a session that was just created here, if one of the same key was removed in the same transaction."""
+        """Keep a session that was just created, if this transaction has removed another one of the same key."""
         yield partial(_keep, self, session_id)
 
     def leave(self, session_key: str, session_id: str, lifetimes: Lifetimes, unseen: bool = False) -> Operation:
-        """Remove a session at the fallback, which is to be removed here next; if `unseen`, after it was moved here."""
+        """Remove a session at the fallback, before it is removed here; if `unseen`, move it here first."""
         if unseen:
             with suppress(DecodeError):
                 yield from self.find(session_key, session_id, lifetimes)
@@ -139,40 +136,33 @@ class FallbackEngine(IndexedEngine):
 
 
 def _source_for(store: type[SessionStore]) -> Source:
-    name = conf().fallback_engine
-    if name == settings.SESSION_ENGINE:
-        raise ImproperlyConfigured(f'GSESSION["FALLBACK_ENGINE"] and SESSION_ENGINE name the same engine, {name!r}.')
-    source = source_of(str(name))
-    if isinstance(source, OurSource) and source.is_place_of(store, conf().engines):
-        raise ImproperlyConfigured(
-            f'GSESSION["FALLBACK_ENGINE"] = {name!r} and SESSION_ENGINE = {settings.SESSION_ENGINE!r} keep their '
-            "sessions in one and the same place, so that there is nothing to move. Leave FALLBACK_ENGINE out."
-        )
+    source = source_of(str(conf().fallback_engine))
+    check_places('GSESSION["FALLBACK_ENGINE"]', source, settings.SESSION_ENGINE, store)
     return source
 
 
 def _check_taken(engine: Engine, source: Source, outcome: steps.Outcome | steps.Refused) -> None:
     if isinstance(outcome, steps.Refused):
         raise ImproperlyConfigured(
-            f"A session cannot be moved from {source.name}, as {engine.name} refuses it: {outcome.reason}. The session "
-            "stays there until the engine takes it."
+            f"A session cannot be moved from {source.name}: {engine.name} refuses it: {outcome.reason}. Until the "
+            "engine takes it, the session stays there."
         )
 
 
 def _remove(engine: Engine, source: Source, ref: str, session_id: str) -> None:
     source.remove([ref])
-    # In a transaction others see it there until that is committed, and may move it here once more till then.
+    # Until a transaction is committed, others still see the session at the fallback, and may move it here again.
     for connection in connections.all(initialized_only=True):
         if connection.in_atomic_block and blocks_of_tests(connection) < len(connection.atomic_blocks):
             call_first(connection, _Removal(engine, session_id))
 
 
 class _Removal:
-    """Removes a session here once more, after the commit of the transaction in which it was removed at the fallback."""
+    """Removes a session here once more, after the commit of the transaction that removed it at the fallback."""
 
     def __init__(self, engine: Engine, session_id: str) -> None:
         self.of = engine, session_id
-        # Whether the key was created here since, and what that is part of.
+        # Whether the key was created here since, and in which transaction.
         self.created = False
         self.creation: Transaction | None = None
 

@@ -1,7 +1,7 @@
-"""What can be said of a session before it is moved: why the target would refuse it.
+"""Foresees why a target would refuse a session.
 
-That is known of the engines of this package, as far as their servers tell. What a storage of a site refuses shows when
-sessions are moved there.
+It knows the limits of this package's engines, as far as their servers tell them. What a site's own storage refuses
+only shows in the move.
 """
 
 from collections.abc import Callable, Mapping
@@ -20,16 +20,16 @@ from gsession_django.redis.storage import BaseRedisStorage
 from gsession_django.serializers import decode, encode
 
 Limit = Callable[[str, Mapping[str, Any]], None]
-"""Raises what says why a session, with its id and its pairs, would be refused."""
+"""Takes a session's id and pairs, and raises an error with the reason if the target would refuse it."""
 
-# Bytes of the longest statement that stores a session, beside its data.
+# The longest statement that stores a session has fewer bytes than this beside the data.
 _STATEMENT: Final = 300
-# Bytes of a word that Redis takes, where it does not say.
+# The default of proto-max-bulk-len, in bytes, for a server that does not tell.
 _WORD: Final = 512 * 1024 * 1024
 
 
 def limit_of(storage: Storage) -> Limit:
-    """Return what knows the limits of a storage; its server is asked for them now."""
+    """Return the Limit of a storage, after asking its server."""
     if isinstance(storage, DatabaseStorage):
         return _limit_of_database(storage)
     if isinstance(storage, FileStorage):
@@ -53,7 +53,7 @@ def _limit_of_database(storage: DatabaseStorage) -> Limit:
     def check(session_id: str, data: Mapping[str, Any]) -> None:
         check_row_id(session_id)
         connection.ensure_connection()
-        # The drivers escape the bytes, or write them in hexadecimal; an old one does not tell.
+        # A driver writes the bytes escaped or in hexadecimal. An old one has no mogrify().
         mogrify = getattr(connection.connection.cursor(), "mogrify", lambda statement, parameters: parameters[0])
         written = mogrify("%s", [encode(data)])
         _check_size(len(written) + _STATEMENT, most, "max_allowed_packet")
@@ -66,7 +66,7 @@ def _limit_of_hash(storage: RedisHashStorage) -> Limit:
 
     def check(session_id: str, data: Mapping[str, Any]) -> None:
         if not all(type(key) is str for key in data):
-            data = decode(encode(data))  # the serializer knows what becomes of such keys
+            data = decode(encode(data))  # the serializer may make text of other keys
         for key, value in data.items():
             field_of(key)
             _check_size(len(stored_of(key, value, lambda key, value: encode(value))), most, "proto-max-bulk-len")
@@ -79,7 +79,7 @@ def _longest_word(storage: BaseRedisStorage) -> int:
         (reply,) = storage.client.send(Batch(("CONFIG", "GET", "proto-max-bulk-len")))
         ((_, most),) = pairs(reply)
         return int(most)
-    except Exception:  # not everybody may ask, and not every service answers
+    except Exception:  # a user or a service may lack CONFIG GET
         return _WORD
 
 

@@ -1,4 +1,4 @@
-"""The engines of this package, and those that sites write with it, as what sessions are moved from."""
+"""Moves sessions from the engines of this package, and from those that sites write with it."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import islice
@@ -8,17 +8,19 @@ from django.core.exceptions import ImproperlyConfigured
 
 from gsession_django.core.driving import Operation
 from gsession_django.core.engine import Engine, engine_of
+from gsession_django.core.pairs import EXPIRY_KEY
 from gsession_django.core.reading import Lifetimes
 from gsession_django.core.reserved import RESERVED_KEY, is_reserved
-from gsession_django.core.session_map import EXPIRY_KEY, SessionMap
+from gsession_django.core.session_map import SessionMap
 from gsession_django.core.storage import Disabled
 from gsession_django.core.store import SessionStore
 from gsession_django.moving.source import Found
 from gsession_django.serializers import DecodeError
+from gsession_django.users.about import LISTED
 
 
 class OurSource:
-    """Any engine with a storage.
+    """Reads and removes sessions of an engine with a storage.
 
     Attributes:
         store_class: its SessionStore.
@@ -32,21 +34,11 @@ class OurSource:
     def engine(self) -> Engine:
         return engine_of(self.store_class)
 
-    def is_place_of(self, store: type[SessionStore], options: Mapping[str, Any]) -> bool:
-        """Whether `store` has the same storage with the same options, so that what one removes, the other loses.
-
-        Args:
-            options: ``GSESSION["ENGINES"]``.
-        """
-        return self.store_class.storage_class is store.storage_class and (
-            options.get(self.store_class.__module__, {}) == options.get(store.__module__, {})
-        )
-
     def ref_of(self, session_key: str) -> str:
         return self.engine.id_of(session_key)
 
     def batches(self, size: int) -> Iterator[Sequence[str]]:
-        """The same as of every source; ``ImproperlyConfigured`` if the storage cannot list its sessions."""
+        """Yield the refs, as every source does; ``ImproperlyConfigured`` if the storage cannot list its sessions."""
         try:
             ids = iter(self.engine.storage.ids())
             while batch := list(islice(ids, size)):
@@ -62,7 +54,7 @@ class OurSource:
                 session = engine.run(self._read(engine, ref, lifetimes))
             except DecodeError:
                 session = None
-            # What cannot be read is loaded like what is not there.
+            # To a load, a session that cannot be read looks like none.
             if session is None and engine.run(engine.exists(ref, lifetimes)):
                 found[ref] = None
             elif session is not None and session.ttl_left > 0:
@@ -70,7 +62,7 @@ class OurSource:
         return found
 
     def _read(self, engine: Engine, session_id: str, lifetimes: Lifetimes) -> Operation:
-        """Return a session, if it can be read."""
+        """Return a session; ``None`` if it is not there, or cannot be read."""
         session: SessionMap | None = yield from engine.load(session_id, lifetimes)
         if session is None:
             return None
@@ -79,7 +71,8 @@ class OurSource:
             pairs: Mapping[str, Any] = yield from engine.need("get_map", session_id)
             session.learn({key: value for key, value in pairs.items() if not _is_ours(key)}, complete=True)
         data = session.as_dict()
-        if there and not data:  # each of its values is absent, as it cannot be decoded
+        data.pop(LISTED, None)  # in the index of this engine, not of the target's
+        if there and not data:  # none of its values can be decoded
             return None
         left = session.ttl_left
         return Found(data, lifetimes.ttl_of(data.get(EXPIRY_KEY)) if left is None else left)
@@ -95,5 +88,5 @@ class OurSource:
 
 
 def _is_ours(key: str) -> bool:
-    """Whether a key is one that no user ever sees."""
+    """Whether the package keeps this key for itself."""
     return key == RESERVED_KEY or is_reserved(key)

@@ -1,4 +1,4 @@
-"""Which values of a session ``SESSION_SERIALIZER`` cannot take: an engine to move from may have used another one."""
+"""Finds the values that ``SESSION_SERIALIZER`` cannot take. The old engine may have used another serializer."""
 
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
@@ -13,9 +13,9 @@ TYPED: Final = "gsession_django.serializers.TypedSerializer"
 
 
 def refused_types(data: Mapping[str, Any]) -> list[str]:
-    """Return the types in a session that the serializer cannot take, each with its module, sorted.
+    """Return the types in a session that the serializer cannot take, sorted, each with its module.
 
-    None where it takes the session. Where it takes each value and still not the session, what it says instead.
+    The list is empty if it takes the session. If it takes each value but not the session, the list has its error.
     """
     error = _error_of(data)
     if error is None:
@@ -28,21 +28,21 @@ def refused_types(data: Mapping[str, Any]) -> list[str]:
 
 
 def cure(types: Iterable[str]) -> str:
-    """Return what to do about these types, as a sentence for a message."""
+    """Return a sentence that says what to do about these types."""
     if settings.SESSION_SERIALIZER == TYPED:
         return f"Store something else in place of {', '.join(types)}, or write a SESSION_SERIALIZER that takes it."
     return (
-        f"Set SESSION_SERIALIZER = {TYPED!r}, which takes dates, times, Decimals, UUIDs, bytes, sets and tuples, or to "
-        "one of your own that takes these types."
+        f"Set SESSION_SERIALIZER = {TYPED!r}, which takes dates, times, Decimals, UUIDs, bytes, sets and tuples, or "
+        "write one that takes these types."
     )
 
 
 def _error_of(value: Any) -> Exception | None:
     try:
-        decode(encode(value))  # what nobody can read again is not stored either
+        decode(encode(value))  # it also has to read what it wrote
     except ImproperlyConfigured:
         raise
-    except Exception as error:  # each serializer has its own
+    except Exception as error:  # each serializer raises its own
         return error
     return None
 
@@ -55,7 +55,7 @@ def _refused(value: Any) -> Iterator[str]:
         keys = [key for key in value if _error_of(key) is None and _error_of({key: None}) is not None]
         found += [f"{_name_of(type(key))} as a key of a dict" for key in keys]
     yield from found
-    # A container is refused itself if what it holds is not, or if it is when it is empty.
+    # The container itself is to blame if nothing in it is, or if the serializer also refuses an empty one.
     if not found or (type(value) not in (dict, list) and _empty_is_refused(value)):
         yield _name_of(type(value))
 

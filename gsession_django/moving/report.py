@@ -1,4 +1,4 @@
-"""What a run of ``manage.py migrate_sessions`` has done, for people and for programs."""
+"""Says what a run of ``manage.py migrate_sessions`` has done, to people and to programs."""
 
 import time
 from collections import Counter
@@ -10,23 +10,23 @@ from django.conf import settings
 from gsession_django.moving.refused import cure
 from gsession_django.moving.steps import Outcome, Refused
 
-# Sessions that were refused, and reasons for it, that people are shown.
+# How many refused sessions, and how many reasons, people are shown.
 _SHOWN: Final = 10
 
 
 class Report:
-    """What a run has done so far.
+    """Counts what a run has done so far.
 
     Args:
         source, target: the engines.
-        copies: whether the sessions are left at the source, too.
-        dry_run: whether nothing is changed, and all of this is what would be done.
-        lists_all: whether it keeps all sessions that were refused, rather than those that people are shown.
+        copies: whether the run leaves the sessions at the source, too.
+        dry_run: whether the run changes nothing; then all numbers say what it would do.
+        lists_all: whether to keep all refused sessions, and not only those that people are shown.
 
     Attributes:
-        expired: sessions that were listed and were not there any more when they were read.
-        unreadable: those that cannot be read at the source.
-        refused: those that the target does not take.
+        expired: sessions that the source listed, and no longer had when the run read them.
+        unreadable: sessions that cannot be read at the source.
+        refused: sessions that the target or ``SESSION_SERIALIZER`` does not take.
     """
 
     def __init__(self, source: str, target: str, copies: bool, dry_run: bool, lists_all: bool) -> None:
@@ -64,7 +64,7 @@ class Report:
             self._list.append((session_id, reason))
 
     def summary(self) -> str:
-        """Return the one line that says how many there were of each kind."""
+        """Return one line with the number of each kind."""
         verb = {
             (False, False): "Moved",
             (False, True): "Copied",
@@ -79,21 +79,21 @@ class Report:
         )
 
     def remarks(self) -> list[str]:
-        """Return what there is to say about those that were not moved, and that nobody has refused."""
+        """Return a line for each kind of session that was left, except refused ones."""
         remarks = []
         if self._outcomes[Outcome.SKIPPED]:
             remarks.append(
-                f"Skipped: {self.target} has these sessions too, with other data. Both were left as they are."
+                f"Skipped: {self.target} also has these sessions, with other data. Both were left as they are."
             )
         if self.unreadable:
             remarks.append(
-                "Unreadable: these were left as they are. Their signature may be that of another SECRET_KEY, or they "
-                "were written with another SESSION_SERIALIZER."
+                "Unreadable: these were left as they are. Another SECRET_KEY may have signed them, or another "
+                "SESSION_SERIALIZER written them."
             )
         return remarks
 
     def refusals(self) -> list[str]:
-        """Return which sessions were refused, why, and what to do about it."""
+        """Return lines that say which sessions were refused, why, and what to do."""
         if not self.refused:
             return []
         lines = []
@@ -102,7 +102,7 @@ class Report:
             lines.append(
                 f"{'1 session holds' if self._untaken == 1 else f'{self._untaken} sessions hold'} values that "
                 f"SESSION_SERIALIZER = {settings.SESSION_SERIALIZER!r} cannot take ({', '.join(types)}). {cure(types)} "
-                f"They were left at {self.source}: run the command again then."
+                f"They were left at {self.source}: then run the command again."
             )
         verb = "would refuse" if self._dry_run else "refused"
         for reason, number in self._reasons.most_common(_SHOWN):
@@ -114,11 +114,11 @@ class Report:
         return lines
 
     def as_json(self, complete: bool, error: str | None) -> dict[str, Any]:
-        """Return the object that ``--json`` prints. ``docs/migrating.md`` explains its names.
+        """Return the object that ``--json`` prints. ``docs/migrate-sessions.md`` explains its names.
 
         Args:
-            complete: whether the run has got through.
-            error: what ended it before.
+            complete: whether the run got through all sessions.
+            error: what ended it early.
         """
         moved, skipped = self._outcomes[Outcome.MOVED], self._outcomes[Outcome.SKIPPED]
         return {

@@ -1,4 +1,4 @@
-"""What sessions are moved from: any engine that keeps them on a server, Django's or ours."""
+"""The interface of an engine to move sessions from, Django's or ours."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ class Found:
 
     Attributes:
         data: all its pairs.
-        ttl_left: seconds that it has left to live, more than zero.
+        ttl_left: the seconds that it has left, more than zero.
     """
 
     data: dict[str, Any]
@@ -19,11 +19,11 @@ class Found:
 
 
 class Source(Protocol):
-    """An engine to move sessions from. It knows a session by a ``ref``: one of Django's by the session key, one of ours
-    by the session id. All methods are plain calls; under async they run in a thread.
+    """An engine to move sessions from.
 
-    Each raises :class:`gsession_django.StorageUnavailable` if the engine cannot answer. It never answers then as if a
-    session were not there.
+    It knows a session by a ``ref``: the session key in an engine of Django's, the session id in one of ours. An async
+    request calls the methods in a thread. In an outage they raise :class:`gsession_django.StorageUnavailable`, and
+    never report a session as missing.
 
     Attributes:
         name: the engine's module.
@@ -32,23 +32,22 @@ class Source(Protocol):
     name: str
 
     def ref_of(self, session_key: str) -> str:
-        """Return what the engine knows the session of this key by."""
+        """Return the ref of the session with this key."""
 
     def batches(self, size: int) -> Iterator[Sequence[str]]:
-        """Yield the refs of all sessions, `size` at most at a time; expired ones too if the medium still holds them.
+        """Yield the refs of all sessions, at most `size` at a time, with expired ones that the medium still holds.
 
-        One that is there throughout is yielded at least once, one that comes or goes meanwhile may be or not.
+        A session that is there throughout comes at least once. One that begins or ends meanwhile may not come.
         """
 
     def read(self, refs: Sequence[str]) -> Mapping[str, Found | None]:
-        """Return the sessions that live, by ref; ``None`` for one that is there and cannot be read (a broken signature,
-        a foreign serializer). One that is not there, or has expired, is left out.
+        """Return the live sessions by ref, and ``None`` for one that cannot be read (bad signature, other serializer).
 
-        What is in one may be more than ``SESSION_SERIALIZER`` can take.
+        Leaves out missing and expired sessions. ``SESSION_SERIALIZER`` may be unable to take the values of a session.
         """
 
     def present(self, refs: Sequence[str]) -> set[str]:
-        """Return those of `refs` whose session is still there, and has not expired. No session is read."""
+        """Return those of `refs` that have a live session."""
 
     def remove(self, refs: Sequence[str]) -> None:
-        """Remove the sessions; nothing happens where there is none."""
+        """Remove the sessions that are there."""

@@ -1,31 +1,28 @@
-"""How a session is moved: in steps, so that one that is broken off at any point is completed by whoever comes next.
+"""Moves a session in steps. If one mover stops at any point, the next one completes the move.
 
-While a session is being moved it has a pair more at the target, of a key that begins with ``MOVING_KEY`` and belongs to
-this one copy of it. No user ever sees the pair.
+During the move, the copy at the target has one more pair, which no user sees. Its key begins with ``MOVING_KEY`` and
+belongs to this copy alone. The mover
 
-1. It is read at the source.
-2. It is created at the target, if there is none, with the pair: ``begun``.
-3. One looks whether the source still has it. If not, and the target still says ``begun``, it was signed out meanwhile:
-   the copy is removed.
-4. The pair becomes ``certain``, if the copy is still there.
-5. It is removed at the source.
-6. The pair is taken away.
+1. reads the session at the source,
+2. creates a copy at the target, if there is none, with the pair ``begun``,
+3. looks for the session at the source. If it is gone, and the pair is still ``begun``, the visitor has signed out, and
+   the mover removes the copy,
+4. makes the pair ``certain``, if the copy is still there,
+5. removes the session at the source,
+6. removes the pair.
 
-If there is one at the target already, it says how far somebody else has come, and the move is taken over from there.
-So several that move one session at once do no harm:
+If the target already has a copy, the mover goes on from where its pair says. Several movers do no harm:
 
-* Nobody removes it at the source before the copy is certain. So a copy that is ``begun``, of a session that the source
-  does not have, is of one that has ended. Whoever ends a session does so at the source first.
-* A copy may be made late, by one who has read the session before it was moved by another and then ended. Steps that
-  others still have before them belong to the copy before that one: as each has a key of its own, they do not make the
-  late copy look certain or complete.
-* Only step 2 sets a TTL, as the session may be in use by the time that a straggler takes steps 4 and 6.
+* No mover removes the session at the source before the copy is ``certain``, and a session ends at the source first. So
+  if the source lacks the session of a ``begun`` copy, the session has ended.
+* A late mover may create a copy after another has moved the session and it has ended. This copy has a key of its own,
+  so the remaining steps of other movers do not make it look certain or complete.
+* Only step 2 sets a TTL: when a late mover takes steps 4 and 6, the session may be in use.
 
-The target may refuse one session, as too large for instance. An error does not tell whether it is about the session or
-about the target: MySQL and Redis close the connection on what is too large. So a step is tried twice, and after each
-failure the target has to take a small session that is nobody's. If it does not, it is away, and the error is raised. If
-it does both times, the session is :class:`Refused`: it stays at the source, and a copy that is ``begun`` is removed. No
-other process can have made that copy certain, as the target refuses it to each of them.
+The target may refuse a session, such as a large one. MySQL and Redis then close the connection, as in an outage. So the
+mover tries a step twice, and after each failure it creates a small session at the target. If that fails too, the target
+is down, and the mover raises the error. If not, the session is :class:`Refused`: it stays at the source, and the mover
+removes a ``begun`` copy. No other mover can have made that copy certain, as the target refuses it to all of them.
 """
 
 import math
@@ -41,85 +38,83 @@ from django.core.exceptions import ImproperlyConfigured
 
 from gsession_django.core.driving import UNABLE, Operation
 from gsession_django.core.engine import Engine
+from gsession_django.core.pairs import EXPIRY_KEY
 from gsession_django.core.reading import Lifetimes
-from gsession_django.core.reserved import RESERVED_PREFIX, UNFINISHED
-from gsession_django.core.session_map import EXPIRY_KEY, SessionMap
+from gsession_django.core.reserved import RESERVED_PREFIX, UNFINISHED, is_hidden
+from gsession_django.core.session_map import SessionMap
 from gsession_django.moving.source import Found, Source
 from gsession_django.serializers import DecodeError, decode, encode
 
 MOVING_KEY: Final = RESERVED_PREFIX + "moving."
-"""Begins the keys that a session has only while it is moved to its engine."""
+"""The prefix of the keys that a session has only while it is moved."""
 CERTAIN: Final = "certain"
-"""The counterpart of ``UNFINISHED``: the session is at the target, whatever becomes of it at the source."""
+"""The value after ``UNFINISHED``: the session is at the target, whatever happens to it at the source."""
 
 Pairs = Mapping[str, str]
-"""The pairs of a session at the target that say how far its move has come; none when it is complete."""
+"""The pairs of a copy that say how far its move has come; none when the move is complete."""
 
-# Equal to no expiry that a session can have: see _mark().
+# No session has this expiry: see _mark().
 _NO_EXPIRY: Final = "unknown"
-# A second one finds the id free that was taken; if it is still both taken and not to be loaded, nobody can read it.
+# The id may be taken at one attempt and free at the next. After three, a session has it that nobody can read.
 _ATTEMPTS: Final = 3
-# Seconds that a session lives which is made to see what the target does with it.
+# The TTL of the small session that shows whether the target is up, in seconds.
 _PROBE_TTL: Final = 60
-# What a server says of a session at most: it may quote all of it.
+# How many characters of an error are kept: a server may quote the whole session.
 _REASON_LENGTH: Final = 300
 
 
 class Outcome(Enum):
-    """What became of a session that was to be moved."""
+    """What happened to a session in a move."""
 
     MOVED = auto()
     """It is at the target, and complete."""
     SKIPPED = auto()
-    """The target has another session of its own under this id, which was left as it is, and so was the source's."""
+    """The target has another session under this id. Both stay as they are."""
     ENDED = auto()
     """It ended meanwhile, at the source or at the target."""
 
 
 @dataclass(frozen=True, slots=True)
 class Refused:
-    """What became of a session that the target does not take: it is at the source, as it was, and only there.
+    """The target does not take the session. It is only at the source, as it was.
 
     Attributes:
-        reason: what the target says.
+        reason: the target's error.
     """
 
     reason: str
 
 
 def move(engine: Engine, source: Source, batch: Mapping[str, tuple[str, Found]], lifetimes: Lifetimes) -> Operation:
-    """Move sessions. For all of them it is one call of the source's ``present`` and one of its ``remove``.
+    """Move sessions. The source gets at most three calls for all of them.
 
-    What raises in between, and what kills the process, leaves a state that the next move, or :func:`finish`, completes.
+    If an error or a kill ends it, the next move, or :func:`finish`, completes it.
 
     Args:
-        engine: the target. Its storage must have ``create`` and ``apply``, or this is ``ImproperlyConfigured``.
+        engine: the target. Raises ``ImproperlyConfigured`` if its storage lacks ``create`` or ``apply``.
         source: where the sessions are.
-        batch: for each of the source's refs the session's id at the target, and what was read at the source.
-        lifetimes: what sessions of this site live.
+        batch: by ref, the session's id at the target and the session itself.
+        lifetimes: the site's lifetimes of sessions.
 
     Returns:
-        An :class:`Outcome` for each ref, or :class:`Refused`.
+        By ref, an :class:`Outcome` or :class:`Refused`.
     """
     moving, others, refused = yield from _begin_all(engine, batch, lifetimes)
     outcomes = yield from finish(engine, source, moving, lifetimes)
-    # Where the source has none any more, it is the same session, and in use since somebody else has moved it.
+    # If the source has lost it, another mover has moved this very session, and a visitor has changed it since.
     differ = (yield partial(source.present, others)) if others else set()
     return outcomes | refused | {ref: Outcome.SKIPPED if ref in differ else Outcome.MOVED for ref in others}
 
 
 def copy(engine: Engine, source: Source, batch: Mapping[str, tuple[str, Found]], lifetimes: Lifetimes) -> Operation:
-    """Copy sessions: like :func:`move`, but for steps 4 and 5, so that the source stays as it is."""
+    """Copy sessions: :func:`move` without steps 4 and 5, so the source stays as it is."""
     moving, others, refused = yield from _begin_all(engine, batch, lifetimes)
     outcomes = yield from finish(engine, source, moving, lifetimes, keep=True)
     return outcomes | refused | dict.fromkeys(others, Outcome.SKIPPED)
 
 
 def foresee(engine: Engine, batch: Mapping[str, tuple[str, Found]], lifetimes: Lifetimes) -> Operation:
-    """Return what :func:`move` or :func:`copy` would do with each session now, as far as reading tells.
-
-    Nothing is changed.
-    """
+    """Return what :func:`move` or :func:`copy` would do with each session now. This only reads."""
     outcomes: dict[str, Outcome | Refused] = {}
     for ref, (session_id, found) in batch.items():
         session = yield from _tried(partial(_load, engine, session_id, lifetimes), partial(_look, engine, lifetimes))
@@ -132,14 +127,14 @@ def foresee(engine: Engine, batch: Mapping[str, tuple[str, Found]], lifetimes: L
 
 
 def probe(engine: Engine, meanwhile: Callable[[str], Any] | None = None) -> Operation:
-    """Let the target have a session that is nobody's, for a moment.
+    """Create a small session at the target, and remove it.
 
     Args:
         engine: the target.
-        meanwhile: called with the session's id while it is there.
+        meanwhile: called with the session's id in between. Without it, this changes the session once, as a move does.
 
     Returns:
-        What `meanwhile` returns. Without it the session is changed once, and all that :func:`move` needs was done.
+        The result of `meanwhile`.
     """
     session_key = yield "new", _PROBE_TTL
     session_id = engine.id_of(secrets.token_hex(16) if session_key is UNABLE else session_key)
@@ -155,15 +150,15 @@ def probe(engine: Engine, meanwhile: Callable[[str], Any] | None = None) -> Oper
 def finish(
     engine: Engine, source: Source, moving: Mapping[str, tuple[str, Pairs]], lifetimes: Lifetimes, keep: bool = False
 ) -> Operation:
-    """Take over moves, from step 3 on: what :func:`move` does with sessions that are at the target.
+    """Complete moves, from step 3 on.
 
     Args:
         engine, source, lifetimes: as for :func:`move`.
-        moving: for each ref the session's id at the target, and its pairs there: see :func:`pairs_of`.
+        moving: by ref, the session's id at the target, and its pairs there: see :func:`pairs_of`.
         keep: whether the source stays as it is.
 
     Returns:
-        An :class:`Outcome` for each ref, or :class:`Refused`.
+        By ref, an :class:`Outcome` or :class:`Refused`.
     """
     outcomes: dict[str, Outcome | Refused] = dict.fromkeys(moving, Outcome.ENDED)
     ttl = lifetimes.get_session_cookie_age()
@@ -203,31 +198,34 @@ def finish(
         if isinstance(complete, Refused) and keep:
             yield from _withdraw(engine, session_id, pairs, lifetimes)
             outcomes[ref] = complete
-        elif complete:  # with a pair that the target does not let go of as well: nobody sees it
+        elif complete:  # also if the target has refused to remove the pair: nobody sees it
             outcomes[ref] = Outcome.MOVED
     return outcomes
 
 
 def pairs_of(session: SessionMap) -> Pairs:
-    """Return the pairs that say how far the move of a session has come that was loaded with ``moving``."""
+    """Return the pairs of the move of a session, which was loaded with ``reserved``."""
     return {key: session.get(key) for key in session.held(MOVING_KEY)}
 
 
 def reason_of(error: Exception) -> str:
-    """Return what an error says, in one line."""
-    text, _, _ = " ".join(str(error).split()).partition(" DETAIL: ")  # in which PostgreSQL quotes the session
+    """Return an error in one line."""
+    text, _, _ = " ".join(str(error).split()).partition(" DETAIL: ")  # where PostgreSQL quotes the session
     return f"{type(error).__name__}: {text[:_REASON_LENGTH].rstrip('.')}"
 
 
 def _is_another(session: SessionMap, found: Found) -> bool:
-    """Whether the target has a session of its own, rather than one that is being moved, or a copy of what was read."""
-    return not pairs_of(session) and session.as_dict() != decode(encode(found.data))
+    """Whether the session at the target is neither in a move nor equal to the one at the source."""
+    return not pairs_of(session) and _seen(session.as_dict()) != _seen(decode(encode(found.data)))
+
+
+def _seen(data: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the pairs that requests see."""
+    return {key: value for key, value in data.items() if not is_hidden(key)}
 
 
 def _begin_all(engine: Engine, batch: Mapping[str, tuple[str, Found]], lifetimes: Lifetimes) -> Operation:
-    """Take step 2. Return those to go on with, for :func:`finish`, the refs whose id another session has, and those
-    that are refused.
-    """
+    """Take step 2. Return the sessions for :func:`finish`, the refs whose id another session has, and the refused."""
     moving: dict[str, tuple[str, Pairs]] = {}
     others: list[str] = []
     refused: dict[str, Refused] = {}
@@ -247,8 +245,8 @@ def _begin_all(engine: Engine, batch: Mapping[str, tuple[str, Found]], lifetimes
 def _begin(engine: Engine, session_id: str, found: Found, made: dict[str, str], lifetimes: Lifetimes) -> Operation:
     """Take step 2 for one session. Return the pairs of its copy, or ``None`` if another session has its id.
 
-    `made` takes in the pairs of each copy that this tries to make. Where there are some already, an earlier attempt has
-    failed, and may have left a part of the session.
+    `made` collects the pairs of each attempt. If it already has some, an earlier attempt may have left a part of the
+    session.
     """
     if made:
         yield from _withdraw(engine, session_id, made, lifetimes, found)
@@ -261,21 +259,21 @@ def _begin(engine: Engine, session_id: str, found: Found, made: dict[str, str], 
         if session is not None:
             return None if _is_another(session, found) else pairs_of(session)
     if not (yield from engine.exists(session_id, lifetimes)):
-        raise ValueError("its create() answers that the id is taken, and there is no session with this id")
+        raise ValueError("its create() says that the id is taken, but no session has it")
     return None
 
 
 def _tried(attempt: Callable[[], Operation], check: Callable[[], Operation]) -> Operation:
-    """Return what `attempt` does; :class:`Refused` if it fails twice, and `check` never, by which the target is there.
+    """Return what `attempt` returns, or :class:`Refused` if it fails twice.
 
-    Otherwise what it raises is raised.
+    If `check` fails after a failure, the target is down, and this raises the error of `attempt`.
     """
     for _ in range(2):
         try:
             return (yield from attempt())
         except ImproperlyConfigured:
             raise
-        except Exception as error:  # each storage has its own
+        except Exception as error:  # each storage raises its own
             refused = Refused(reason_of(error))
             if not (yield from _succeeds(check)):
                 raise
@@ -291,18 +289,18 @@ def _succeeds(check: Callable[[], Operation]) -> Operation:
 
 
 def _look(engine: Engine, lifetimes: Lifetimes) -> Operation:
-    """Look for a session that nobody has."""
+    """Load a session that does not exist."""
     yield from _load(engine, engine.id_of(secrets.token_hex(16)), lifetimes)
 
 
 def _withdraw(
     engine: Engine, session_id: str, pairs: Pairs, lifetimes: Lifetimes, unless: Found | None = None
 ) -> Operation:
-    """Remove the copy of a session that the target refuses, if it has one of these pairs and is still ``begun``.
+    """Remove the copy of a refused session, if it has one of these pairs and is still ``begun``.
 
-    With `unless` it stays if it is all of that session, with a TTL: then only the reply was lost.
+    A copy that has all of `unless`, and a TTL, stays: only the reply of the target was lost.
     """
-    with suppress(Exception):  # what cannot be looked at is not this copy
+    with suppress(Exception):  # a session that cannot be loaded is not this copy
         session = yield from _load(engine, session_id, lifetimes)
         if session is None or all(session.get(key) != UNFINISHED for key in pairs):
             return
@@ -314,10 +312,7 @@ def _withdraw(
 
 
 def _load(engine: Engine, session_id: str, lifetimes: Lifetimes) -> Operation:
-    """Return a session at the target, with the pairs that say how far its move has come; ``None`` if none can be read.
-
-    A session that cannot be read is left alone, and keeps its id.
-    """
+    """Return a session at the target, with the pairs of its move; ``None`` if there is none, or nobody can read it."""
     try:
         return (yield from engine.load_all(session_id, lifetimes, reserved=True))
     except DecodeError as error:
@@ -326,9 +321,12 @@ def _load(engine: Engine, session_id: str, lifetimes: Lifetimes) -> Operation:
 
 
 def _create(engine: Engine, session_id: str, found: Found, pairs: Pairs) -> Operation:
-    session = SessionMap({**pairs, **found.data})  # so that what is stored of it first says that it is no session yet
+    session = SessionMap({**pairs, **found.data})  # the pairs first: a part of the copy has to say that it is one
+    ttl = math.ceil(found.ttl_left)
+    engine.before_save(session, ttl, False)
+    yield from engine.will_create(session_id, session, ttl)
     try:
-        created = yield "create", session_id, session, math.ceil(found.ttl_left)
+        created = yield "create", session_id, session, ttl
     except DecodeError:
         return False
     if created is UNABLE:
@@ -337,9 +335,9 @@ def _create(engine: Engine, session_id: str, found: Found, pairs: Pairs) -> Oper
 
 
 def _mark(engine: Engine, session_id: str, pairs: Pairs, ttl: int, value: str | None) -> Operation:
-    """Set the pairs to `value`, or take them away; ``False`` when the session is gone.
+    """Set the pairs to `value`, or remove them; ``False`` if the session is gone. Nothing else of it changes.
 
-    Nothing else of it changes. An expiry that it does not have is the way to tell ``apply`` to leave its TTL alone.
+    ``apply`` leaves the TTL alone if another request has changed the expiry, so this pretends to know another one.
     """
     session = SessionMap({EXPIRY_KEY: _NO_EXPIRY, **pairs})
     for key in pairs:
@@ -358,6 +356,6 @@ def _mark(engine: Engine, session_id: str, pairs: Pairs, ttl: int, value: str | 
 
 def _cannot_take_sessions(engine: Engine, lacking: str) -> ImproperlyConfigured:
     return ImproperlyConfigured(
-        f"No session can be moved to {engine.name}: its storage needs create() and apply(), and has no {lacking}(). "
-        "Give it one, or move the sessions to another engine."
+        f"Sessions cannot be moved to {engine.name}: its storage needs create() and apply(), and has no {lacking}(). "
+        "Write it, or move the sessions to another engine."
     )

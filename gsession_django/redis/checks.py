@@ -1,4 +1,4 @@
-"""System checks of the Redis engines: what is wrong with the entry of ``CACHES``, or with the server."""
+"""System checks of the Redis engines: the entry of ``CACHES``, and the server."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -16,18 +16,18 @@ from gsession_django.redis.prefix import Prefix, function_of
 from gsession_django.redis.settings import WAIT_TIMEOUT, CacheEntry, database_of, is_url, urls_of
 
 _OLDEST = (6, 2)
-# Seconds by which a server that has nothing else to do may be late to end a WAIT, with its default hz.
+# An idle server with the default hz may end a WAIT this many seconds late.
 _TICK = 0.1
 
 
 def check_entry(engine: str) -> Iterator[CheckMessage]:
-    """Check what ``SESSION_CACHE_ALIAS`` names, without connecting."""
+    """Check the entry that ``SESSION_CACHE_ALIAS`` names, without connecting."""
     try:
         entry = CacheEntry.of_sessions()
     except ImproperlyConfigured as error:
         yield Error(
             f"The session engine {engine!r} has no Redis to keep sessions in. {error}",
-            hint="docs/redis.md shows an entry of CACHES for sessions.",
+            hint="Write an entry of CACHES for sessions, as docs/redis.md shows.",
             id="gsession_django.E012",
         )
         return
@@ -56,7 +56,7 @@ def _check_prefix(engine: str, entry: CacheEntry) -> Iterator[CheckMessage]:
     except ImproperlyConfigured as error:
         yield Error(
             f'GSESSION["ENGINES"][{engine!r}]: {error}',
-            hint="docs/redis.md shows a site with tenants.",
+            hint="Correct prefix, as in docs/redis-tenants.md.",
             id="gsession_django.E015",
         )
 
@@ -67,25 +67,25 @@ def _check_waiting(engine: str, entry: CacheEntry) -> Iterator[CheckMessage]:
     if not options.get("wait_replicas") or not fits(timeout, float):
         return
     pool = entry.make_pool()
-    # Not of its arguments: where the entry gives none, it is redis-py's own.
+    # The arguments lack redis-py's default, and a connection has it.
     limit = pool.connection_class(**pool.connection_kwargs).socket_timeout
     if limit is not None and timeout > limit - _TICK:
         yield Error(
             f'GSESSION["ENGINES"][{engine!r}] has the option wait_timeout = {timeout!r}, which is not {_TICK} '
-            f"seconds less than the {limit} that {entry} gives the server to answer.",
-            hint="While the server waits for replicas it does not answer, and the change would look like a failure. "
-            "Give wait_timeout less, or SOCKET_TIMEOUT in the OPTIONS of the entry more.",
+            f"seconds less than the SOCKET_TIMEOUT = {limit} of {entry}.",
+            hint="The server does not answer while it waits for replicas, so a change would look like a failure. "
+            "Lower wait_timeout, or raise SOCKET_TIMEOUT in the OPTIONS of the entry.",
             id="gsession_django.E014",
         )
 
 
 def _databases(entry: dict[str, Any]) -> set[object]:
-    """Return what identifies the Redis databases of an entry: one for each of its URLs."""
+    """Return an identity of the Redis database of each URL in an entry."""
     if "redis" not in entry["BACKEND"].lower():
         return set()
     found: set[object] = set()
     options = entry.get("OPTIONS", {})
-    sentinels = repr(options.get("SENTINELS"))  # behind which the host is no host, but a name that they know
+    sentinels = repr(options.get("SENTINELS"))  # with them, the host is only a name that they know
     for url in filter(is_url, urls_of(entry)):
         parts = urlsplit(url.strip())
         socket = parts.path if parts.scheme == "unix" else ""
@@ -94,11 +94,11 @@ def _databases(entry: dict[str, Any]) -> set[object]:
 
 
 def check_server(engine: str) -> Iterator[CheckMessage]:
-    """Ask the server, under ``check --deploy``, whether sessions are safe there."""
+    """Ask the server under ``check --deploy`` whether sessions are safe there."""
     try:
         entry = CacheEntry.of_sessions()
     except ImproperlyConfigured:
-        return  # check_entry() says so
+        return  # check_entry() reports it
     try:
         for server in RedisClient(entry).servers():
             pool = server.make_pool()
@@ -110,8 +110,8 @@ def check_server(engine: str) -> Iterator[CheckMessage]:
         yield Warning(
             f"The session engine {engine!r} could not ask {entry} about its configuration: "
             f"{type(error).__name__}: {error}",
-            hint="Run the check where the server can be reached, by a user who may call INFO and CONFIG GET; or see "
-            "docs/redis.md and look yourself.",
+            hint="Run the check where it can reach the server, as a user who may call INFO and CONFIG GET. Or look "
+            "yourself, as in docs/redis.md.",
             id="gsession_django.W004",
         )
 
@@ -122,14 +122,14 @@ def _check_answers(entry: CacheEntry, client: Any) -> Iterator[CheckMessage]:
     if tuple(int(part) for part in version.split(".")[:2]) < _OLDEST:
         yield Error(
             f"{entry} is a Redis {version}.",
-            hint="The Redis engines need Redis 6.2 or later, or Valkey.",
+            hint="Use Redis 6.2 or later, or Valkey.",
             id="gsession_django.E013",
         )
     if config["maxmemory-policy"] != "noeviction":
         yield Warning(
             f"{entry} has the maxmemory-policy {config['maxmemory-policy']!r}.",
-            hint="When its memory is full it drops sessions, and signs visitors out without a word. Set the policy to "
-            "'noeviction', and give sessions a server of their own: then a full server refuses to write, and says so.",
+            hint="When its memory is full, the server drops sessions, and visitors are signed out. Set the policy to "
+            "'noeviction', and give sessions a server of their own: when that is full, it refuses to write.",
             id="gsession_django.W005",
         )
     if not info["aof_enabled"] and not config["save"]:

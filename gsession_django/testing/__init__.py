@@ -1,6 +1,6 @@
 """StorageContract: the tests that every storage must pass.
 
-A storage author subclasses it, together with a test case of Django's, in a project of their own::
+The author of a storage subclasses it in their own project, together with one of Django's test cases::
 
     from django.test import SimpleTestCase  # TransactionTestCase for a storage in the database
     from gsession_django.testing import StorageContract
@@ -9,11 +9,11 @@ A storage author subclasses it, together with a test case of Django's, in a proj
     class MyStorageTests(StorageContract, SimpleTestCase):
         store_class = SessionStore
 
-A storage in SQLite has to be tested in a file (``TEST["NAME"]`` in ``DATABASES``): of a database in memory, which is
-Django's default for tests, threads lock tables for each other without waiting.
+Test a storage in SQLite with a database file (``TEST["NAME"]`` in ``DATABASES``). Django's default for tests is a
+database in memory, where a thread that meets a locked table fails at once.
 
-It runs under ``manage.py test`` and under pytest, and tests whichever methods the storage has; those that it lacks, and
-the tests of them, are not there. Nor are the tests of an outage, unless the author overrides ``outage()``.
+The tests run under ``manage.py test`` and under pytest. The class has tests only for methods that the storage has, and
+tests of an outage only when the author overrides ``outage()``.
 """
 
 from gsession_django.testing.extensions import Extensions
@@ -28,11 +28,11 @@ __all__ = ["StorageContract"]
 
 
 class StorageContract(Reading, Pairs, TimeToLive, Extensions, Purging, Visitors, Sharing, Twins):
-    """Mix it into a test case, before it, and say which engine is tested.
+    """Name it before a test case among the bases of a class, and set the engine to test.
 
     Attributes:
         store_class: the engine's SessionStore.
 
-    Two methods are there to be overridden: :meth:`advance`, where time can be moved and need not be waited for, and
-    :meth:`outage`, without which there are no tests of an outage.
+    Override :meth:`advance` if the test can move the storage's clock, and then nothing waits. Override :meth:`outage`
+    to get the tests of an outage.
     """

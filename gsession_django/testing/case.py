@@ -1,4 +1,4 @@
-"""What all parts of StorageContract stand on: its set-up, and what the tests do to a storage."""
+"""The base of every part of StorageContract: its set-up, and the helpers that call a storage."""
 
 import asyncio
 import os
@@ -23,7 +23,7 @@ from gsession_django.core.store import SessionStore
 if TYPE_CHECKING:
     _TestCase = unittest.TestCase
 else:
-    _TestCase = object  # the author's test case has it, which may be any of Django's
+    _TestCase = object  # the author chooses the test case, any of Django's
 
 F = TypeVar("F", bound=Callable[..., None])
 
@@ -32,7 +32,7 @@ _SHOWN: Final = 300
 
 
 class NeedingTest:
-    """A test that is there only where the storage has the methods that it is about; elsewhere it is ``None``."""
+    """A test that exists only if the storage has the methods that it needs. Otherwise it is ``None``."""
 
     def __init__(self, test: Callable[[Any], None], methods: frozenset[str]) -> None:
         self.test = test
@@ -46,10 +46,10 @@ class NeedingTest:
 
 
 def needs(*methods: str) -> Callable[[F], F]:
-    """Mark a test that only a storage with these methods has to pass.
+    """Mark a test that only a storage with these methods must pass.
 
-    Three more words stand for what is no method of a storage: ``async`` for all native twins, ``outage`` for the hook
-    :meth:`ContractCase.outage`, and ``fork`` for a system that has ``os.fork()``.
+    Three more words are possible: ``async`` for all native twins, ``outage`` for the hook :meth:`ContractCase.outage`,
+    and ``fork`` for a system with ``os.fork()``.
     """
 
     def mark(test: F) -> F:
@@ -59,7 +59,7 @@ def needs(*methods: str) -> Callable[[F], F]:
 
 
 def able_of(case_class: "type[ContractCase]") -> set[str]:
-    """Return what the tests of `case_class` may need, as in :func:`needs`."""
+    """Return the words for :func:`needs` that hold for `case_class`."""
     store_class = getattr(case_class, "store_class", None)
     storage_class = getattr(store_class, "storage_class", Storage)
     able = abilities(storage_class)
@@ -73,13 +73,13 @@ def able_of(case_class: "type[ContractCase]") -> set[str]:
 
 
 def shown(value: Any) -> str:
-    """Return `value` for a message: as Python writes it, cut where it is long."""
+    """Return `value` for a message: its ``repr()``, cut after 300 characters."""
     text = f"SessionMap({value.as_dict()!r})" if isinstance(value, SessionMap) else repr(value)
     return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}… ({len(text)} characters)"
 
 
 class ContractCase(_TestCase):
-    """The set-up of a contract test, and its words.
+    """The set-up of a contract test, and its helpers.
 
     Attributes:
         store_class: the engine's SessionStore.
@@ -90,7 +90,7 @@ class ContractCase(_TestCase):
     store_class: ClassVar[type[SessionStore]]
     storage: Storage
     able: set[str]
-    # Runs the native twins while they are what is tested.
+    # Runs the native twins while a test calls those.
     _runner: asyncio.Runner | None = None
 
     # Set-up.
@@ -114,13 +114,13 @@ class ContractCase(_TestCase):
         self.storage = self.store_class.get_storage()
         self.able = abilities(self.store_class.storage_class)
 
-    if not TYPE_CHECKING:  # or types would be checked no more
+    if not TYPE_CHECKING:  # mypy would take it for every attribute
 
         def __getattr__(self, name: str) -> Any:
             if not isinstance(self, unittest.TestCase):
                 if name.startswith(("assert", "fail", "subTest")) or name in ("storage", "able"):
                     raise ImproperlyConfigured(
-                        f"Give {type(self).__name__} a test case among its bases, as in "
+                        f"{type(self).__name__} has no test case among its bases. Add one, as in "
                         f"class {type(self).__name__}(StorageContract, django.test.SimpleTestCase)."
                     )
             elif name in ("storage", "able"):
@@ -131,57 +131,56 @@ class ContractCase(_TestCase):
     def _check_store_class(cls) -> None:
         given, name = getattr(cls, "store_class", None), f"{cls.__name__}.store_class"
         if given is None:
-            raise ImproperlyConfigured(f"Set {name} to the engine's SessionStore: the class in its module.")
+            raise ImproperlyConfigured(f"{name} is not set. Set it to the SessionStore in the engine's module.")
         if isinstance(given, Storage) or (isinstance(given, type) and issubclass(given, Storage)):
             storage = given.__name__ if isinstance(given, type) else type(given).__name__
             raise ImproperlyConfigured(
-                f"{name} is the storage {storage}: set it to the engine's SessionStore, whose storage_class is "
-                f"{storage}."
+                f"{name} is the storage {storage}. Set it to the engine's SessionStore, which names {storage} as its "
+                "storage_class."
             )
         if not (isinstance(given, type) and issubclass(given, SessionStore)):
             raise ImproperlyConfigured(
-                f"{name} is {given!r}: set it to the engine's SessionStore, a subclass of gsession_django.SessionStore."
+                f"{name} is {given!r}. Set it to the engine's SessionStore, a subclass of gsession_django.SessionStore."
             )
         storage_class = getattr(given, "storage_class", None)
         if not (isinstance(storage_class, type) and issubclass(storage_class, Storage)):
             raise ImproperlyConfigured(
-                f"{name} is {given.__qualname__}, whose storage_class is {storage_class!r}: set that to the class of "
-                "the storage, a subclass of gsession_django.Storage."
+                f"{name} is {given.__qualname__}, whose storage_class is {storage_class!r}. Set storage_class to the "
+                "class of the storage, a subclass of gsession_django.Storage."
             )
 
     @classmethod
     def _check_options(cls) -> None:
-        """Refuse options in the setting that are meant for this engine and do not reach it."""
+        """Refuse options in ``GSESSION`` that are meant for this engine but have another key."""
         module = cls.store_class.__module__
         if module in conf().engines:
             return
         for name in conf().engines:
             if problem := _is_meant_for(cls.store_class, name):
                 raise ImproperlyConfigured(
-                    f'GSESSION["ENGINES"] has options under {name!r}, {problem}: put those of '
-                    f"{cls.store_class.storage_class.__name__} under {module!r}, the module in which its SessionStore "
-                    "is defined ({} if it has none)."
+                    f'GSESSION["ENGINES"] has options under {name!r}, {problem}. Put the options of '
+                    f"{cls.store_class.storage_class.__name__} under {module!r}, the module that defines its "
+                    "SessionStore, or {} if it has none."
                 )
 
-    # For an author to override.
+    # The author may override these.
 
     def advance(self, seconds: float) -> None:
-        """Let time pass. Override it where the clock that the storage goes by can be moved."""
+        """Let `seconds` pass. Override it if the test can move the storage's clock."""
         time.sleep(seconds)
 
     def outage(self) -> AbstractContextManager[object]:
-        """Return a context manager that takes the medium away for as long as its block runs: stop the server, rename
-        the folder.
+        """Return a context manager that takes the medium away while its block runs: stop the server, rename the folder.
 
-        Override it, and the tests are there of what a storage does then; otherwise they are not.
+        The tests of an outage exist only when the author overrides this method.
         """
         raise NotImplementedError
 
-    # What the tests do to a storage, with whichever methods it has.
+    # Calls of the storage, with whichever methods it has.
 
     @contextmanager
     def by_twins(self) -> Iterator[None]:
-        """Let the native twins be called from here on, on an event loop of their own."""
+        """Call the native twins inside the block, on an event loop of their own."""
         with asyncio.Runner() as self._runner:
             try:
                 yield
@@ -189,37 +188,37 @@ class ContractCase(_TestCase):
                 self._runner = None
 
     def ways(self) -> Iterator[tuple[str, Callable[[], AbstractContextManager[None]]]]:
-        """Yield the ways to call the storage: the methods, and the native twins of an async one."""
+        """Yield the ways to call the storage: its methods, and its native twins if it has them."""
         yield "methods", _plainly
         if "async" in able_of(type(self)):
             yield "native twins", self.by_twins
 
     def call(self, method: str, *args: Any) -> Any:
-        """Call a method of the storage, or its native twin."""
+        """Call a method of the storage, or its native twin inside :meth:`by_twins`."""
         if self._runner is None:
             return getattr(self.storage, method)(*args)
         return self._runner.run(getattr(self.storage, f"a{method}")(*args))
 
     def named(self, method: str, *args: Any) -> str:
-        """Return a call as a message names it."""
+        """Return a call as text for a message."""
         prefix = "" if self._runner is None else "a"
         return f"{type(self.storage).__name__}.{prefix}{method}({', '.join(map(shown, args))})"
 
     def wrong(self, call: str, found: Any, wanted: str, because: str = "") -> NoReturn:
-        """Fail: `call` did not return what it should."""
+        """Fail, because `call` returned `found` and not `wanted`."""
         raise self.failureException(
             f"{call} returned {shown(found)}. It should return {wanted}{because and f': {because}'}."
         )
 
     def expect(self, wanted: Any, method: str, *args: Any, because: str = "") -> None:
-        """Call a method that should return `wanted`; what is true or false will do for ``True`` or ``False``."""
-        call = self.named(method, *args)  # before an argument is changed
+        """Call a method that should return `wanted`. For a ``bool`` any value as true or as false will do."""
+        call = self.named(method, *args)  # before the call can change an argument
         found = self.call(method, *args)
         if (bool(found) if isinstance(wanted, bool) else found) != wanted:
             self.wrong(call, found, shown(wanted), because)
 
     def holds(self, session_id: str, wanted: Mapping[str, Any] | None, after: str) -> None:
-        """Read a session, which should have these pairs, or with ``None`` not be there, `after` something was done."""
+        """Read a session `after` something happened. It should have the pairs `wanted`; with ``None`` not exist."""
         found = self.read(session_id)
         if found != wanted:
             whole = "get_session" if wanted is None or "get" not in self.able else "get_session() or get_map"
@@ -227,11 +226,11 @@ class ContractCase(_TestCase):
             self.wrong(f"After {after}, {type(self.storage).__name__}.{prefix}{whole}()", found, shown(wanted))
 
     def new_key(self) -> str:
-        """Return a session key that the adapter or the storage has made."""
+        """Return a new session key, from the storage's ``new`` or as the adapter makes one."""
         return self.call("new", 60) if "new" in self.able else secrets.token_hex(16)
 
     def new_id(self) -> str:
-        """Return what the storage is given for a new session key."""
+        """Return a new session id, as the adapter hands it to the storage."""
         return engine_of(self.store_class).id_of(self.new_key())
 
     def put(self, data: Mapping[str, Any], ttl: int = 60, session_id: str | None = None) -> str:
@@ -241,7 +240,7 @@ class ContractCase(_TestCase):
             session = SessionMap(dict(data))
             if ttl > 0:
                 self.expect(True, "create", session_id, session, ttl, because="the id is new")
-            else:  # it may not be there even then
+            else:  # a session that has expired at once may already be gone
                 self.call("create", session_id, session, ttl)
             return session_id
         if "set_map" in self.able:
@@ -252,14 +251,14 @@ class ContractCase(_TestCase):
         return session_id
 
     def found(self, session_id: str) -> Mapping[str, Any] | None:
-        """Return what ``get_session`` does, which has to be a mapping or ``None``."""
+        """Return the result of ``get_session``, which must be a mapping or ``None``."""
         found = self.call("get_session", session_id, 60, None)
         if found is not None and not isinstance(found, Mapping):
             self.wrong(self.named("get_session", session_id, 60, None), found, "a mapping, or None")
         return found
 
     def read(self, session_id: str) -> dict[str, Any] | None:
-        """Return all that is stored under an id; ``None`` when there is no session."""
+        """Return all pairs of a session; ``None`` when there is no session."""
         found = self.found(session_id)
         if found is None:
             return None
@@ -276,15 +275,15 @@ class ContractCase(_TestCase):
         return found if isinstance(found, SessionMap) else SessionMap(found)
 
     def held_with(self, session_id: str, key: str, value: Any) -> SessionMap:
-        """Return a session as a request holds it that has set a key."""
+        """Return a session as a request holds it after it has set a key."""
         held = self.held(session_id)
         held[key] = value
         return held
 
-    # What visitors do, through the adapter.
+    # Calls through the adapter, as a visitor's requests make them.
 
     def visitor(self, data: Mapping[str, Any], expiry: int | None = None) -> str:
-        """Let a visitor have a session, and return its session key."""
+        """Save a new session through the adapter, and return its session key."""
         store = self.store_class()
         store.update(data)
         if expiry is not None:
@@ -294,11 +293,11 @@ class ContractCase(_TestCase):
         return store.session_key
 
     def reread(self, session_key: str | None) -> dict[str, Any]:
-        """Return what the visitor's next request finds."""
+        """Return the data that the visitor's next request reads."""
         return dict(self.store_class(session_key).items())
 
     def finds(self, session_key: str | None, wanted: Mapping[str, Any], after: str) -> None:
-        """Let the visitor's next request read the session, which should have these pairs."""
+        """Let the visitor's next request read the session, which should have the pairs `wanted`."""
         if (found := self.reread(session_key)) != wanted:
             self.wrong(f"After {after}, SessionStore.items()", found, shown(wanted))
 
@@ -315,7 +314,7 @@ def _is_meant_for(store_class: type[SessionStore], name: str) -> str | None:
     except ImportError:
         return "which cannot be imported"
     if not isinstance(other, type) or not issubclass(other, SessionStore) or not hasattr(other, "storage_class"):
-        return "which is no engine"
+        return "which is not an engine"
     if other is store_class:
         return "which only imports the SessionStore"
     if other.storage_class is not Storage and issubclass(store_class.storage_class, other.storage_class):

@@ -1,4 +1,4 @@
-"""What a storage does at once: the part of StorageContract on the extensions, purge and parallel calls apart."""
+"""The part of StorageContract on the extensions, except ``purge`` and parallel calls."""
 
 from gsession_django.core.session_map import SessionMap
 from gsession_django.testing.case import ContractCase, needs
@@ -10,7 +10,7 @@ class Extensions(ContractCase):
 
     @needs("exists")
     def test_exists_says_whether_there_is_a_session(self) -> None:
-        self.expect(True, "exists", self.put({}), because="the session is there, without a pair")
+        self.expect(True, "exists", self.put({}), because="a session without pairs is a session")
         self.expect(False, "exists", self.new_id(), because="there is no such session")
         self.expect(False, "exists", self.put({"key": 1}, ttl=0), because="the session has expired")
 
@@ -35,7 +35,7 @@ class Extensions(ContractCase):
         self.expect(True, "apply", session_id, other, 60)
         self.expect(True, "apply", session_id, one, 60)
         wanted = {"cart": {"apple": 2, "plum": 1}, "keep": 1, "theirs": 1, "mine": 1}
-        self.holds(session_id, wanted, "apply() by two requests that had read the same")
+        self.holds(session_id, wanted, "apply() by two requests that had read the same session")
 
     @needs("apply")
     def test_apply_without_a_change_changes_nothing(self) -> None:
@@ -82,7 +82,7 @@ class Extensions(ContractCase):
     def test_move_gives_the_session_a_new_id(self) -> None:
         old, new = self.put({"key": {"nested": 1}}), self.new_id()
         self.expect(True, "move", old, new, 60)
-        self.expect(True, "move", old, new, 60, because="it is a second try of a move that was done")
+        self.expect(True, "move", old, new, 60, because="this repeats a move that was done")
         self.holds(old, None, "move() to another id")
         self.holds(new, {"key": {"nested": 1}}, "move() to this id")
 
@@ -107,7 +107,7 @@ class Extensions(ContractCase):
         if not live <= set(found):
             self.wrong(call, found, f"the ids {shown_ids(live)} too", "these sessions live")
         if expired in found:
-            self.wrong(call, found, f"no {expired!r}", "that session has expired")
+            self.wrong(call, found, f"the ids without {expired!r}", "that session has expired")
         if len(found) > len(set(found)):
             self.wrong(call, found, "each id once")
 

@@ -1,4 +1,4 @@
-"""A purge beside live traffic: the part of StorageContract on ``purge``."""
+"""The part of StorageContract on ``purge``, alone and beside live traffic."""
 
 from collections.abc import Generator, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor, wait
@@ -12,12 +12,12 @@ from gsession_django.testing.case import ContractCase, needs
 from gsession_django.testing.threads import get_through, interrupted
 from gsession_django.testing.ttl import WAIT
 
-# Seconds that a writer may take beside a purge, longer than databases let one wait for another by default.
+# Seconds that a writer may take beside a purge: longer than a database's default timeout for locks.
 _PATIENCE: Final = 10.0
-# Seconds that a writer is given within a step of a purge.
+# Seconds that a purge waits for a writer at one of its lines.
 _IN_PURGE: Final = 0.05
 
-# Lines of a purge that are looked at where sessions have to be waited for before each.
+# The lines of a purge to interrupt when each takes a wait for sessions to expire.
 _LINES_WITH_A_WAIT: Final = 4
 
 
@@ -27,11 +27,11 @@ class Purging(ContractCase):
     _waits = False
 
     def _expired(self, count: int) -> list[str]:
-        """Store sessions that are expired and still to be removed, and remove all that were before."""
+        """Store expired sessions for a purge to remove, after a purge of all earlier ones."""
         for _ in self.storage.purge(1000):
             pass
         ids = [self.put({"key": number}, ttl=0) for number in range(count)]
-        if sum(self.storage.purge(1000, dry_run=True)) < count:  # those with such a TTL are removed at once
+        if sum(self.storage.purge(1000, dry_run=True)) < count:  # this storage removes sessions with such a TTL at once
             ids = [self.put({"key": number}, ttl=1) for number in range(count)]
             self.advance(WAIT)
             self._waits = True
@@ -44,9 +44,9 @@ class Purging(ContractCase):
         self._counts(5, 1000, dry_run=True, because="5 sessions have expired")
         steps = list(self.storage.purge(2))
         if sum(steps) != 5 or max(steps) > 2:
-            wanted = "numbers that are 2 at most, and 5 in all"
-            self.wrong(self.named("purge", 2), steps, wanted, "5 sessions have expired, a dry run removed none of them")
-        self._counts(0, 1000, because="all that had expired was removed before")
+            wanted = "numbers of at most 2 that add up to 5"
+            self.wrong(self.named("purge", 2), steps, wanted, "5 sessions have expired, and a dry run removes none")
+        self._counts(0, 1000, because="an earlier purge removed every expired session")
         for number, session_id in enumerate(live):
             self.holds(session_id, {"key": number}, "purge()")
         for session_id in expired:
@@ -55,21 +55,21 @@ class Purging(ContractCase):
     def _counts(self, wanted: int, batch_size: int, dry_run: bool = False, because: str = "") -> None:
         steps = list(self.storage.purge(batch_size, dry_run))
         if sum(steps) != wanted:
-            self.wrong(self.named("purge", batch_size, dry_run), steps, f"numbers that are {wanted} in all", because)
+            self.wrong(self.named("purge", batch_size, dry_run), steps, f"numbers that add up to {wanted}", because)
 
     @needs("purge")
     def test_purge_holds_nothing_between_two_batches(self) -> None:
         expired = self._expired(5)
         resting = "while purge() was between two batches"
-        with closing(_generator(self.storage.purge(2))) as steps:  # or a lock may be held for good
+        with closing(_generator(self.storage.purge(2))) as steps:  # an open purge could hold a lock for good
             next(steps)
-            # Another thread first, as this one may hold a lock that it may take twice.
+            # Another thread first: this one could pass a lock that it holds itself.
             get_through(partial(self._store_again, expired), f"A thread that stored sessions {resting}", _PATIENCE)
             self._store_again(expired)
             for _ in steps:
                 pass
         for session_id in expired:
-            self.holds(session_id, {"new": 1}, f"a session was stored under this id {resting}")
+            self.holds(session_id, {"new": 1}, f"storing a session under this id {resting}")
 
     def _store_again(self, ids: list[str]) -> None:
         for session_id in ids:
@@ -78,7 +78,7 @@ class Purging(ContractCase):
 
     @needs("purge")
     def test_purge_removes_nothing_that_was_stored_after_it_looked(self) -> None:
-        """Wherever that is: it is interrupted at each of its lines in turn."""
+        """A writer interrupts the purge at each of its lines in turn."""
         seen: set[Any] = set()
         while True:
             before, expired = len(seen), self._expired(3)
@@ -87,7 +87,7 @@ class Purging(ContractCase):
 
                 def store(expired: list[str] = expired, stored: list[Future[None]] = stored) -> None:
                     stored.append(pool.submit(self._store, expired))
-                    wait(stored, _IN_PURGE)  # it may hold a lock there
+                    wait(stored, _IN_PURGE)  # not for ever: the purge may hold a lock at this line
 
                 with interrupted(type(self.storage).purge, seen, store):
                     for _ in self.storage.purge(3):
@@ -97,7 +97,7 @@ class Purging(ContractCase):
             if len(seen) == before:
                 break
             for session_id in expired:
-                self.holds(session_id, {"new": 1}, "this id was stored again while purge() ran")
+                self.holds(session_id, {"new": 1}, "storing a session under this id while purge() ran")
             if self._waits and len(seen) == _LINES_WITH_A_WAIT:
                 break
 
@@ -110,4 +110,4 @@ class Purging(ContractCase):
 
 
 def _generator(steps: Iterator[int]) -> Generator[int]:
-    yield from steps  # which closes them with itself
+    yield from steps  # closing this generator closes them too

@@ -1,4 +1,4 @@
-"""What is stored is read back, whole and for nobody else: the part of StorageContract on the eleven methods."""
+"""The part of StorageContract on the eleven methods: a storage returns stored data, whole and under its id only."""
 
 from typing import Any, Final
 
@@ -43,10 +43,10 @@ def nested(depth: int) -> dict[str, Any]:
 
 
 class AnotherSerializer(JSONSerializer):
-    """Reads nothing that is stored, as after a mistake in the settings."""
+    """Cannot read any stored session, as after a mistake in the settings."""
 
     def loads(self, data: bytes) -> Any:
-        raise ValueError("this was written by another serializer")
+        raise ValueError("another serializer wrote this")
 
 
 class Reading(ContractCase):
@@ -63,7 +63,7 @@ class Reading(ContractCase):
             "get_size": (0,),
             "apply": (False, SessionMap({"key": 1}), 60),
         }
-        because = "no session has this id, so it is an unknown one"
+        because = "no session has this id"
         for session_id in MALFORMED_IDS:
             with self.subTest(session_id=session_id[:40]):
                 self.expect(None, "get_session", session_id, 60, None, because=because)
@@ -79,10 +79,10 @@ class Reading(ContractCase):
     def test_what_is_stored_is_read_back(self) -> None:
         for name, data in {**VALUES, "deep nesting": nested(50), "branches": nested(4)}.items():
             with self.subTest(name):
-                self.holds(self.put(data), data, f"{name} was stored")
+                self.holds(self.put(data), data, f"storing {name}")
 
     def test_an_empty_session_is_a_session(self) -> None:
-        self.holds(self.put({}), {}, "a session without pairs was stored")
+        self.holds(self.put({}), {}, "storing a session without pairs")
 
     def test_what_cannot_be_read_is_there_and_stays(self) -> None:
         session_id = self.put({"key": "value"})
@@ -104,23 +104,24 @@ class Reading(ContractCase):
                 except DecodeError:
                     continue
                 if (found not in (None, False)) is not there:
-                    because = "the session is there, and SESSION_SERIALIZER cannot read it: let DecodeError through"
-                    self.wrong(call, found, "nothing, or what it does of a session that is there", because)
+                    because = "the session exists, but SESSION_SERIALIZER cannot read it"
+                    result = "the session" if method == "get_session" else there
+                    self.wrong(call, found, f"{result}, or let DecodeError through", because)
         if (self.read(session_id) or {}).get("key") != "value":
-            after = "calls for which SESSION_SERIALIZER could not read the session, and with one that can"
+            after = "calls with a SESSION_SERIALIZER that cannot read the session, and with the right one again"
             self.holds(session_id, {"key": "value"}, after)
 
     def test_sessions_do_not_mix(self) -> None:
         ids = [self.put({"number": number}) for number in range(20)]
         for number, session_id in enumerate(ids):
-            self.holds(session_id, {"number": number}, "20 sessions were stored")
+            self.holds(session_id, {"number": number}, "storing 20 sessions")
 
     def test_what_is_given_is_not_kept(self) -> None:
         data: dict[str, Any] = {"cart": {"apple": 1}, "list": [1]}
         session_id = self.put(data)
         data["cart"]["apple"] = 2
         data["list"].append(2)
-        after = "the objects that were given to the storage were changed"
+        after = "the caller changed the objects that it had given to the storage"
         self.holds(session_id, {"cart": {"apple": 1}, "list": [1]}, after)
 
     def test_what_is_kept_is_not_handed_out(self) -> None:
@@ -128,7 +129,7 @@ class Reading(ContractCase):
         found = self.read(session_id)
         assert found is not None
         found["cart"]["apple"] = 2
-        self.holds(session_id, {"cart": {"apple": 1}}, "the objects that the storage returned were changed")
+        self.holds(session_id, {"cart": {"apple": 1}}, "the caller changed the objects that the storage had returned")
 
     def test_remove_all_removes_the_session_and_no_other(self) -> None:
         one, other = self.put({"one": 1}), self.put({"other": 1})
@@ -139,7 +140,7 @@ class Reading(ContractCase):
 
     @needs("set_session")
     def test_set_session_replaces_what_was_stored(self) -> None:
-        if "get" in self.able:  # per key: there it renews the TTL and no more
+        if "get" in self.able:  # a per-key storage only renews the TTL here
             return
         session_id = self.put({"old": 1})
         self.call("set_session", session_id, {"new": 2}, 60)
@@ -153,7 +154,7 @@ class Reading(ContractCase):
                 wanted = "at least 8 characters, all of them letters, digits or one of !#$%&'*+-.^_`|~:"
                 self.wrong(self.named("new", 60), key, wanted)
         if len(set(keys)) < 50:
-            self.wrong(self.named("new", 60), keys, "another key each time", "it was called 50 times")
+            self.wrong(f"50 calls of {self.named('new', 60)}", keys, "a different key each time")
 
 
 class Pairs(ContractCase):
@@ -164,7 +165,7 @@ class Pairs(ContractCase):
         session_id = self.put({"cart": {"apple": 1}})
         self.expect({"apple": 1}, "get", session_id, "cart")
         self.call("get", session_id, "cart")["apple"] = 2
-        self.expect({"apple": 1}, "get", session_id, "cart", because="only what it had returned before was changed")
+        self.expect({"apple": 1}, "get", session_id, "cart", because="the caller changed only its own copy")
 
     @needs("get")
     def test_get_of_what_is_not_there_is_none(self) -> None:

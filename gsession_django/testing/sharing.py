@@ -1,4 +1,4 @@
-"""One storage object for all: the part of StorageContract on threads, event loops, processes and outages."""
+"""The part of StorageContract on threads, event loops, processes and outages: all share one storage object."""
 
 import asyncio
 import gc
@@ -19,9 +19,9 @@ from gsession_django.testing.visitors import THREADS
 _LOOPS: Final = 4
 _TASKS: Final = 4
 _ROUNDS: Final = 5
-# Seconds for which two processes do the same.
+# Seconds for which parent and child use the storage at once.
 _TOGETHER: Final = 0.05
-# What a storage asks a session between its read and its write.
+# The methods of a session that a storage calls between its read and its write.
 _BETWEEN: Final = ("merged_onto", "merged_value", "renews_ttl", "as_dict", "encoded")
 
 
@@ -38,7 +38,7 @@ class Sharing(ContractCase):
             session["cart"][f"item {number}"] = number
 
         def work(number: int) -> None:
-            if number % 2 and "async" in able_of(type(self)):  # what keeps threads apart has to keep event loops apart
+            if number % 2 and "async" in able_of(type(self)):  # a lock between threads must hold for event loops too
                 done = asyncio.run(self._in_time(self.storage.aapply(session_id, held[number], 60)))  # type: ignore[attr-defined]
             else:
                 done = self.storage.apply(session_id, held[number], 60)
@@ -76,7 +76,7 @@ class Sharing(ContractCase):
                 calls = [asyncio.ensure_future(get(session_id, 60, None)) for _ in range(_TASKS)]
                 await asyncio.sleep(0)
                 if barrier is not None:
-                    barrier.wait()  # all event loops are in the midst of calls
+                    barrier.wait()  # until every event loop has calls under way
                 for found in await self._in_time(asyncio.gather(*calls)):
                     if found is None:
                         self.wrong(
@@ -90,7 +90,7 @@ class Sharing(ContractCase):
         except Exception as error:
             raise self.failureException(
                 f"{type(self.storage).__name__}.aget_session() raised {error!r} {where}. It should return the session: "
-                f"keep connections by event loop, as {PAGE} shows."
+                f"keep separate connections for each event loop, as {PAGE} shows."
             ) from error
 
     # Processes.
@@ -100,7 +100,7 @@ class Sharing(ContractCase):
         session_id = self.put({"key": 1})
         for _, way in self.ways():
             with way():
-                self.holds(session_id, {"key": 1}, "it was stored")
+                self.holds(session_id, {"key": 1}, "storing it")
         self.reread(self.visitor({"key": 1}))
 
         def in_child() -> None:
@@ -115,8 +115,8 @@ class Sharing(ContractCase):
             said = child.join()
         if said is not None:
             self.fail(
-                f"{type(self.storage).__name__} was used, the process forked, and in the child it fails: let the child "
-                f"have connections of its own, as {PAGE} shows. {said}"
+                f"{type(self.storage).__name__} failed in a process that was forked after the storage's first use. "
+                f"Open new connections in the child, as {PAGE} shows. {said}"
             )
         self._go_on(session_id, "in a process whose child has ended")
 
@@ -127,7 +127,7 @@ class Sharing(ContractCase):
                 while True:
                     self.holds(session_id, {"key": 1}, f"a fork, {where}")
                     own = self.put({"where": where})
-                    self.holds(own, {"where": where}, f"it was stored {where}")
+                    self.holds(own, {"where": where}, f"storing it {where}")
                     if time.monotonic() >= until:
                         break
         self.finds(self.visitor({"key": "visitor"}), {"key": "visitor"}, f"save() {where}")
@@ -165,7 +165,7 @@ class Sharing(ContractCase):
         self.holds(session_id, {"key": 1}, "an outage")
 
     def _unavailable(self, name: str, call: Callable[[], Any]) -> None:
-        wanted = "It should raise StorageUnavailable: whether there is a session is not known then."
+        wanted = "It should raise StorageUnavailable: in an outage it cannot know whether there is a session."
         with self.subTest(name.partition("(")[0]):
             try:
                 found = call()
@@ -178,12 +178,12 @@ class Sharing(ContractCase):
 
 @contextmanager
 def meeting() -> Iterator[None]:
-    """Let two calls of ``apply`` meet between the read and the write of each, if the storage lets them."""
+    """Let two calls of ``apply`` meet between read and write, if the storage allows that."""
     barrier = threading.Barrier(2)
 
     def meet_before(method: Callable[..., Any]) -> Callable[..., Any]:
         def met(self: SessionMap, *args: Any) -> Any:
-            with suppress(threading.BrokenBarrierError):  # nobody else may come as far: that is what locks are for
+            with suppress(threading.BrokenBarrierError):  # a storage with a lock lets no second call come here
                 barrier.wait(0.05)
             return method(self, *args)
 

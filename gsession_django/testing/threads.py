@@ -1,4 +1,4 @@
-"""Threads and processes for the tests, which end whatever a storage does in them."""
+"""Threads and processes for the tests. They end even if the storage hangs."""
 
 import inspect
 import os
@@ -17,12 +17,12 @@ from typing import Any, Final
 from django.db import connections
 
 TIMEOUT: Final = 20.0
-"""Seconds after which something hangs."""
+"""Seconds after which a test takes a call for hung."""
 
 
 @contextmanager
 def frequent_switches() -> Iterator[None]:
-    """Let threads take turns so often that they meet in short windows too."""
+    """Let threads take turns so often that they meet even in short windows."""
     before = sys.getswitchinterval()
     sys.setswitchinterval(1e-5)
     try:
@@ -33,9 +33,9 @@ def frequent_switches() -> Iterator[None]:
 
 @contextmanager
 def interrupted(function: Callable[..., Any], seen: set[Any], interrupt: Callable[[], None]) -> Iterator[None]:
-    """Call ``interrupt()`` in this thread, once, as it comes to a line that is not in `seen`, and put it there.
+    """Call ``interrupt()`` in this thread once, at the first line that is not in `seen`, and add that line to `seen`.
 
-    The lines are those of the file in which `function` is written.
+    Only lines of the file that defines `function` count.
     """
     code = getattr(inspect.unwrap(function), "__code__", None)
     file = None if code is None else code.co_filename
@@ -60,10 +60,10 @@ def interrupted(function: Callable[..., Any], seen: set[Any], interrupt: Callabl
 
 
 def in_threads(count: int, work: Callable[[int], None], barrier: threading.Barrier | None = None) -> None:
-    """Call ``work(number)`` in `count` threads at once, and raise what one of them raised.
+    """Call ``work(number)`` in `count` threads at once, and raise the first error of one.
 
     Args:
-        barrier: what they wait at; it is broken once one has failed, or the others would wait for that one.
+        barrier: the barrier that the threads wait at. A failing thread breaks it, or the others would wait for it.
     """
 
     def run(number: int) -> None:
@@ -74,18 +74,18 @@ def in_threads(count: int, work: Callable[[int], None], barrier: threading.Barri
                 barrier.abort()
             raise
         finally:
-            connections.close_all()  # a thread has connections of its own, if the sessions are in a database
+            connections.close_all()  # Django opens database connections for each thread
 
     with ThreadPoolExecutor(count) as pool:
         futures = [pool.submit(run, number) for number in range(count)]
     errors = [error for future in futures if (error := future.exception()) is not None]
-    # What broke the barrier, and not what the broken barrier raised in the others.
+    # The error that broke the barrier comes before those that the broken barrier raised.
     for error in sorted(errors, key=lambda error: isinstance(error, threading.BrokenBarrierError)):
         raise error
 
 
 def get_through(work: Callable[[], None], what: str, seconds: float) -> None:
-    """Call ``work()`` in another thread, which has to come to its end, and in time."""
+    """Call ``work()`` in another thread, and fail if it raises or takes longer than `seconds`."""
     future: Future[None] = Future()
 
     def run() -> None:
@@ -97,30 +97,29 @@ def get_through(work: Callable[[], None], what: str, seconds: float) -> None:
         finally:
             connections.close_all()
 
-    threading.Thread(target=run, daemon=True).start()  # nothing waits for it at the end, should it hang
+    threading.Thread(target=run, daemon=True).start()  # a daemon, so a hung one does not block the exit
     try:
         future.result(seconds)
     except TimeoutError:
         if not future.done():
-            raise AssertionError(
-                f"{what} did not get through in {seconds:g} seconds. It should not have to wait."
-            ) from None
+            raise AssertionError(f"{what} did not finish in {seconds:g} seconds. It should not have to wait.") from None
         raise
     except Exception as error:
-        raise AssertionError(f"{what} met {error!r}. It should get through.") from error
+        raise AssertionError(f"{what} met {error!r}. It should succeed.") from error
 
 
 class Child:
-    """A process that was forked from this one and calls ``work()``."""
+    """A fork of this process that calls ``work()``."""
 
     def __init__(self, work: Callable[[], None]) -> None:
-        # Django lets connections to a database be shared with a child, which is not the storage's fault.
+        # A child would share Django's database connections, and the storage cannot help that.
         for connection in connections.all(initialized_only=True):
             if not connection.in_atomic_block:
                 connection.close()
         self._reading, writing = os.pipe()
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", DeprecationWarning)  # of other threads: the child does not wait for them
+            # Python warns of a fork beside other threads, but this child does not wait for those.
+            warnings.simplefilter("ignore", DeprecationWarning)
             self._pid = os.fork()
         if self._pid == 0:
             said = "."
@@ -137,7 +136,7 @@ class Child:
         os.read(self._reading, 1)  # it has begun
 
     def join(self) -> str | None:
-        """Wait until it has ended, and return what went wrong in it."""
+        """Wait until it has ended, and return its error; ``None`` without one."""
         said = b""
         try:
             while select.select([self._reading], [], [], TIMEOUT)[0]:
@@ -146,8 +145,8 @@ class Child:
                 said += part
             else:
                 os.kill(self._pid, signal.SIGKILL)
-                return f"it has not answered for {TIMEOUT:g} seconds"
+                return f"It did not answer for {TIMEOUT:g} seconds."
         finally:
             os.close(self._reading)
             os.waitpid(self._pid, 0)
-        return None if said == b"." else said.decode() or "it has ended without a word"
+        return None if said == b"." else said.decode() or "It ended without a message."

@@ -1,25 +1,26 @@
-"""When a session ends: the part of StorageContract on TTLs."""
+"""The part of StorageContract on TTLs: when a session ends."""
 
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from typing import Final
 
-from gsession_django.core.session_map import EXPIRY_KEY, SessionMap
+from gsession_django.core.pairs import EXPIRY_KEY
+from gsession_django.core.session_map import SessionMap
 from gsession_django.testing.case import ContractCase, needs
 
 WAIT: Final = 1.2
 """Seconds after which a session with a TTL of 1 is over."""
-_LATER: Final = f" and {WAIT} seconds"
+_LATER: Final = f" and a wait of {WAIT} seconds"
 
 Case = Iterator[None]
-"""Prepares sessions until it yields, and looks at them when time has passed."""
+"""Prepares sessions, yields, and looks at them after the wait."""
 
 
 class TimeToLive(ContractCase):
     """TTLs."""
 
     def test_a_session_ends_with_its_ttl_and_not_before(self) -> None:
-        """All that has to wait, so that there is one wait."""
+        """All cases that need a wait share this one."""
         prepared: list[tuple[str, Callable[[], AbstractContextManager[None]], Case]] = []
         for name, way in self.ways():
             with way():
@@ -47,8 +48,8 @@ class TimeToLive(ContractCase):
     def _session(self) -> Case:
         short, long = self.put({"key": 1}, ttl=1), self.put({"key": 1}, ttl=60)
         yield
-        self.holds(short, None, f"a session with a TTL of 1 was stored{_LATER}")
-        self.holds(long, {"key": 1}, f"a session with a TTL of 60 was stored{_LATER}")
+        self.holds(short, None, f"storing a session with a TTL of 1{_LATER}")
+        self.holds(long, {"key": 1}, f"storing a session with a TTL of 60{_LATER}")
 
     def _touch(self) -> Case:
         key = self.visitor({"key": {"nested": 1}}, expiry=1)
@@ -57,13 +58,13 @@ class TimeToLive(ContractCase):
         store.save()
         store.save()
         yield
-        self.finds(key, {"key": {"nested": 1}, EXPIRY_KEY: 60}, f"set_expiry(60) and two times save(){_LATER}")
+        self.finds(key, {"key": {"nested": 1}, EXPIRY_KEY: 60}, f"set_expiry(60), save() twice{_LATER}")
 
     def _update_ttl(self) -> Case:
         session_id = self.put({"key": 1}, ttl=1)
         call = self.named("update_ttl", session_id, 60)
         if (found := self.call("update_ttl", session_id, 60)) is False:
-            self.wrong(call, found, "True or None", "the session is there")
+            self.wrong(call, found, "True or None", "the session exists")
         yield
         self.holds(session_id, {"key": 1}, f"{call}{_LATER}")
 
@@ -78,7 +79,7 @@ class TimeToLive(ContractCase):
         held = self.held_with(session_id, "key", 2)
         self.expect(True, "apply", session_id, self.held_with(session_id, EXPIRY_KEY, 1), 1)
         self.expect(True, "apply", session_id, held, 60)
-        after = "apply() with a TTL of 60 by a request that did not know of the set_expiry(1) of another"
+        after = "apply() with a TTL of 60 by a request that had not seen another request's set_expiry(1)"
         self.holds(session_id, {"key": 2, EXPIRY_KEY: 1}, after)
         yield
         self.holds(session_id, None, f"{after}{_LATER}")
@@ -93,13 +94,13 @@ class TimeToLive(ContractCase):
         old, new = self.put({EXPIRY_KEY: 1}, ttl=1), self.new_id()
         self.expect(True, "move", old, new, 60)
         yield
-        after = "move() with a TTL of 60 of a session that has a TTL of 1 by set_expiry(1)"
+        after = "move() with a TTL of 60 of a session with set_expiry(1)"
         self.holds(new, None, f"{after}{_LATER}")
 
     def test_a_ttl_of_zero_or_below_is_over_at_once(self) -> None:
         for ttl in (0, -1, -(10**9)):
             with self.subTest(ttl=ttl):
-                self.holds(self.put({"key": 1}, ttl=ttl), None, f"a session with a TTL of {ttl} was stored")
+                self.holds(self.put({"key": 1}, ttl=ttl), None, f"storing a session with a TTL of {ttl}")
 
     def test_ttl_left_is_what_the_session_has_to_live(self) -> None:
         session_id = self.put({"key": 1}, ttl=30)
@@ -112,7 +113,7 @@ class TimeToLive(ContractCase):
         found = self.found(session_id)
         left = found.ttl_left if isinstance(found, SessionMap) else None
         if left is not None and not ttl - 10 < left <= ttl:
-            because = f"the session was given a TTL of {ttl}, whatever the ttl that get_session() gets"
+            because = f"the last TTL that the session got is {ttl}, and the argument of get_session() does not count"
             self.wrong(self.named("get_session", session_id, 60, None) + ".ttl_left", left, f"about {ttl}", because)
 
     @needs("update_ttl")

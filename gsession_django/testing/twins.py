@@ -1,4 +1,4 @@
-"""The native twins: they do what the methods do, and are tested with the same tests."""
+"""The native twins: they do the same as the methods, and pass the same tests."""
 
 import asyncio
 import functools
@@ -15,7 +15,7 @@ from gsession_django.testing.ttl import TimeToLive
 from gsession_django.testing.visitors import THREADS
 
 _TWICE = (Reading, Pairs, TimeToLive, Extensions, Sharing)
-# They test the twins themselves, or there is no twin.
+# These call the twins themselves, or test a method without a twin.
 _ONCE = (
     "test_a_session_ends_with_its_ttl_and_not_before",
     "test_ids_are_those_of_the_live_sessions",
@@ -27,20 +27,20 @@ _ONCE = (
 
 
 class Twins(ContractCase):
-    """Native twins. There is one more test here for each of a storage's methods: the same, with ``_async`` behind."""
+    """Native twins. Each test of a storage's methods has a copy here that calls the twins, named ``…_async``."""
 
     def test_twins_are_there_for_all_methods_or_none(self) -> None:
         storage_class = self.store_class.storage_class
         has = [f"a{name}" for name in sorted(abilities(storage_class)) if hasattr(storage_class, f"a{name}")]
         if has and (missing := missing_twins(storage_class)):
             self.fail(
-                f"{storage_class.__name__} has {', '.join(has)} and lacks {', '.join(missing)}. Write those too, or "
-                "leave out the others: none is called before all are there."
+                f"{storage_class.__name__} has {', '.join(has)} but lacks {', '.join(missing)}. Write the missing "
+                "ones, or remove the others: the adapter calls native twins only when all exist."
             )
         for method, defines in bypassed_twins(storage_class).items():
             self.fail(
-                f"{storage_class.__name__} overrides {method}() and not a{method}(), which is that of "
-                f"{defines.__name__}: an async request calls that. Override a{method}() too."
+                f"{storage_class.__name__} overrides {method}() but inherits a{method}() from {defines.__name__}, and "
+                f"an async request calls that one. Override a{method}() too."
             )
 
     @needs("async")
@@ -61,9 +61,9 @@ class Twins(ContractCase):
         wanted = {"apple": 1} | {f"item {number}": number for number in range(THREADS)}
         if (cart := await store.aget("cart")) != wanted:
             self.wrong(
-                f"After {THREADS} requests at once, each with an item, SessionStore.aget('cart')", cart, str(wanted)
+                f"After {THREADS} requests at once that each add an item, SessionStore.aget('cart')", cart, str(wanted)
             )
-        self.assertEqual(await store.aget("nothing", 5), 5, "aget() of a key that is not there returns the default.")
+        self.assertEqual(await store.aget("nothing", 5), 5, "aget() of a missing key should return the default.")
         await store.acycle_key()
         await store.asave()
         if await store.aexists(key):

@@ -1,4 +1,4 @@
-"""What visitors find: the part of StorageContract on the storage as a Django session engine."""
+"""The part of StorageContract on the storage as a Django session engine, as visitors meet it."""
 
 import threading
 from collections.abc import Callable
@@ -47,7 +47,7 @@ class Visitors(ContractCase):
         store = self.store_class(key)
         store["cart"]["apple"]["count"] = 2
         store["list"].append(2)
-        self.assertTrue(store.modified, "SessionStore.modified should be True: values were changed in place.")
+        self.assertTrue(store.modified, "SessionStore.modified should be True: the request changed values in place.")
         store.save()
         self.finds(key, {"cart": {"apple": {"count": 2}}, "list": [1, 2]}, "save() of values changed in place")
 
@@ -83,11 +83,14 @@ class Visitors(ContractCase):
     def _kept(self, count: int, each: str) -> None:
         wanted = THREADS * _ROUNDS
         self.assertEqual(
-            count, wanted, f"{wanted} requests, of which {THREADS} overlap, have each saved {each}. {count} are there."
+            count,
+            wanted,
+            f"{wanted} requests, {THREADS} at a time, each saved {each}. The session should have {wanted}, and has "
+            f"{count}.",
         )
 
     def _in_parallel(self, key: str, write: Callable[[SessionStore, int, int], None]) -> None:
-        """Let requests overlap for certain: in each round all have read the session before one saves it."""
+        """Make requests overlap: in each round every one reads the session before the first one saves it."""
         barrier = threading.Barrier(THREADS, timeout=3 * TIMEOUT)
 
         def work(writer: int) -> None:
@@ -104,7 +107,8 @@ class Visitors(ContractCase):
     def test_a_session_deleted_meanwhile_stays_deleted(self) -> None:
         for ending in ("save", "touch", "cycle"):
             with self.subTest(ending):
-                key = self.visitor({"key": 1, SESSION_KEY: "1"})  # signed in, or cycle_key() makes a new session
+                # Signed in: for anybody else cycle_key() would make a new session.
+                key = self.visitor({"key": 1, SESSION_KEY: "1"})
                 store = self.store_class(key)
                 self.assertEqual(store["key"], 1)
                 self.store_class(key).flush()

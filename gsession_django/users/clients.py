@@ -1,6 +1,7 @@
 """Where a user signs in and was last seen: address and user agent, if ``GSESSION["RECORD_CLIENT"]`` is on.
 
-The middleware calls :func:`record` or :func:`arecord` when the view is done with the session, before it is saved.
+The middleware calls :func:`record` or :func:`arecord` when the view is done with the session, before it is saved. So
+does whoever saves the session at the sign-in.
 """
 
 import ipaddress
@@ -13,7 +14,7 @@ from gsession_django.core.conf import conf
 from gsession_django.core.engine import engine_of
 from gsession_django.core.session_map import SessionMap
 from gsession_django.core.store import SessionStore
-from gsession_django.users.about import CLIENT
+from gsession_django.users.about import CLIENT, SINCE
 
 USER_AGENT_LENGTH: Final = 512
 """Characters that are kept of a user agent."""
@@ -49,7 +50,8 @@ def _session_of(request: HttpRequest) -> SessionMap | None:
 def _note(session: SessionMap, request: HttpRequest) -> None:
     here = [address_of(request), user_agent_of(request)]
     noted: list[Any] | None = session.get(CLIENT)
-    signs_in = session.base(SESSION_KEY) != session.get(SESSION_KEY)
+    # A sign-in by the same user again counts where that gives it a new time.
+    signs_in = any(not session.lacks(key) and session.base(key) != session.get(key) for key in (SESSION_KEY, SINCE))
     if noted is None:
         # As if it were stored, and changed in place: a pair that is set would let a value that cannot be stored fail
         # the save, which a view may have made for display.

@@ -1,26 +1,28 @@
 """The sessions of a user: what is known of each, and how they are ended."""
 
 import hashlib
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from functools import partial
-from typing import Any, Final
+from types import ModuleType
+from typing import Any
 
 from django.conf import settings
 from django.contrib.auth import SESSION_KEY
 from django.core.exceptions import ImproperlyConfigured
 from django.db.models import Model
 
+from gsession_django.core.abilities import abilities
+from gsession_django.core.conf import conf
 from gsession_django.core.driving import UNABLE, Operation
 from gsession_django.core.engine import Engine, engine_module, engine_of
-from gsession_django.core.session_map import EXPIRY_KEY, SessionMap
+from gsession_django.core.pairs import EXPIRY_KEY
+from gsession_django.core.session_map import SessionMap
 from gsession_django.core.store import SessionStore
 from gsession_django.serializers import DecodeError
 from gsession_django.signals import Ended, session_ended
 from gsession_django.users.about import CLIENT, SINCE
-
-# A session that gets a new key between two looks may be found under neither; it is under the next.
-_EMPTY_LOOKS: Final = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +44,8 @@ class UserSession:
 
     Attributes:
         handle: names the session, for a form or a URL. It is not the session key, and nobody can sign in with it.
-        user_id: whose session it is: the text that Django keeps in the session, ``str(user.pk)`` as a rule.
+        user_id: whose session it is: the text that Django keeps in the session, ``str(user.pk)`` as a rule; ``None`` if
+            nobody is signed in, which a session of :func:`sessions_of` never says.
         is_current: whether it is the session that was passed as `current`.
         created: when the user signed in; ``None`` for a session that was stored before this package listed sessions.
         last_seen: when a request last saved or touched the session; ``None`` where the storage does not tell how long
@@ -55,7 +58,7 @@ class UserSession:
     """
 
     handle: str
-    user_id: str
+    user_id: str | None
     is_current: bool
     created: datetime | None
     last_seen: datetime | None
@@ -78,15 +81,15 @@ def sessions_of(user: Model | str, current: Any = None) -> list[UserSession]:
         NotImplementedError: the engine cannot list the sessions of a user.
         StorageUnavailable: the storage cannot answer.
     """
-    users = _Users.of_site()
-    found: list[UserSession] = users.engine.run(users.sessions_of(_id_of(user), _current_id(current)))
+    sessions = Sessions.of_site()
+    found: list[UserSession] = sessions.engine.run(sessions.sessions_of(id_of(user), _current_id(current)))
     return found
 
 
 async def asessions_of(user: Model | str, current: Any = None) -> list[UserSession]:
     """Do what :func:`sessions_of` does, awaited."""
-    users = _Users.of_site()
-    found: list[UserSession] = await users.engine.arun(users.sessions_of(_id_of(user), _current_id(current)))
+    sessions = Sessions.of_site()
+    found: list[UserSession] = await sessions.engine.arun(sessions.sessions_of(id_of(user), _current_id(current)))
     return found
 
 
@@ -97,14 +100,14 @@ def end_session(session: UserSession, reason: Ended = Ended.BY_ANOTHER) -> None:
         session: one of :func:`sessions_of`. One that has ended meanwhile is no error.
         reason: what the signal ``session_ended`` says.
     """
-    users = _Users.of_site()
-    users.engine.run(users.end(session, reason))
+    sessions = Sessions.of_site()
+    sessions.engine.run(sessions.end(session, reason))
 
 
 async def aend_session(session: UserSession, reason: Ended = Ended.BY_ANOTHER) -> None:
     """Do what :func:`end_session` does, awaited."""
-    users = _Users.of_site()
-    await users.engine.arun(users.end(session, reason))
+    sessions = Sessions.of_site()
+    await sessions.engine.arun(sessions.end(session, reason))
 
 
 def end_sessions(user: Model | str, keep: Any = None, reason: Ended = Ended.BY_ANOTHER) -> int:
@@ -113,37 +116,35 @@ def end_sessions(user: Model | str, keep: Any = None, reason: Ended = Ended.BY_A
 
     Args:
         user: as for :func:`sessions_of`.
-        keep: the session that goes on, ``request.session``; ``None`` ends all.
+        keep: the session that goes on, ``request.session`` or a listed one; ``None`` ends all.
         reason: as for :func:`end_session`.
 
     Returns:
         How many were ended.
     """
-    users = _Users.of_site()
-    ended: int = users.engine.run(users.end_all(_id_of(user), _current_id(keep), reason))
+    sessions = Sessions.of_site()
+    ended: int = sessions.engine.run(sessions.end_all(id_of(user), _current_id(keep), reason))
     return ended
 
 
 async def aend_sessions(user: Model | str, keep: Any = None, reason: Ended = Ended.BY_ANOTHER) -> int:
     """Do what :func:`end_sessions` does, awaited."""
-    users = _Users.of_site()
-    ended: int = await users.engine.arun(users.end_all(_id_of(user), _current_id(keep), reason))
+    sessions = Sessions.of_site()
+    ended: int = await sessions.engine.arun(sessions.end_all(id_of(user), _current_id(keep), reason))
     return ended
 
 
-class _Users:
-    """What is asked of the sessions of users, as operations of one engine."""
+class Sessions:
+    """What is asked of the sessions of an engine, as operations."""
 
     def __init__(self, store_class: type[SessionStore]) -> None:
         self.store_class = store_class
         self.engine: Engine = engine_of(store_class)
-        if "sessions_of" not in self.engine.able:
-            raise self._unable()
 
     @classmethod
-    def of_site(cls) -> "_Users":
-        store_class = getattr(engine_module(settings.SESSION_ENGINE), "SessionStore", None)
-        if not (isinstance(store_class, type) and issubclass(store_class, SessionStore)):
+    def of_site(cls) -> "Sessions":
+        store_class = _store_class(engine_module(settings.SESSION_ENGINE))
+        if store_class is None:
             raise ImproperlyConfigured(
                 f"SESSION_ENGINE = {settings.SESSION_ENGINE!r} is not an engine of gsession_django, which alone can "
                 "list the sessions of a user. Name one of its engines."
@@ -157,70 +158,109 @@ class _Users:
         )
 
     def sessions_of(self, user_id: str, current_id: str | None) -> Operation:
-        found = []
-        lifetimes = self.store_class()
+        """Return those in which a user is signed in."""
+        ids = yield from self._ids_of(user_id)
+        found: list[UserSession] = yield from self._signed_in(ids, user_id, current_id)
+        return sorted(found, key=_newest_first)
+
+    def _ids_of(self, user_id: str) -> Operation:
         ids = yield "sessions_of", user_id
         if ids is UNABLE:
             raise self._unable()
-        for session_id in dict.fromkeys(ids):
-            try:
-                session: SessionMap | None = yield from self.engine.load(session_id, lifetimes)
-            except DecodeError as error:
-                self.engine.log_unreadable(session_id, error)
-                continue
-            if session is None:
-                continue
+        return list(dict.fromkeys(ids))
+
+    def _signed_in(self, ids: Iterable[str], user_id: str, current_id: str | None) -> Operation:
+        found = []
+        for session_id in ids:
+            session: SessionMap | None = yield from self.look(session_id)
+            if session is not None and str(session.get(SESSION_KEY)) == user_id:
+                found.append(describe(session_id, session, session_id == current_id))
+        return found
+
+    def look(self, session_id: str) -> Operation:
+        """Return a session with what is known of it; ``None`` if there is none, or nobody can read it."""
+        try:
+            session: SessionMap | None = yield from self.engine.load(session_id, self.store_class())
+        except DecodeError as error:
+            self.engine.log_unreadable(session_id, error)
+            return None
+        if session is not None:
             for key in (SESSION_KEY, SINCE, CLIENT, EXPIRY_KEY):
                 if session.lacks(key):
                     yield from self.engine.fetch(session_id, session, key)
-            if str(session.get(SESSION_KEY)) == user_id:
-                found.append(self._described(session_id, session, user_id, session_id == current_id))
-        return sorted(found, key=_newest_first)
-
-    def _described(self, session_id: str, session: SessionMap, user_id: str, is_current: bool) -> UserSession:
-        now, left = datetime.now(UTC), session.ttl_left
-        since: int | None = session.get(SINCE)
-        age = session.get(EXPIRY_KEY) or settings.SESSION_COOKIE_AGE
-        seen = None
-        if left is not None and isinstance(age, int | float):
-            seen = min(now, now - timedelta(seconds=age - left))
-        first, last = session.get(CLIENT) or (None, None)
-        return UserSession(
-            handle=hashlib.sha256(f"gsession_django.users:{session_id}".encode()).hexdigest()[:32],
-            user_id=user_id,
-            is_current=is_current,
-            created=None if since is None else datetime.fromtimestamp(since / 1000, UTC),
-            last_seen=seen,
-            expires=None if left is None else now + timedelta(seconds=left),
-            signed_in_from=None if first is None else Client(*first),
-            last_seen_from=None if last is None else Client(*last),
-            session_id=session_id,
-        )
+        return session
 
     def end(self, session: UserSession, reason: Ended) -> Operation:
+        told = session_ended.has_listeners(self.store_class) and (
+            yield from self.engine.exists(session.session_id, self.store_class())
+        )
         yield from self.engine.remove(session.session_id, session.user_id)
-        if session_ended.has_listeners(self.store_class):
+        if told:
             arguments: dict[str, Any] = {"session_id": session.session_id, "user_id": session.user_id}
             yield partial(session_ended.send_robust, self.store_class, reason=reason, **arguments)
 
     def end_all(self, user_id: str, kept_id: str | None, reason: Ended) -> Operation:
-        ended = empty_looks = 0
-        while empty_looks < _EMPTY_LOOKS:
-            empty_looks += 1
-            for session in (yield from self.sessions_of(user_id, kept_id)):
-                if not session.is_current:
-                    yield from self.end(session, reason)
-                    ended += 1
-                    empty_looks = 0
-        return ended
+        """End the sessions of a user, also one that gets a new key between two looks. Return how many."""
+        yield from self.engine.end_elsewhere(user_id)
+        ended: set[str] = set()
+        before = None
+        while True:
+            ids = yield from self._ids_of(user_id)
+            # Those ended already may still be shown by a database transaction that began before.
+            found = yield from self._signed_in((each for each in ids if each not in ended), user_id, kept_id)
+            others = [session for session in found if not session.is_current]
+            if not others and ids == before:
+                return len(ended)
+            before = ids
+            for session in others:
+                yield from self.end(session, reason)
+                ended.add(session.session_id)
 
 
-def _id_of(user: Model | str) -> str:
+def describe(session_id: str, session: SessionMap, is_current: bool = False) -> UserSession:
+    """Return what is known of a session."""
+    now, left, user_id = datetime.now(UTC), session.ttl_left, session.get(SESSION_KEY)
+    since: int | None = session.get(SINCE)
+    age = session.get(EXPIRY_KEY) or settings.SESSION_COOKIE_AGE
+    if age == settings.SESSION_COOKIE_AGE and user_id is None and (anonymous_age := conf().anonymous_age) is not None:
+        age = min(age, anonymous_age)
+    seen = None
+    if left is not None and isinstance(age, int | float):
+        seen = min(now, now - timedelta(seconds=age - left))
+    first, last = session.get(CLIENT) or (None, None)
+    return UserSession(
+        handle=hashlib.sha256(f"gsession_django.users:{session_id}".encode()).hexdigest()[:32],
+        user_id=None if user_id is None else str(user_id),
+        is_current=is_current,
+        created=None if since is None else datetime.fromtimestamp(since / 1_000_000, UTC),
+        last_seen=seen,
+        expires=None if left is None else now + timedelta(seconds=left),
+        signed_in_from=None if first is None else Client(*first),
+        last_seen_from=None if last is None else Client(*last),
+        session_id=session_id,
+    )
+
+
+def can_list(module: ModuleType) -> bool:
+    """Return whether the engine in a module can list the sessions of a user."""
+    store_class = _store_class(module)
+    return store_class is not None and "sessions_of" in abilities(store_class.storage_class)
+
+
+def _store_class(module: ModuleType) -> type[SessionStore] | None:
+    found = getattr(module, "SessionStore", None)
+    return found if isinstance(found, type) and issubclass(found, SessionStore) else None
+
+
+def id_of(user: Model | str) -> str:
+    """Return the text that Django keeps in a session for a user."""
     return user if isinstance(user, str) else user._meta.pk.value_to_string(user)
 
 
 def _current_id(session: Any) -> str | None:
-    return session.session_id if isinstance(session, SessionStore) else None
+    if session is None or isinstance(session, SessionStore | UserSession):
+        return None if session is None else session.session_id
+    raise TypeError(f"{session!r} is not a session: pass request.session, or one that sessions_of() has listed.")
 
 
 def _newest_first(session: UserSession) -> tuple[bool, float]:

@@ -1,7 +1,7 @@
-"""Eight requests at once on one session: what survives on this engine, and what on Django's own.
+"""Eight requests change one session at once: which changes survive on this engine, and which on Django's.
 
-A run is eight requests. Each loads its session, waits until the others have loaded theirs, and only
-then changes it and saves, as slow views that overlap would.
+A run is eight requests. Each loads the session, waits until the others have loaded it, and then
+changes and saves it, as overlapping slow views do.
 """
 
 import secrets
@@ -38,7 +38,7 @@ COMPARISON_COOKIE = "comparison_sessionid"
 
 
 class ComparisonStore(DjangoFileStore):
-    """Django's own file engine, its files in a folder of their own."""
+    """Django's file engine, with its files in a separate folder."""
 
     @classmethod
     def _get_storage_path(cls) -> str:
@@ -47,7 +47,7 @@ class ComparisonStore(DjangoFileStore):
 
 
 class Gate:
-    """Holds the requests of a run back until all of them have loaded their session."""
+    """Holds back the requests of a run until all of them have loaded the session."""
 
     def __init__(self) -> None:
         self._arrival = threading.Condition()
@@ -57,8 +57,8 @@ class Gate:
         with self._arrival:
             self._missing -= 1
             self._arrival.notify_all()
-            # A browser opens at most six connections to one server. The requests that it holds
-            # back come when others are answered, so nobody waits longer than a pause for them.
+            # A browser opens at most six connections to one server, and sends the other requests
+            # only after replies. So a request waits for them no longer than a pause.
             while self._missing and self._arrival.wait(PAUSE):
                 pass
 
@@ -72,7 +72,7 @@ class Run:
 
 
 class Runs:
-    """The runs under way in this process. One ends when its last request has come."""
+    """The unfinished runs in this process. A run ends when its last request has come."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -83,7 +83,7 @@ class Runs:
         with self._lock:
             self._runs[run_id] = Run(side, kind)
             if len(self._runs) > MAX_RUNS:
-                # The oldest: whoever started it has left.
+                # Drop the oldest: its visitor has probably left.
                 del self._runs[next(iter(self._runs))]
         return run_id
 
@@ -91,7 +91,7 @@ class Runs:
         with self._lock:
             run = self._runs.get(run_id)
             if run is None or (run.side, run.kind) != (side, kind) or slot not in run.slots:
-                raise Http404("no such run, or its request has been made")
+                raise Http404("this run does not exist, or has already had this request")
             run.slots.remove(slot)
             if not run.slots:
                 del self._runs[run_id]
@@ -110,9 +110,9 @@ def page(request: HttpRequest) -> HttpResponse:
 
 @require_http_methods(["GET", "POST"])
 def runs(request: HttpRequest, side: str, kind: str) -> HttpResponse:
-    """POST starts a run, GET tells what survived of the last one."""
+    """POST starts a run. GET lists the requests of the last run whose changes survived."""
     if side not in SIDES or kind not in KINDS:
-        raise Http404("no such side or kind")
+        raise Http404("this side or kind does not exist")
     session = open_session(request, side)
     if request.method == "GET":
         survived = [slot for slot in range(REQUESTS) if has_change(session, kind, slot)]
@@ -128,12 +128,12 @@ def runs(request: HttpRequest, side: str, kind: str) -> HttpResponse:
 
 @require_POST
 def change(request: HttpRequest, side: str, kind: str, run_id: str, slot: int) -> HttpResponse:
-    """One request of a run."""
+    """Make the change of one request of a run."""
     session = open_session(request, side)
-    # All of it, also from a storage that hands out single keys.
+    # Loads every key, also from a per-key storage.
     loaded = dict(session.items())
     if loaded.get("parallel_run") != run_id:
-        raise Http404("no such run in this session")
+        raise Http404("this session has not started this run")
     RUNS.enter(run_id, side, kind, slot).wait()
     if kind == KEYS:
         session[key_of(slot)] = 1
@@ -151,7 +151,7 @@ def open_session(request: HttpRequest, side: str) -> SessionBase:
 
 
 def close_session(session: SessionBase, side: str, response: HttpResponse) -> None:
-    """Saves what SessionMiddleware does not know of; the site's own session it saves itself."""
+    """Save the comparison's session. SessionMiddleware saves the site's own."""
     if side == DJANGO:
         session.save()
         key = session.session_key or ""

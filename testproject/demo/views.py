@@ -60,8 +60,8 @@ def cart(request: HttpRequest) -> HttpResponse:
     return render(request, "demo/cart.html", context)
 
 
-# The cart is changed in place and nothing sets request.session.modified: the engines of
-# gsession_django see the change by themselves.
+# The views change the cart in place and never set request.session.modified: the engines of
+# gsession_django notice the change themselves.
 
 
 @require_POST
@@ -79,7 +79,7 @@ def cart_change(request: HttpRequest) -> HttpResponse:
     quantity = posted_quantity(request)
     cart = request.session.get("cart", {})
     if product.sku not in cart:
-        raise Http404("not in the cart")
+        raise Http404("this product is not in the cart")
     if quantity:
         cart[product.sku] = quantity
         messages.success(request, f"{product.name}: now {quantity}.")

@@ -1,4 +1,4 @@
-"""Serializers whose bytes differ each time, and those that keep types: merging goes by what the bytes decode to."""
+"""Merging with serializers whose bytes differ each time, or that keep types, compares decoded values."""
 
 import json
 import pickle
@@ -32,7 +32,7 @@ class Encrypting:
 
 
 class Signing:
-    """Signs with a timestamp, which is another each time: the real one counts seconds."""
+    """Signs with another timestamp each time; the real one counts seconds."""
 
     class Signer(signing.TimestampSigner):
         def timestamp(self) -> str:
@@ -93,7 +93,7 @@ class TestBytesThatDifferEachTime:
         assert not store.modified
         assert not store._session.has_changes()
 
-    def test_what_was_changed_in_place_is_a_change(self, any_bytes: type[SessionStore]) -> None:
+    def test_a_value_that_was_changed_in_place_is_changed(self, any_bytes: type[SessionStore]) -> None:
         store = any_bytes(new_session(any_bytes, {"cart": {"apple": 1}}))
         store["cart"]["apple"] = True
         assert store.modified
@@ -111,7 +111,7 @@ class TestBytesThatDifferEachTime:
         one.save()
         assert stored(any_bytes, key) == {"cart": {"apple": 7, "pear": 1, "fig": {"n": 2}}}
 
-    def test_what_was_only_read_is_not_written_over(self, any_bytes: type[SessionStore]) -> None:
+    def test_a_value_that_was_only_read_is_not_overwritten(self, any_bytes: type[SessionStore]) -> None:
         key = new_session(any_bytes, {"cart": {"apple": 1}})
         one, other = any_bytes(key), any_bytes(key)
         assert one["cart"] == {"apple": 1}
@@ -121,7 +121,7 @@ class TestBytesThatDifferEachTime:
         one.save()
         assert stored(any_bytes, key) == {"cart": {"apple": 9}, "seen": True}
 
-    def test_a_value_set_to_what_it_was_is_not_written_over(self, any_bytes: type[SessionStore]) -> None:
+    def test_a_value_set_to_itself_is_not_overwritten(self, any_bytes: type[SessionStore]) -> None:
         key = new_session(any_bytes, {"cart": {"apple": 1}})
         one, other = any_bytes(key), any_bytes(key)
         one["cart"] = {"apple": 1}
@@ -155,8 +155,8 @@ class TestObjects:
         assert store["colour"] is Colour.RED
         assert not store.modified
 
-    def test_a_model_that_was_changed_is_saved_where_the_site_asks_for_it(self, pickling: type[SessionStore]) -> None:
-        """Models are equal by their primary key, so that a change in place is not seen: as on Django."""
+    def test_a_changed_model_is_saved_if_the_site_asks_for_it(self, pickling: type[SessionStore]) -> None:
+        """Models compare primary keys, so nobody sees a change in place, as on Django."""
         store = pickling(new_session(pickling, {"permission": Permission(id=1, name="old")}))
         store["permission"].name = "new"
         store.modified = True
@@ -197,7 +197,7 @@ class TestObjects:
 
 
 class TestSavesThatTheSiteAsksFor:
-    def test_store_what_the_own_eq_of_an_object_does_not_see(self, pickling: type[SessionStore]) -> None:
+    def test_store_changes_that_the_eq_of_an_object_ignores(self, pickling: type[SessionStore]) -> None:
         store = pickling(new_session(pickling, {"permission": Permission(id=1, name="old")}))
         store["permission"].name = "new"
         store.save()
@@ -222,7 +222,7 @@ class TestKeys:
             one.save()
             assert stored(store_class, session_key) == {}
 
-    def test_a_key_that_is_no_text_works_and_merges_or_is_an_error_in_words(self, pickling: type[Any]) -> None:
+    def test_a_key_that_is_not_text_merges_or_is_an_error_in_words(self, pickling: type[Any]) -> None:
         if pickling.__module__.endswith("redis_hash"):
             store = pickling()
             store["block", 7] = 1
@@ -240,7 +240,7 @@ class TestKeys:
         found: Any = stored(pickling, key)
         assert found == {("block", 7): {"apple": 1, "pear": 1, "plum": 1}}
 
-    def test_a_number_meets_the_text_that_was_stored_for_it(self, store_class: type[SessionStore]) -> None:
+    def test_a_number_as_key_finds_the_text_that_was_stored_for_it(self, store_class: type[SessionStore]) -> None:
         store: Any = store_class()
         store[5] = 1
         store.save()
@@ -292,12 +292,12 @@ def test_a_large_dict_that_is_assigned_unread_merges_like_a_small_one(
         *(({"a": 1}, {"b": 1}), ({"a": [1]}, {"a": [True]}), (Thing("a"), Thing("b")), ({1}, {2})),
     ],
 )
-def test_values_that_differ(one: Any, other: Any) -> None:
+def test_different_values_differ(one: Any, other: Any) -> None:
     assert not alike(one, other)
     assert not alike(other, one, trusting=True)
 
 
-def test_values_that_do_not() -> None:
+def test_equal_values_do_not_differ() -> None:
     nan = float("nan")
     value = {"a": [1, (2.5, nan)], "b": {1, 2}, "c": Thing("a"), "d": Colour.RED, "e": defaultdict(int, {"f": 1})}
     assert alike(value, pickle.loads(pickle.dumps(value)))

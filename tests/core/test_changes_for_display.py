@@ -1,4 +1,4 @@
-"""A change in place that cannot be stored was made for display: it is no change, and no error."""
+"""A change in place that cannot be stored was made for display: it is neither saved nor an error."""
 
 import logging
 from collections.abc import Iterator
@@ -21,11 +21,11 @@ CART = {"7": {"price": "9.90", "quantity": 2}, "8": {"price": "5.00", "quantity"
 
 
 class Product:
-    """As a model's object: nothing that JSON takes."""
+    """Stands for a model's object, which JSON does not take."""
 
 
 def show(request: HttpRequest) -> HttpResponse:
-    """Compute in the session's own dicts, as shops do to hand them to a template."""
+    """Compute in the session's own dicts, as shops do for a template."""
     for line in request.session["cart"].values():
         line["price"] = Decimal(line["price"])
         line["total"] = line["price"] * line["quantity"]
@@ -67,7 +67,7 @@ def store_class(request: pytest.FixtureRequest, tmp_path: Path, middleware: None
 
 
 def visit(store_class: type[SessionStore], client_class: type[Any], url: str) -> tuple[Any, dict[str, Any]]:
-    """Return the answer to a visitor with a cart, and what is stored after it."""
+    """Return the answer to a visitor with a cart, and the session that is stored then."""
     key = new_session(store_class, {"cart": CART})
     client = client_class()
     client.cookies["sessionid"] = key
@@ -88,13 +88,13 @@ def test_a_page_that_computes_in_the_session_is_shown_and_changes_nothing(
 
 
 @either_client
-def test_what_can_be_stored_is_saved(store_class: type[SessionStore], client_class: type[Any]) -> None:
+def test_values_that_can_be_stored_are_saved(store_class: type[SessionStore], client_class: type[Any]) -> None:
     _, found = visit(store_class, client_class, "/show_and_change")
-    # The price of a line that is new was never stored as text that it could stay.
+    # The price of a new line has no stored text to fall back on.
     assert found == {"cart": {"7": {"price": "9.90", "quantity": 5}, "9": {"quantity": 1}}}
 
 
-def test_it_is_logged_once_with_the_key_and_what_to_do(
+def test_the_log_names_the_key_once_and_the_remedy(
     store_class: type[SessionStore], caplog: pytest.LogCaptureFixture
 ) -> None:
     for _ in range(3):
@@ -144,7 +144,7 @@ def test_a_key_that_cannot_be_stored_is_named(store_class: type[SessionStore]) -
 
 
 class TestSessionMap:
-    def test_a_dict_that_contains_itself_is_as_it_was_stored_there(self) -> None:
+    def test_a_dict_that_contains_itself_keeps_its_stored_value_there(self) -> None:
         session = SessionMap({"menu": {"title": "Home", "child": {"title": "Shop"}}})
         menu = session["menu"]
         menu["child"]["parent"] = menu
@@ -160,7 +160,7 @@ class TestSessionMap:
         assert not session.altered()
         assert not session.saving(explicit=False).has_changes()
 
-    def test_after_a_save_what_was_stored_is_what_counts(self) -> None:
+    def test_after_a_save_the_stored_value_counts(self) -> None:
         session = SessionMap({"cart": {"7": {"price": "1.00"}}})
         session["cart"]["7"].update(price=Decimal("1.00"), quantity=2)
         assert session.altered()
@@ -172,7 +172,7 @@ class TestSessionMap:
         session["cart"]["7"]["quantity"] = 3
         assert session.altered()
 
-    def test_a_value_that_cannot_be_encoded_again_is_no_change_when_it_is_read(self, settings: Settings) -> None:
+    def test_reading_a_value_that_cannot_be_encoded_again_changes_nothing(self, settings: Settings) -> None:
         settings.SESSION_SERIALIZER = f"{__name__}.OneWay"
         session = SessionMap({"thing": {"a": Decimal(1)}, "cart": {"apple": 1}})
         assert session["thing"]["a"] == 1
@@ -182,7 +182,7 @@ class TestSessionMap:
 
 
 class OneWay:
-    """Reads what it cannot write."""
+    """Reads values that it cannot write."""
 
     def dumps(self, obj: Any) -> bytes:
         if "Decimal" in repr(obj):

@@ -1,4 +1,4 @@
-"""cycle_key() on a storage without move: what others do to the session meanwhile is kept, and a logout stays one."""
+"""cycle_key() on a storage without move keeps the changes of others, and a logout stays a logout."""
 
 import asyncio
 import threading
@@ -22,7 +22,7 @@ CALLS = pytest.mark.parametrize("call", ["get_session", "create"])
 
 
 class Site:
-    """A site of two processes that share a medium; in the first, cycle_key() is called."""
+    """Two processes that share a medium; the first calls cycle_key()."""
 
     def __init__(self, storage_class: type[VersionedStorage] = VersionedStorage) -> None:
         self.here, self.elsewhere = engine(storage_class), engine(storage_class)
@@ -40,7 +40,7 @@ class Site:
         return request
 
     def meanwhile(self, call: str, *changes: Callable[[SessionStore], object]) -> None:
-        """Let another process make a change after the next call of `call`, another after the one that follows it."""
+        """Let another process make one change after each of the next calls of `call`."""
 
         def save(change: Callable[[SessionStore], object]) -> None:
             other = self.elsewhere(self.key)
@@ -67,7 +67,7 @@ def add_pear(other: SessionStore) -> None:
 
 
 @CALLS
-def test_what_another_process_saves_meanwhile_is_there_under_the_new_key(site: Site, call: str) -> None:
+def test_a_change_that_another_process_saves_meanwhile_is_under_the_new_key(site: Site, call: str) -> None:
     request = site.request()
     request["user"] = 1
     site.meanwhile(call, add_pear)
@@ -77,14 +77,14 @@ def test_what_another_process_saves_meanwhile_is_there_under_the_new_key(site: S
     assert stored(site.here, site.key) is None
 
 
-def test_what_another_process_removes_meanwhile_is_gone_under_the_new_key(site: Site) -> None:
+def test_a_key_that_another_process_removes_meanwhile_is_gone_under_the_new_key(site: Site) -> None:
     request = site.request()
     site.meanwhile("create", lambda other: other.pop("language"))
     cycle(site, request)
     assert stored(site.here, request.session_key) == {"cart": {"apple": 1}}
 
 
-def test_it_is_copied_again_until_nobody_saves_it_any_more(site: Site) -> None:
+def test_the_session_is_copied_until_nobody_saves_it_any_more(site: Site) -> None:
     request = site.request()
     site.meanwhile("get_session", *(lambda other, n=n: other.update({f"key {n}": n}) for n in range(5)))
     cycle(site, request)
@@ -94,7 +94,7 @@ def test_it_is_copied_again_until_nobody_saves_it_any_more(site: Site) -> None:
     assert len(site.medium.rows) == 1
 
 
-def test_an_expiry_of_its_own_that_another_process_gives_it_meanwhile_is_kept(site: Site) -> None:
+def test_an_expiry_that_another_process_sets_meanwhile_is_kept(site: Site) -> None:
     request = site.request()
     site.meanwhile("create", lambda other: other.set_expiry(77))
     cycle(site, request)
@@ -121,7 +121,7 @@ def test_a_logout_in_another_process_meanwhile_stays_a_logout(site: Site, call: 
     assert site.medium.rows == {}
 
 
-def test_a_serializer_whose_bytes_differ_each_time_is_no_change(site: Site) -> None:
+def test_bytes_that_differ_each_time_do_not_count_as_a_change(site: Site) -> None:
     with override_settings(SESSION_SERIALIZER="tests.core.test_any_serializer.Encrypting"):
         key = new_session(site.here, {"cart": {"apple": 1}})
         request = site.here(key)
@@ -188,7 +188,7 @@ def test_a_task_that_saves_meanwhile_loses_nothing_without_knowing() -> None:
     assert len(site.medium.rows) == 1
 
 
-def test_saves_that_come_before_are_moved_with_it() -> None:
+def test_earlier_saves_are_moved_too() -> None:
     site = Site()
     request, other = site.request(), site.request()
     add_pear(other)

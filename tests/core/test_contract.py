@@ -1,4 +1,4 @@
-"""StorageContract: every engine keeps it, and a storage that breaks a rule fails it."""
+"""Every engine passes StorageContract, and a storage that breaks a rule fails it."""
 
 import os
 import re
@@ -89,7 +89,7 @@ class AsyncPerKeyTests(EngineContract, SimpleTestCase):
 
 
 class EndsAtOnceStorage(CompleteStorage):
-    """One whose medium ends a session with a TTL of zero as it is stored."""
+    """Its medium ends a session with a TTL of zero as it is stored."""
 
     def put(self, session_id: str, data: Mapping[str, Any], ttl: int) -> None:
         if ttl > 0:
@@ -106,7 +106,7 @@ class EndsAtOnceTests(EngineContract, SimpleTestCase):
 
 
 class KnowsItsOwnIdsStorage(CompleteStorage):
-    """One that takes no id but those that it has given."""
+    """Takes only ids that it has made."""
 
     hash_ids = False
     number = re.compile(r"made-here-[0-9]{8}")
@@ -125,7 +125,7 @@ def names_of(case: type[unittest.TestCase]) -> set[str]:
     return set(unittest.TestLoader().getTestCaseNames(case))
 
 
-def test_a_subclass_tests_what_its_storage_has() -> None:
+def test_a_subclass_tests_the_methods_of_its_storage() -> None:
     class MoreTests(WholeMapTests):
         store_class = engine(CompleteStorage)
 
@@ -133,7 +133,7 @@ def test_a_subclass_tests_what_its_storage_has() -> None:
     assert "test_apply_brings_nothing_back" in names_of(MoreTests) - names_of(WholeMapTests)
 
 
-def test_a_test_that_an_author_takes_out_stays_out() -> None:
+def test_a_test_that_an_author_removes_stays_removed() -> None:
     class Without(CompleteTests):
         test_apply_brings_nothing_back = None  # type: ignore[assignment]
 
@@ -144,7 +144,7 @@ def test_a_test_that_an_author_takes_out_stays_out() -> None:
 
 
 def problem_of(case: type[unittest.TestCase], test: str = "test_an_unknown_session_is_none") -> str:
-    """Run a test, and return the sentence that it ends with."""
+    """Run a test, and return its last sentence."""
     result = unittest.TestResult()
     unittest.TestSuite([case(test)]).run(result)
     ((_, problem),) = result.errors + result.failures
@@ -152,44 +152,44 @@ def problem_of(case: type[unittest.TestCase], test: str = "test_an_unknown_sessi
 
 
 def contract_test(store_class: Any = None) -> type[unittest.TestCase]:
-    """Return a contract test that is not collected, as it has no name here."""
+    """Return a contract test without a name here, so pytest does not collect it."""
     return type(
         "MyTests", (StorageContract, SimpleTestCase), {} if store_class is None else {"store_class": store_class}
     )
 
 
 IS_A_STORAGE = (
-    "MyTests.store_class is the storage WholeMapStorage: set it to the engine's SessionStore, whose storage_class is "
-    "WholeMapStorage."
+    "MyTests.store_class is the storage WholeMapStorage. Set it to the engine's SessionStore, which names "
+    "WholeMapStorage as its storage_class."
 )
 
 
 @pytest.mark.parametrize(
     ("store_class", "says"),
     [
-        (None, "Set MyTests.store_class to the engine's SessionStore: the class in its module."),
+        (None, "MyTests.store_class is not set. Set it to the SessionStore in the engine's module."),
         *((storage, IS_A_STORAGE) for storage in (WholeMapStorage, WholeMapStorage())),
         (
             DjangoStore,
             (
-                f"MyTests.store_class is {DjangoStore!r}: set it to the engine's SessionStore, a subclass of "
+                f"MyTests.store_class is {DjangoStore!r}. Set it to the engine's SessionStore, a subclass of "
                 "gsession_django.SessionStore."
             ),
         ),
         (
             SessionStore,
             (
-                "MyTests.store_class is SessionStore, whose storage_class is None: set that to the class of the "
-                "storage, a subclass of gsession_django.Storage."
+                "MyTests.store_class is SessionStore, whose storage_class is None. Set storage_class to the class of "
+                "the storage, a subclass of gsession_django.Storage."
             ),
         ),
     ],
 )
-def test_a_store_class_that_is_none_is_one_sentence(store_class: Any, says: str) -> None:
+def test_a_wrong_store_class_is_reported_in_one_sentence(store_class: Any, says: str) -> None:
     assert problem_of(contract_test(store_class)) == says
 
 
-def test_a_set_up_that_was_not_called_is_one_sentence() -> None:
+def test_a_missing_call_of_set_up_is_reported_in_one_sentence() -> None:
     class MyTests(StorageContract, SimpleTestCase):
         store_class = memory.SessionStore
 
@@ -220,7 +220,7 @@ def test_a_test_case_is_needed() -> None:
     ("module", "why"),
     [
         ("mysite.sesions", "which cannot be imported"),
-        ("tests.support.clock", "which is no engine"),
+        ("tests.support.clock", "which is not an engine"),
         ("tests.engine_imported", "which only imports the SessionStore"),
         ("gsession_django.backends.memory", "which is the engine of MemoryStorage"),
     ],
@@ -237,8 +237,8 @@ def test_options_that_do_not_reach_the_engine_are_refused(
     monkeypatch.setitem(sys.modules, imported.__name__, imported)
     with override_settings(GSESSION={"ENGINES": {module: {"max_sessions": 5}}}):
         assert problem_of(contract_test(store_class)) == (
-            f'GSESSION["ENGINES"] has options under {module!r}, {why}: put those of Larger under '
-            "'tests.support.storages', the module in which its SessionStore is defined ({} if it has none)."
+            f'GSESSION["ENGINES"] has options under {module!r}, {why}. Put the options of Larger '
+            "under 'tests.support.storages', the module that defines its SessionStore, or {} if it has none."
         )
     settings: tuple[dict[str, Any], ...] = (
         {},
@@ -263,7 +263,7 @@ class Forgets(WholeMapStorage):
         pass
 
 
-def test_a_failure_names_the_method_and_what_it_returned_and_should() -> None:
+def test_a_failure_names_the_method_its_result_and_the_right_one() -> None:
     problem = problem_of(contract_test(engine(ApplySaysNone)), "test_apply_without_a_change_changes_nothing")
     assert re.fullmatch(
         r"ApplySaysNone\.apply\('[^']+', SessionMap\({'key': 1, 'other': 2}\), 60\) returned None\. "
@@ -285,7 +285,7 @@ def test_it_runs_under_djangos_test_runner() -> None:
         "--settings=tests.settings",
         "tests.core.test_contract.MemoryTests",
     ]
-    # The name of a test is imported from where the command is run.
+    # The command imports the test by name from its working folder.
     environment = {**os.environ, "PYTHONPATH": os.getcwd()}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr

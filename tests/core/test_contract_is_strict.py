@@ -1,4 +1,4 @@
-"""StorageContract fails a storage that breaks a rule: one broken on purpose for each."""
+"""StorageContract fails each storage here, which breaks one rule on purpose."""
 
 import asyncio
 import copy
@@ -34,7 +34,7 @@ BROKEN: list[tuple[str, type[Recorded]]] = []
 
 
 def breaks(rule: str) -> Any:
-    """Mark a storage as one that breaks the rule that `test_<rule>` of the contract tests."""
+    """Mark a storage that breaks the rule of the contract's `test_<rule>`."""
 
     def mark(storage_class: type[Recorded]) -> type[Recorded]:
         BROKEN.append((f"test_{rule}", storage_class))
@@ -130,7 +130,7 @@ class ShortIds(WholeMapStorage):
 
 
 class Keeping(WholeMapStorage):
-    """Keeps objects and not bytes."""
+    """Keeps objects, not bytes."""
 
     def put(self, session_id: str, data: Mapping[str, Any], ttl: int) -> None:
         super().put(session_id, {}, ttl)
@@ -315,7 +315,7 @@ class CreateSeesTheDead(CompleteStorage):
 
 
 class Overwriting(CompleteStorage):
-    """Stores what the request knows, whatever is stored by then: what Django's engines do."""
+    """Overwrites the stored session with the request's copy, as Django's engines do."""
 
     def apply(self, session_id: str, session: SessionMap, ttl: int) -> bool:
         if self.medium.live(session_id) is None:
@@ -458,7 +458,7 @@ class ComparesByIdentity(CompleteStorage):
         return super().apply(session_id, session, ttl)
 
 
-# What is held, and what was seen before.
+# Objects that are held, and sessions that were seen before.
 
 
 @breaks("purge_removes_nothing_that_was_stored_after_it_looked")
@@ -475,7 +475,7 @@ class PurgesWhatItSaw(CompleteStorage):
 
 @breaks("purge_removes_nothing_that_was_stored_after_it_looked")
 class PurgesWhatItSawInTheBatch(CompleteStorage):
-    """Looks anew for each batch, and not as it removes."""
+    """Looks for expired sessions at each batch, but not again as it removes."""
 
     def purge(self, batch_size: int, dry_run: bool = False) -> Iterator[int]:
         if dry_run:
@@ -542,7 +542,7 @@ class AppliesPairsWithoutALock(CompleteStorage):
 
 
 class AsksFirst(AsyncStorage):
-    """Talks with a server before it answers, on a connection that belongs to an event loop."""
+    """Talks with a server on a connection that belongs to an event loop."""
 
     loop: asyncio.AbstractEventLoop | None = None
 
@@ -566,7 +566,7 @@ class OneConnectionForAllLoops(AsksFirst):
 
 @breaks("event_loops_at_once_share_no_connection")
 class OneConnectionForTheLastLoop(AsksFirst):
-    """Connects anew when it is called on another event loop than the last time."""
+    """Connects again when another event loop calls it."""
 
     def connect(self) -> None:
         self.loop = asyncio.get_running_loop()
@@ -593,7 +593,7 @@ def echo(peer: socket.socket) -> None:
 
 @breaks("a_forked_process_and_its_parent_both_go_on")
 class SharesASocketWithItsChild(CompleteStorage):
-    """Asks a server which session it wants: a reply that another process has taken is missing here, or is another's."""
+    """Asks a server over one connection, on which two processes get each other's replies."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -616,7 +616,7 @@ class SharesASocketWithItsChild(CompleteStorage):
 
 @breaks("a_forked_process_and_its_parent_both_go_on")
 class HangsUpForItsParent(CompleteStorage):
-    """A child that lets go of its storage ends the connection of its parent."""
+    """Its child ends the connection of the parent when it drops the storage."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -643,7 +643,7 @@ class HangsUpForItsParent(CompleteStorage):
 
 
 class Reachable(CompleteStorage):
-    """Keeps its rows on a server that a test may take away."""
+    """Keeps its rows on a server that a test may stop."""
 
     away: ClassVar[bool] = False
 
@@ -747,7 +747,7 @@ class MinutesAsync(AsyncStorage):
 
 @breaks("parallel_calls_of_apply_lose_nothing")
 class LocksTasksAndNotThreads(AsyncStorage):
-    """Its twin has a lock of its event loop, and its method one of threads."""
+    """Its twin locks with asyncio, and its method with threading, so neither excludes the other."""
 
     async def aapply(self, session_id: str, session: SessionMap, ttl: int) -> bool:
         async with asyncio.Lock():
@@ -778,7 +778,7 @@ def result_of(storage_class: type[Recorded], test: str) -> unittest.TestResult:
 
 
 def with_twins(storage_class: type[Recorded]) -> type[Recorded]:
-    """Return the storage as one whose native twins break the same rules."""
+    """Return the storage with native twins that break the same rules."""
 
     def twin_of(name: str) -> Any:
         async def twin(self: Recorded, *args: Any) -> Any:
@@ -798,7 +798,7 @@ BROKEN += [(f"{rule}_async", with_twins(broken)) for rule, broken in BROKEN if f
     ("test", "storage_class"), BROKEN, ids=[f"{rule}-{broken.__name__}" for rule, broken in BROKEN]
 )
 def test_a_storage_that_breaks_the_rule_fails(test: str, storage_class: type[Recorded]) -> None:
-    """Where two processes have to meet by chance, a run may miss it: one of ten does not."""
+    """If two processes have to meet by chance, one run may miss it; ten do not."""
     results = (result_of(storage_class, test) for _ in range(10))
     assert any(result.failures or result.errors for result in results)
 
@@ -807,7 +807,7 @@ def test_every_rule_has_a_storage_that_breaks_it() -> None:
     assert {rule for rule, _ in BROKEN} == RULES
 
 
-def test_what_a_storage_lacks_is_not_tested() -> None:
+def test_methods_that_a_storage_lacks_are_not_tested() -> None:
     contract = type("Least", (EngineContract, unittest.TestCase), {"store_class": engine(WholeMapStorage)})
     names = unittest.TestLoader().getTestCaseNames(contract)
     assert "test_a_session_ends_with_its_ttl_and_not_before" in names

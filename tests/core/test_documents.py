@@ -1,4 +1,4 @@
-"""A whole session as bytes: JSON, the places of its large values, and the stamp of a write."""
+"""A session as bytes: JSON, the places of its large values, and the stamp of a write."""
 
 import json
 from pathlib import Path
@@ -88,7 +88,7 @@ def test_a_large_value_that_nobody_uses_is_stored_again_whether_or_not_it_can_be
         assert b'"name:' in session.encoded()
 
 
-def test_a_large_value_that_was_replaced_before_it_was_read_counts_as_what_it_was() -> None:
+def test_a_large_value_replaced_unread_merges_by_its_old_value() -> None:
     session = SessionMap(decode_pairs(encode_pairs({**SMALL, "big": BIG}, {})))
     session["big"] = BIG
     assert not session.has_changes()
@@ -113,7 +113,7 @@ def test_a_session_that_another_program_wrote_has_neither_places_nor_a_stamp() -
     assert read(data) == {**SMALL, "big": BIG}
 
 
-def test_white_space_of_another_program_is_no_stamp() -> None:
+def test_white_space_of_another_program_is_not_taken_for_a_stamp() -> None:
     document = as_json({**SMALL, "big": BIG})
     for blanks in (b" " * 52, b"\n" + b" " * 99, b"\t" * 52, b"\r\n" * 500, b" " * 18 + b"\t\t" + b" " * 32):
         assert stamp_of(document + blanks) is None
@@ -130,7 +130,7 @@ def test_white_space_of_another_program_is_no_stamp() -> None:
         {b'"user":1,"language":"en"': b'"user":1,"lang":1,"no":2'},
         {b'"text"': b'"none"'},
         {b'"text":"': b'"t":1,"text":"', b"with": b""},
-        # Of the same length as before, and with a large value elsewhere.
+        # Same length, but a large value is elsewhere.
         {b'{"lines":[': b'{"lines":[1,', b"with": b"wi"},
         {b'"user":1,': b'"user":100,', b"with": b"wi"},
     ],
@@ -167,7 +167,7 @@ def test_a_document_without_its_end_cannot_be_read() -> None:
         decode_pairs(data[10:])
 
 
-def test_keys_that_are_not_text_are_what_json_makes_of_them() -> None:
+def test_keys_that_are_not_text_become_text_as_in_json() -> None:
     session = SessionMap(decode_pairs(encode_pairs({"big": BIG, "text": TEXT}, {})))
     values: dict[Any, Any] = {1: "one", "1": "two", SafeString("safe"): 0}
     session.update(values)
@@ -177,7 +177,7 @@ def test_keys_that_are_not_text_are_what_json_makes_of_them() -> None:
     assert read(encode_pairs(two_of_a_name, {})) == {"1": 0}
 
 
-def test_a_key_may_be_as_long_as_it_likes() -> None:
+def test_a_key_may_have_any_length() -> None:
     session = {"k" * 65533: TEXT, "k" * 65534: TEXT, "k" * 70000: TEXT}
     assert read(encode_pairs(session, {})) == session
 
@@ -185,7 +185,7 @@ def test_a_key_may_be_as_long_as_it_likes() -> None:
 @pytest.mark.parametrize(
     "serializer", ["gsession_django.serializers.TypedSerializer", "tests.core.test_any_serializer.Encrypting"]
 )
-def test_another_serializer_has_the_bytes_to_itself(serializer: str) -> None:
+def test_bytes_of_another_serializer_have_no_white_space_behind_them(serializer: str) -> None:
     data = encode_pairs({**SMALL, "big": BIG}, {})
     with override_settings(SESSION_SERIALIZER=serializer):
         written = encode_pairs({**SMALL, "big": BIG}, {})
@@ -196,7 +196,7 @@ def test_another_serializer_has_the_bytes_to_itself(serializer: str) -> None:
         assert read(data) == {**SMALL, "big": BIG}
 
 
-def test_a_value_of_a_storage_of_the_sites_own_that_cannot_be_decoded_spoils_no_other() -> None:
+def test_an_unreadable_value_in_the_sites_own_storage_spoils_no_other() -> None:
     session = SessionMap({**SMALL, "odd": Encoded(b"{")})
     session["new"] = TEXT
     with session.saving():
@@ -217,7 +217,7 @@ def test_requests_that_overlap_in_a_large_session_lose_nothing(name: str, tmp_pa
         assert stored(store_class, key) == expected
 
 
-def test_a_large_session_that_another_program_writes_meanwhile_is_merged_with(tmp_path: Path) -> None:
+def test_a_large_session_that_another_program_writes_meanwhile_is_merged(tmp_path: Path) -> None:
     with engine("redis", tmp_path) as store_class, shared().client() as client:
         store = store_class(new_session(store_class, {**SMALL, "text": TEXT}))
         (name,) = client.keys(f"*{store.session_id}*")

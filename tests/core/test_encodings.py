@@ -41,7 +41,7 @@ def store_class(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[type
 
 @pytest.fixture
 def encoded(monkeypatch: pytest.MonkeyPatch) -> list[bytes]:
-    """Collect what the serializer makes of anything that has the cart in it."""
+    """Collect the encodings of everything that has the cart in it."""
     made: list[bytes] = []
     (serializer,) = [serializers._serializer or serializers._load()]
     dumps = serializer.dumps
@@ -69,7 +69,7 @@ def visit(key: str, url: str, middleware: str) -> None:
         assert client.get(url).status_code == 200
 
 
-# Where a large value has changed, and another program may have written it, what was read is encoded too.
+# Another program may have written the large value, so the copy that was read is encoded too.
 
 
 def test_a_dict_that_is_changed_in_place_is_encoded_to_hand_it_out_and_to_store_it(
@@ -78,7 +78,7 @@ def test_a_dict_that_is_changed_in_place_is_encoded_to_hand_it_out_and_to_store_
     key = new_session(store_class, {"cart": CART, "other": 1})
     expected = 1 if store_class.__module__.endswith("memory") else 2
     assert encodings(encoded, lambda: visit(key, "/change", OURS)) == expected
-    # Django's middleware may not be done with the session when it asks whether it was modified.
+    # Django's middleware may still use the session after it reads `modified`.
     assert encodings(encoded, lambda: visit(key, "/change", DJANGOS)) == expected + 1
     found = stored(store_class, key)
     assert found is not None
@@ -94,7 +94,7 @@ def test_a_large_dict_that_is_only_read_is_encoded_once(
 
 
 @pytest.mark.parametrize("middleware", [DJANGOS, OURS])
-def test_a_dict_that_is_assigned_is_encoded_once_and_what_was_there_once(
+def test_a_dict_that_is_assigned_and_the_one_before_are_each_encoded_once(
     store_class: type[SessionStore], encoded: list[bytes], middleware: str
 ) -> None:
     key = new_session(store_class, {"cart": CART, "other": 1})

@@ -1,4 +1,4 @@
-"""IdLocks: one lock an id, for threads and coroutines alike."""
+"""IdLocks: one lock an id, for threads and coroutines."""
 
 import asyncio
 import threading
@@ -16,7 +16,7 @@ def turn_of(locks: IdLocks) -> Turn:
     return turn
 
 
-def test_one_holds_it_at_a_time_and_they_go_first_come_first_served() -> None:
+def test_one_holds_a_lock_at_a_time_first_come_first_served() -> None:
     locks = IdLocks()
     assert locks.acquire("id") is None
     first, second = turn_of(locks), turn_of(locks)

@@ -1,4 +1,4 @@
-"""Whoever observes the storages is told of each call, and what it did."""
+"""Observers of a storage hear of each call and its effects."""
 
 import asyncio
 from collections.abc import Callable, Iterator
@@ -19,7 +19,7 @@ LARGE = "x" * 20_000
 
 @pytest.fixture
 def calls() -> Iterator[list[StorageCall]]:
-    """Collect the calls in the order in which they end."""
+    """Collect the calls as they end."""
     found: list[StorageCall] = []
 
     def observer(call: StorageCall) -> Callable[[], None]:
@@ -43,7 +43,7 @@ def store_class(name: str, tmp_path: Path) -> Iterator[type[SessionStore]]:
         yield found
 
 
-def test_bytes_are_those_that_were_stored_and_on_redis_those_of_the_commands(
+def test_bytes_count_the_stored_session_and_on_redis_the_commands(
     store_class: type[SessionStore], name: str, calls: list[StorageCall]
 ) -> None:
     data = {"a": 1, "large": LARGE}
@@ -60,7 +60,7 @@ def test_bytes_are_those_that_were_stored_and_on_redis_those_of_the_commands(
     else:
         part = 0 if name == "redis_hash" else stored  # it fetches what is asked for, and sends what has changed
         for size, wanted in zip(sizes, [(0, stored), (part, 0), (0, part)], strict=True):
-            # The rest are the names of commands, scripts and keys.
+            # The rest: names of commands, scripts and keys.
             assert all(least <= (number or 0) < least + 500 for number, least in zip(size, wanted, strict=True))
 
 
@@ -76,7 +76,7 @@ def test_a_call_is_merged_only_if_another_request_has_written(
     assert calls[-1].merged
 
 
-def test_two_observers_are_asked_in_order_and_told_in_the_opposite_one(store_class: type[SessionStore]) -> None:
+def test_two_observers_begin_in_order_and_end_in_reverse(store_class: type[SessionStore]) -> None:
     said: list[str] = []
 
     def named(name: str) -> Callable[[StorageCall], Callable[[], None]]:
@@ -89,7 +89,7 @@ def test_two_observers_are_asked_in_order_and_told_in_the_opposite_one(store_cla
     first, second = named("first"), named("second")
     observe(first)
     observe(second)
-    observe(second)  # which is no other one
+    observe(second)  # counts once
     try:
         store_class("a" * 32).load()
     finally:
@@ -100,7 +100,7 @@ def test_two_observers_are_asked_in_order_and_told_in_the_opposite_one(store_cla
 
 
 class Wrapping(Storage):
-    """A storage that uses another engine's session in its own calls, as one that writes an audit log may."""
+    """Uses another engine's session in its calls, as for an audit log."""
 
     inner: type[SessionStore]
 

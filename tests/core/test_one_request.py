@@ -1,4 +1,4 @@
-"""One request's session used by several tasks or threads at once; copied; and used by Django's own names."""
+"""One request's session in several tasks or threads at once, its copies, and Django's own names on it."""
 
 import asyncio
 import copy
@@ -28,7 +28,7 @@ def store_class(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[type
 
 @pytest.fixture
 def loads(store_class: type[SessionStore], monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """Collect the ids of the sessions that are loaded."""
+    """Collect the ids of loaded sessions."""
     asked: list[str] = []
     storage: Any = store_class.get_storage()
 
@@ -78,7 +78,7 @@ class TestTasks:
         await store.aset(f"key {number}", number)
         await store.asave()
 
-    def test_a_task_that_is_cancelled_while_it_loads_is_in_nobodys_way(self, store_class: type[SessionStore]) -> None:
+    def test_a_task_cancelled_while_it_loads_blocks_nobody(self, store_class: type[SessionStore]) -> None:
         store = store_class(new_session(store_class, {"old": 1}))
 
         async def visit() -> None:
@@ -89,7 +89,7 @@ class TestTasks:
 
         asyncio.run(visit())
 
-    def test_what_is_set_while_the_key_is_cycled_is_kept(self, store_class: type[SessionStore]) -> None:
+    def test_a_key_set_during_cycle_key_is_kept(self, store_class: type[SessionStore]) -> None:
         store = store_class(new_session(store_class, {"old": 1}))
 
         async def visit() -> None:
@@ -117,7 +117,7 @@ class TestTasks:
             async_to_sync(visit)(name)
         assert len(stored(store_class, store.session_key) or {}) == 5
 
-    def test_a_load_of_the_sites_own_is_called(self, store_class: type[SessionStore]) -> None:
+    def test_a_load_method_of_the_site_is_called(self, store_class: type[SessionStore]) -> None:
         class Own(store_class):  # type: ignore[misc, valid-type]
             async def aload(self) -> SessionMap:
                 found: SessionMap = await super().aload()
@@ -129,8 +129,8 @@ class TestTasks:
         assert asyncio.run(store.aget("own")) == 1
 
 
-def test_what_changes_after_the_response_is_saved_when_the_site_asks_for_it(store_class: type[SessionStore]) -> None:
-    """As in the body of a streaming response."""
+def test_a_change_after_the_response_is_saved_if_the_site_asks_for_it(store_class: type[SessionStore]) -> None:
+    """Save as the body of a streaming response does."""
     store = store_class(new_session(store_class, {"job": {"done": 0}}))
     job = store["job"]
     with store.closed():
@@ -211,7 +211,7 @@ def through_pickle(value: Any) -> Any:
 
 @pytest.mark.parametrize("duplicate", [copy.copy, copy.deepcopy, through_pickle])
 class TestCopies:
-    def test_of_a_session_have_all_of_it(
+    def test_copies_of_a_session_have_all_of_it(
         self, store_class: type[SessionStore], duplicate: Callable[[Any], Any]
     ) -> None:
         store = store_class(key := new_session(store_class, {"small": {"a": 1}, "large": LARGE}))
@@ -224,13 +224,13 @@ class TestCopies:
         again.save()
         assert stored(store_class, key) == {"small": {"a": 1, "b": 2}, "large": LARGE, "new": 1}
 
-    def test_of_one_that_is_not_loaded_load_it(
+    def test_copies_of_an_unloaded_session_load_it(
         self, store_class: type[SessionStore], duplicate: Callable[[Any], Any]
     ) -> None:
         again = duplicate(store_class(new_session(store_class, {"small": 1})))
         assert again["small"] == 1
 
-    def test_of_what_it_holds_have_all_of_it(
+    def test_copies_of_its_map_have_all_of_it(
         self, store_class: type[SessionStore], duplicate: Callable[[Any], Any]
     ) -> None:
         store = store_class(new_session(store_class, {"small": {"a": 1}, "large": LARGE}))
@@ -241,7 +241,7 @@ class TestCopies:
         del again["large"]
         assert again.removed == {"large"}
 
-    def test_of_a_request_have_all_of_it(
+    def test_copies_of_a_request_have_all_of_it(
         self, store_class: type[SessionStore], duplicate: Callable[[Any], Any]
     ) -> None:
         request: Any = RequestFactory().get("/")
@@ -292,7 +292,7 @@ class TestNamesThatPublicCodeUses:
 
     @pytest.mark.parametrize("every", [False, True], ids=["", "save every request"])
     @pytest.mark.parametrize("use", [lambda s: None, lambda s: s["old"], lambda s: s.update({"a": 1})])
-    def test_delete_and_then_save_is_update_error(
+    def test_save_after_delete_raises_update_error(
         self, store_class: type[SessionStore], use: Callable[[Any], Any], every: bool
     ) -> None:
         with override_settings(SESSION_SAVE_EVERY_REQUEST=every):
@@ -305,7 +305,7 @@ class TestNamesThatPublicCodeUses:
             store.save(must_create=True)
             assert store_class().exists(key)
 
-    def test_after_the_deletion_of_another_session_it_is_saved(self, store_class: type[SessionStore]) -> None:
+    def test_deleting_another_session_does_not_stop_the_save(self, store_class: type[SessionStore]) -> None:
         key, other = (new_session(store_class, {"old": 1}) for _ in range(2))
         store = store_class(key)
         store["new"] = 1

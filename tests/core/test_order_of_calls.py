@@ -1,4 +1,4 @@
-"""Which storage methods are called for what, with which arguments and in which order, by what a storage can do."""
+"""Which methods the adapter calls, with which arguments and in which order, for each kind of storage."""
 
 import asyncio
 import threading
@@ -36,7 +36,7 @@ def _age(settings: Settings) -> None:
 
 
 class Site:
-    """An engine on a storage, and what is called on it."""
+    """An engine, and the calls of its storage."""
 
     def __init__(self, storage_class: type[Storage]) -> None:
         self.store_class = engine(storage_class)
@@ -44,7 +44,7 @@ class Site:
         self.medium: Medium = storage.medium
 
     def visitor(self, **data: Any) -> str:
-        """Return the session key of a visitor who has a session; how it was made is not recorded."""
+        """Return the session key of a visitor with a session, without recording its calls."""
         store = self.store_class()
         store.update(data)
         store.save()
@@ -74,7 +74,7 @@ class TestWholeMapStorage:
         assert not request.modified
         assert site.calls() == []
 
-    def test_a_key_that_others_are_given_to_keep_is_a_visitors_here(self, site: Site) -> None:
+    def test_the_reserved_key_of_per_key_storages_is_an_ordinary_key_here(self, site: Site) -> None:
         assert site.request(site.visitor(**{RESERVED_KEY: 1}))[RESERVED_KEY] == 1
 
     def test_a_session_that_is_not_touched_is_not_read(self, site: Site) -> None:
@@ -166,7 +166,7 @@ class TestWholeMapStorage:
 
 
 class TestPerKeyStorage:
-    """(b) The per-key methods, and a get_session that answers an empty map."""
+    """(b) The per-key methods, and a get_session that returns an empty map."""
 
     @pytest.fixture
     def site(self) -> Site:
@@ -331,7 +331,7 @@ class TestPerKeyStorageThatCannotRemove:
         assert names == ["get_session", "get", "get", "get_session", "get_map", "remove_all", "set_map", "set_session"]
         assert dict(site.request(key).items()) == {"user": 1}
 
-    def test_also_where_it_turns_out_when_it_is_tried(self) -> None:
+    def test_the_same_holds_if_remove_raises_disabled_when_called(self) -> None:
         site = Site(RemoveDisabledStorage)
         key = site.visitor(user=1, token=2, cart={"apple": 1})
         request = site.request(key)
@@ -366,14 +366,14 @@ class TestCompleteStorage:
         assert request.session_key is not None
         assert request.session_key.startswith("made-here-")
 
-    def test_an_id_that_is_taken_is_tried_no_more(self, site: Site) -> None:
+    def test_an_id_that_is_taken_is_not_tried_again(self, site: Site) -> None:
         site.visitor()
         CompleteStorage.made -= 1
         request = site.request()
         request.save()
         assert site.calls() == [*[("new", AGE), ("create", {}, AGE)] * 2]
 
-    def test_a_session_that_is_set_to_what_it_was_is_touched(self, site: Site) -> None:
+    def test_a_session_set_to_its_old_values_is_touched(self, site: Site) -> None:
         request = site.request(site.visitor(key=1))
         request["key"] = 1
         request.save()
@@ -407,7 +407,7 @@ class TestCompleteStorage:
         request.save()
         assert dict(site.request(key).items()) == {"a": 1, "b": 2, "c": 3}
 
-    def test_a_key_that_is_taken_is_not_taken_for_a_session_that_is_gone(self, site: Site) -> None:
+    def test_a_taken_key_is_not_mistaken_for_a_session_that_is_gone(self, site: Site) -> None:
         other = site.visitor(other=1)
         key = site.visitor(key=1)
         CompleteStorage.made -= 2
@@ -455,7 +455,7 @@ class TestCompleteStorage:
         assert site.calls() == [("new", AGE), ("move", AGE), ("exists",), ("new", AGE), ("create", {"key": 1}, AGE)]
         assert dict(site.request(request.session_key).items()) == {"key": 1}
 
-    def test_a_touch_that_nobody_asked_for_waits_until_it_is_due(self, site: Site, settings: Settings) -> None:
+    def test_a_touch_without_a_request_for_it_waits_until_it_is_due(self, site: Site, settings: Settings) -> None:
         settings.SESSION_SAVE_EVERY_REQUEST = True
         site = Site(CompleteStorage)
         key = site.visitor(key=1)
@@ -499,9 +499,9 @@ class TestCompleteStorage:
 
 
 class TestSometimesDisabledStorage:
-    """(d) Disabled, raised at run time by methods that are overridden, is remembered."""
+    """(d) Methods that raise Disabled at run time."""
 
-    def test_what_is_disabled_is_tried_once(self) -> None:
+    def test_a_disabled_method_is_tried_once(self) -> None:
         site = Site(SometimesDisabledStorage)
         for turn in range(2):
             request = site.request()
@@ -546,14 +546,16 @@ class TestSometimesDisabledStorage:
                 super().set_map(*args)
 
         request = Site(Hopeless).request()
-        with pytest.raises(ImproperlyConfigured, match=r"Hopeless of the engine .*: its set_map\(\) is disabled"):
+        with pytest.raises(
+            ImproperlyConfigured, match=r"Hopeless of the engine .* without set_map\(\), which is missing or disabled"
+        ):
             request.save()
 
 
 class TestTurns:
-    """Operations that are composed of several calls take turns on one session, in this process."""
+    """Composed operations take turns on one session, in this process."""
 
-    def test_one_that_is_refused_to_wait_does_not_hold_the_session_for_ever(self) -> None:
+    def test_an_operation_that_may_not_wait_does_not_hold_the_session_for_ever(self) -> None:
         site = Site(WholeMapStorage)
         key = site.visitor(key=1)
         request, late = site.request(key), site.request(key)
@@ -581,7 +583,7 @@ class TestTurns:
             locks = request._engine.locks
             locks.acquire(str(request.session_id))
             saving = asyncio.ensure_future(request.asave())
-            for _ in range(100):  # turns of the loop in which the save comes to where it waits
+            for _ in range(100):  # until the save waits
                 await asyncio.sleep(0)
             assert locks._waiting[str(request.session_id)]
             saving.cancel()
@@ -604,7 +606,7 @@ class TestOwnIdsStorage:
         assert site.request(key).session_id == key
         assert site.request(key)["key"] == 1
 
-    def test_it_need_not_look_up_what_it_did_not_make(self) -> None:
+    def test_it_need_not_look_up_foreign_keys(self) -> None:
         site = Site(OwnIdsStorage)
         request = site.request("00000000001.5")
         assert request.get("key") is None
@@ -650,7 +652,7 @@ class TestIncapableStorage:
 class TestAsyncStorage:
     """(g) A storage with native twins."""
 
-    def test_a_request_awaits_the_twins_in_the_order_of_the_others(self) -> None:
+    def test_a_request_awaits_the_twins_in_the_order_of_the_methods(self) -> None:
         site = Site(AsyncStorage)
         threads: set[int] = set()
         record = site.store_class.get_storage().record  # type: ignore[attr-defined]
@@ -750,7 +752,7 @@ class TestPairsOnlyStorage:
         request.save()
         assert site.calls() == [READ, READ, ("remove_all",), ("set_map", {"two": 2}, AGE)]
 
-    def test_the_last_pair_too(self) -> None:
+    def test_the_last_pair_is_removed_too(self) -> None:
         site = Site(PairsOnlyStorage)
         key = site.visitor(one=1)
         request = site.request(key)

@@ -1,4 +1,4 @@
-"""One pair of functions turns values into bytes and back, as SESSION_SERIALIZER says."""
+"""encode and decode follow SESSION_SERIALIZER."""
 
 import pickle
 from typing import Any
@@ -28,15 +28,15 @@ def test_the_bytes_are_those_of_the_serializer(value: Any) -> None:
     assert decode(encode(value)) == value
 
 
-def test_odd_keys_and_values_become_what_djangos_makes_of_them() -> None:
+def test_odd_keys_and_values_come_back_as_from_djangos() -> None:
     assert encode(ODD) == JSONSerializer().dumps(ODD)
 
 
-def test_what_another_program_wrote_in_utf_8_is_read_as_such() -> None:
+def test_utf_8_of_another_program_is_read() -> None:
     assert decode('{"name":"José","é":"😀"}'.encode()) == {"name": "José", "é": "😀"}
 
 
-def test_a_value_that_holds_itself_is_djangos_error() -> None:
+def test_a_value_that_contains_itself_raises_djangos_error() -> None:
     circle: list[Any] = []
     circle.append(circle)
     for dumps in (JSONSerializer().dumps, encode):
@@ -55,13 +55,13 @@ def test_it_follows_the_setting(settings: Settings) -> None:
 @pytest.mark.parametrize(
     "name", ["django.contrib.sessions.serializers.JSONSerializer", "tests.core.test_serializers.PickleSerializer"]
 )
-def test_what_cannot_be_decoded_is_one_kind_of_error(settings: Settings, name: str, data: bytes) -> None:
+def test_bytes_that_cannot_be_decoded_raise_one_kind_of_error(settings: Settings, name: str, data: bytes) -> None:
     settings.SESSION_SERIALIZER = name
     with pytest.raises(DecodeError, match=f"SESSION_SERIALIZER = '{name}' cannot read it"):
         decode(data)
 
 
-def test_a_value_that_cannot_be_encoded_is_the_serializers_own_error() -> None:
+def test_a_value_that_cannot_be_encoded_raises_the_serializers_error() -> None:
     with pytest.raises(TypeError):
         encode(object())
 

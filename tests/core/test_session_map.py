@@ -1,4 +1,4 @@
-"""SessionMap: what a request did to a session, and how that merges."""
+"""SessionMap: the changes of a request to a session, and how they merge."""
 
 import asyncio
 from typing import Any
@@ -8,7 +8,7 @@ from django.core.exceptions import SynchronousOnlyOperation
 from pytest_django import Settings
 
 from gsession_django import SessionMap
-from gsession_django.core.session_map import EXPIRY_KEY
+from gsession_django.core.pairs import EXPIRY_KEY, Pairs
 from gsession_django.core.values import MISSING, UNFETCHED, Encoded
 from gsession_django.serializers import decode, encode
 
@@ -18,7 +18,7 @@ def read(**data: Any) -> SessionMap:
 
 
 class TestChanges:
-    def test_a_session_that_was_only_read_has_none(self) -> None:
+    def test_a_session_that_was_only_read_has_no_change(self) -> None:
         session = read(number=1, cart={"apple": [1]})
         assert session["number"] == 1
         assert session["cart"]["apple"][0] == 1
@@ -30,24 +30,24 @@ class TestChanges:
     @pytest.mark.parametrize(
         ("before", "after"), [(1, 2), (1, True), (1, 1.0), (0.0, -0.0), ("1", 1), (None, 0), ([], {})]
     )
-    def test_a_value_that_was_set_to_another_is_one(self, before: Any, after: Any) -> None:
+    def test_setting_another_value_is_a_change(self, before: Any, after: Any) -> None:
         session = read(key=before)
         session["key"] = after
         assert list(session.changed) == ["key"]
 
     @pytest.mark.parametrize("value", [1, "text", None, 1.5, True, [1, {"a": 2}], {"a": {"b": []}}])
-    def test_a_value_that_was_set_to_what_it_was_is_none(self, value: Any) -> None:
+    def test_setting_the_old_value_is_not_a_change(self, value: Any) -> None:
         session = SessionMap({"key": value, "other": 1})
         session["key"] = 12
         session["key"] = value
         assert not session.has_changes()
 
-    def test_a_value_changed_in_place_is_one(self) -> None:
+    def test_a_change_in_place_is_a_change(self) -> None:
         session = read(cart={"apple": {"sizes": [1, 2]}}, other={})
         session["cart"]["apple"]["sizes"].append(3)
         assert session.changed == {"cart": {"apple": {"sizes": [1, 2, 3]}}}
 
-    def test_a_value_changed_in_place_and_back_is_none(self) -> None:
+    def test_a_change_in_place_and_back_is_not_a_change(self) -> None:
         session = read(cart={"apple": 1})
         session["cart"]["apple"] = 2
         session["cart"]["apple"] = 1
@@ -80,7 +80,7 @@ class TestChanges:
         session["two"] = 3
         assert (session.changed, session.removed) == ({"two": 3}, set())
 
-    def test_a_cleared_session_is_all_change(self) -> None:
+    def test_clearing_a_session_changes_all_of_it(self) -> None:
         session = read(one=1)
         session.clear()
         assert session.has_changes()
@@ -89,14 +89,14 @@ class TestChanges:
         assert session.changed == {"two": 2}
         assert dict(session) == {"two": 2}
 
-    def test_bytes_that_another_program_wrote_differently_are_none(self) -> None:
+    def test_different_bytes_of_another_program_are_not_a_change(self) -> None:
         session = SessionMap({"cart": Encoded(b'{ "apple" : 1 }'), "number": Encoded(b" 1 ")})
         assert session["cart"] == {"apple": 1}
         session["number"] = 1
         session["cart"]["apple"] = 1
         assert not session.has_changes()
 
-    def test_a_value_that_cannot_be_encoded_is_one_and_an_error_that_names_its_key(self) -> None:
+    def test_a_value_that_cannot_be_encoded_is_a_change_and_an_error_that_names_its_key(self) -> None:
         session = read(cart={})
         session["cart"] = {"thing": object()}
         with pytest.raises(TypeError, match="session value 'cart' cannot be stored by SESSION_SERIALIZER"):
@@ -113,7 +113,7 @@ class TestAltered:
     def test_a_scalar_costs_nothing(self, monkeypatch: pytest.MonkeyPatch) -> None:
         session = read(number=1, text="a", nothing=None, yes=True, half=0.5)
         list(session.values())
-        monkeypatch.setattr("gsession_django.core.session_map.encode", None)
+        monkeypatch.setattr("gsession_django.core.comparing.encode", None)
         assert not session.altered()
 
     def test_it_counts_from_the_baseline(self) -> None:
@@ -349,7 +349,7 @@ class TestEncoded:
             decoded.append(bytes(data))
             return decode(data)
 
-        monkeypatch.setattr("gsession_django.core.session_map.decode", recording)
+        monkeypatch.setattr("gsession_django.core.pairs.decode", recording)
         session = SessionMap({"one": Encoded(b"1"), "two": Encoded(b'{"x": 2}')})
         assert decoded == []
         assert session["one"] == 1
@@ -375,20 +375,20 @@ class TestEncoded:
 
 
 class Stored:
-    """Where a session's values are fetched from, recording what for."""
+    """Hands out a session's values, and records which."""
 
     def __init__(self, **data: Any) -> None:
         self.data = data
         self.asked: list[str | None] = []
 
-    def fetch(self, session: SessionMap, key: str | None) -> None:
+    def fetch(self, session: Pairs, key: str | None) -> None:
         self.asked.append(key)
         if key is not None and self.data.get(key) is not None:
             session.learn({key: self.data[key]})
         else:
             session.learn(self.data, complete=True)
 
-    async def afetch(self, session: SessionMap, key: str | None) -> None:
+    async def afetch(self, session: Pairs, key: str | None) -> None:
         self.fetch(session, key)
 
     def fetch_size(self) -> int:

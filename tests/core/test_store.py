@@ -1,4 +1,4 @@
-"""SessionStore behaves as Django documents request.session, and where it differs, on purpose."""
+"""SessionStore behaves as Django documents request.session, except where it differs on purpose."""
 
 import asyncio
 import copy
@@ -169,7 +169,7 @@ class TestTtl:
         storage: Any = store.get_storage()
         assert storage.medium.calls[-1][2] == ttl
 
-    def test_what_is_left_of_it_is_known_where_the_storage_tells(self) -> None:
+    def test_the_remaining_ttl_is_known_if_the_storage_tells(self) -> None:
         store = engine(memory.MemoryStorage)()
         store.set_expiry(60)
         store.save()
@@ -191,9 +191,7 @@ class TestTtl:
 
 
 class TestSaving:
-    def test_what_others_wrote_stays_when_a_request_saves_twice(
-        self, store_class: type[SessionStore], key: str
-    ) -> None:
+    def test_changes_of_others_stay_when_a_request_saves_twice(self, store_class: type[SessionStore], key: str) -> None:
         one, other = store_class(key), store_class(key)
         one["cart"]["pear"] = 2
         other["cart"]["plum"] = 3
@@ -204,7 +202,7 @@ class TestSaving:
         one.save()
         assert store_class(key)["cart"] == {"apple": 1, "pear": 2, "plum": 3, "fig": 4}
 
-    def test_no_object_of_the_site_is_given_what_others_wrote(self, store_class: type[SessionStore]) -> None:
+    def test_changes_of_others_get_into_no_object_of_the_site(self, store_class: type[SessionStore]) -> None:
         default: dict[str, int] = {}
         first = store_class()
         first.save()
@@ -322,7 +320,7 @@ class TestSaving:
 
 class TestUndecodable:
     @pytest.mark.parametrize("storage_class", [WholeMapStorage, CompleteStorage, PerKeyStorage])
-    def test_what_cannot_be_decoded_is_left_out_and_logged(
+    def test_a_value_that_cannot_be_decoded_is_left_out_and_logged(
         self, storage_class: type[Storage], caplog: pytest.LogCaptureFixture
     ) -> None:
         store_class = engine(storage_class)
@@ -382,7 +380,7 @@ class TestOutage:
             lambda store: store.load(),
         ],
     )
-    def test_every_operation_says_so(self, use: Any) -> None:
+    def test_every_operation_raises_storage_unavailable(self, use: Any) -> None:
         with pytest.raises(StorageUnavailable):
             use(engine(Down)("a" * 32))
 
@@ -420,7 +418,7 @@ class TestTheStorageObject:
         before = store_class.get_storage()
         settings.USE_THOUSAND_SEPARATOR = True
         assert store_class.get_storage() is before
-        if name != "CACHES":  # which Django warns of being overridden; the signal is the same
+        if name != "CACHES":  # overriding it makes Django warn; the signal is the same
             setattr(settings, name, value)
         else:
             from django.core.signals import setting_changed
@@ -446,7 +444,7 @@ def test_a_forked_child_has_storages_and_locks_of_its_own() -> None:
     store["number"] = 1
     store.save()
     assert store.session_id is not None
-    # As if another thread were saving this session just now: it is not there in the child to end that.
+    # As if another thread were saving this session now. The child does not have that thread.
     store._engine.locks.acquire(store.session_id)
     child = os.fork()
     if child == 0:
@@ -489,7 +487,7 @@ class TestPurging:
         management.call_command(clearsessions.Command())
         assert list(storage._entries) == [live.session_id]
 
-    def test_nothing_is_done_where_the_medium_does_it(self) -> None:
+    def test_no_purge_runs_if_the_medium_expires_sessions_itself(self) -> None:
         class Self(WholeMapStorage):
             expires_itself = True
 
@@ -517,7 +515,7 @@ class TestAsync:
         assert asyncio.run(visit()) == key
         assert store_class(key)["cart"] == {"apple": 1, "pear": 2}
 
-    def test_create_cycle_delete(self, store_class: type[SessionStore]) -> None:
+    def test_create_cycle_key_and_delete_work_under_async(self, store_class: type[SessionStore]) -> None:
         async def visit() -> None:
             store = store_class()
             await store.acreate()
@@ -534,7 +532,7 @@ class TestAsync:
         asyncio.run(visit())
 
 
-def test_in_the_interface_of_django_nothing_is_missing() -> None:
+def test_the_store_has_every_method_of_djangos_interface() -> None:
     ours = {name for name in dir(SessionStore) if not name.startswith("_")}
     assert {name for name in dir(SessionBase) if not name.startswith("_")} <= ours
 

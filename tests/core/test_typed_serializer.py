@@ -50,7 +50,7 @@ def again(value: Any) -> Any:
 
 
 def same(one: Any, other: Any) -> bool:
-    """Whether two values are equal and of the same types, everything inside of them too."""
+    """Return whether two values are equal and of the same types, at any depth."""
     if type(one) is not type(other):
         return False
     if isinstance(one, dict):
@@ -65,7 +65,7 @@ def same(one: Any, other: Any) -> bool:
 
 
 def kinds(value: Any) -> Any:
-    """Return what tells a value from others that are equal to it."""
+    """Return the type of a value and the details that equality ignores."""
     if isinstance(value, tuple | frozenset):
         return type(value), *sorted(map(kinds, value), key=repr)
     if isinstance(value, float | Decimal):
@@ -79,7 +79,7 @@ def can_be_a_key(value: Any) -> bool:
     return not (isinstance(value, Decimal) and value.is_snan())
 
 
-# Which values come back.
+# Values that come back.
 
 zones = st.none() | st.timezones() | st.builds(timezone, st.timedeltas(timedelta(hours=-23), timedelta(hours=23)))
 texts = st.text(st.characters(codec=None))  # half of a surrogate pair too
@@ -108,7 +108,7 @@ json_values = st.recursive(
 
 @many
 @given(values)
-def test_what_was_put_in_comes_back_and_makes_the_same_bytes(value: Any) -> None:
+def test_a_value_comes_back_and_makes_the_same_bytes(value: Any) -> None:
     data = dumps(value)
     back = loads(data)
     assert same(back, value)
@@ -117,20 +117,20 @@ def test_what_was_put_in_comes_back_and_makes_the_same_bytes(value: Any) -> None
 
 @many
 @given(json_values)
-def test_what_djangos_serializer_wrote_is_read_as_it_reads_it(value: Any) -> None:
+def test_bytes_of_djangos_serializer_are_read_as_it_reads_them(value: Any) -> None:
     data = JSONSerializer().dumps(value)
     assert same(loads(data), JSONSerializer().loads(data))
 
 
 @pytest.mark.parametrize("value", [float("nan"), [float("inf"), "\ud800"], {1: -0.0, None: 10**30, 2: 1e22}], ids=repr)
-def test_so_is_what_json_does_not_have(value: Any) -> None:
+def test_values_of_djangos_serializer_beyond_json_are_read_too(value: Any) -> None:
     data = JSONSerializer().dumps(value)
     assert same(loads(data), JSONSerializer().loads(data))
 
 
 @many
 @given(st.recursive(st.none() | st.booleans() | st.integers() | st.text(), st.lists, max_leaves=15))
-def test_djangos_serializer_reads_what_json_has(value: Any) -> None:
+def test_djangos_serializer_reads_json_values(value: Any) -> None:
     assert json.loads(dumps(value)) == JSONSerializer().loads(JSONSerializer().dumps(value)) == value
 
 
@@ -184,7 +184,7 @@ def test_the_edges_of_the_types_come_back(value: Any) -> None:
     ],
     ids=repr,
 )
-def test_nothing_of_the_users_is_taken_for_a_type(value: Any) -> None:
+def test_no_value_of_the_user_is_mistaken_for_a_type(value: Any) -> None:
     assert same(again(value), value)
 
 
@@ -229,7 +229,7 @@ Point = namedtuple("Point", "x y")
     ],
     ids=repr,
 )
-def test_of_a_subclass_its_base_comes_back(value: Any, expected: Any) -> None:
+def test_the_base_of_a_subclass_comes_back(value: Any, expected: Any) -> None:
     assert same(again(value), expected)
     assert dumps(value) == dumps(expected)
 
@@ -258,8 +258,8 @@ class FrozenTime(time):
     ],
     ids=repr,
 )
-def test_so_it_does_while_the_clock_is_frozen(monkeypatch: pytest.MonkeyPatch, value: Any, expected: Any) -> None:
-    """As freezegun does it: in every module, subclasses take the places of the classes."""
+def test_the_base_comes_back_under_a_frozen_clock(monkeypatch: pytest.MonkeyPatch, value: Any, expected: Any) -> None:
+    """Replace the classes by subclasses in every module, as freezegun does."""
     for name, frozen in {"date": FrozenDate, "datetime": FrozenDatetime, "time": FrozenTime}.items():
         monkeypatch.setattr(typed_module, name, frozen)
     assert same(again(value), expected)
@@ -304,12 +304,12 @@ def test_a_dict_keeps_its_order() -> None:
     assert list(again(value)) == ["b", "a", 3]
 
 
-def test_what_json_has_is_json_and_the_rest_is_not() -> None:
+def test_json_values_are_stored_as_json_and_no_others() -> None:
     assert dumps({"cart": [1, None, "ü"]}) == '{"cart":[1,null,"ü"]}'.encode()
     assert dumps(date(2026, 11, 26))[:1] == b"\xc1"
 
 
-# What cannot be written.
+# Values that cannot be written.
 
 
 @dataclass
@@ -338,10 +338,10 @@ class Plain(Enum):
 @pytest.mark.parametrize(
     "around", [lambda value: value, lambda value: [(value,)], lambda value: {"a": {5: value}}], ids=["", "[]", "{}"]
 )
-def test_what_cannot_be_written_is_an_error_that_names_the_type(
+def test_a_value_that_cannot_be_written_raises_an_error_that_names_the_type(
     value: Any, name: str, around: Callable[[Any], Any]
 ) -> None:
-    with pytest.raises(TypeError, match=rf"TypedSerializer cannot store a {name}\. Store what it can be made of again"):
+    with pytest.raises(TypeError, match=rf"TypedSerializer cannot store a {name}\. Store a value to make it from"):
         dumps(around(value))
 
 
@@ -351,7 +351,7 @@ def nested(depth: int, innermost: Any) -> Any:
     return innermost
 
 
-def test_a_value_that_contains_itself_is_djangos_error() -> None:
+def test_a_value_that_contains_itself_raises_djangos_error() -> None:
     circle: list[Any] = []
     circle.append({"a": (circle,)})
     for write in (JSONSerializer().dumps, dumps):
@@ -371,7 +371,7 @@ def test_long_values_come_back() -> None:
     assert again(value) == value
 
 
-def test_another_thread_may_change_what_is_written() -> None:
+def test_another_thread_may_change_a_value_while_it_is_written() -> None:
     value: dict[str, Any] = {"when": date(2026, 1, 1)}
     ends = threading.Event()
 
@@ -395,7 +395,7 @@ def test_another_thread_may_change_what_is_written() -> None:
         sys.setswitchinterval(before)
 
 
-# What cannot be read.
+# Bytes that cannot be read.
 
 
 def packed(code: int, content: bytes) -> bytes:
@@ -441,7 +441,7 @@ def packed(code: int, content: bytes) -> bytes:
     ],
     ids=repr,
 )
-def test_what_was_not_written_here_is_an_error(data: bytes) -> None:
+def test_bytes_that_were_not_written_here_raise_an_error(data: bytes) -> None:
     with pytest.raises(Exception):  # noqa: B017, PT011  (whichever: the package makes a DecodeError of each)
         loads(data)
 
@@ -457,15 +457,15 @@ def test_damaged_bytes_are_an_error_or_a_value_never_a_crash(value: Any, data: s
 
 
 def test_an_unknown_extension_type_is_named() -> None:
-    with pytest.raises(ValueError, match="TypedSerializer writes no extension type 77"):
+    with pytest.raises(ValueError, match="TypedSerializer does not write the extension type 77"):
         loads(packed(77, b"x"))
 
 
-def test_no_context_makes_a_nan_of_what_is_no_number() -> None:
+def test_no_decimal_context_turns_a_wrong_number_into_nan() -> None:
     with decimal.localcontext() as context:
         context.traps[decimal.InvalidOperation] = False
         assert math.isnan(loads(packed(2, b"NaN")))
-        with pytest.raises(ValueError, match="'one' is no Decimal"):
+        with pytest.raises(ValueError, match="'one' is not a Decimal"):
             loads(packed(2, b"one"))
 
 
@@ -498,7 +498,7 @@ def test_every_engine_keeps_the_types(tmp_path: Path, engine: str) -> None:
 
 
 @pytest.mark.parametrize("engine", OURS.values())
-def test_dicts_with_keys_that_are_no_text_merge(tmp_path: Path, engine: str) -> None:
+def test_dicts_with_keys_that_are_not_text_merge(tmp_path: Path, engine: str) -> None:
     with old_site(tmp_path, SESSION_SERIALIZER=NAME):
         store = import_module(engine).SessionStore
         first = store()
@@ -546,7 +546,7 @@ def test_the_name_in_the_settings_is_a_class_that_may_be_made_for_each_call(sett
     assert decode(encode({1})) == {1}
 
 
-# Where msgspec is missing.
+# Without msgspec.
 
 
 def without_msgspec(program: str) -> str:

@@ -1,4 +1,4 @@
-"""The databases that the tests of this folder run on."""
+"""The databases for the tests in this folder."""
 
 from collections.abc import Iterator
 
@@ -31,7 +31,7 @@ def store_class(alias: str) -> type[SessionStore]:
 
 @pytest.fixture(scope="module", params=SERVERS)
 def server(request: pytest.FixtureRequest) -> Iterator[DatabaseServer]:
-    """Yield a server that a test may stop, or demote, if it takes that back."""
+    """Yield a server that a test may stop or demote. The test must undo that."""
     with SERVERS[request.param]() as found:
         with connected(found.entry()) as alias:
             migrate(alias)

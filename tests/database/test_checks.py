@@ -19,7 +19,7 @@ def test_a_database_with_the_table_is_in_order() -> None:
         assert found() == []
 
 
-def test_an_alias_that_is_none_is_an_error_that_names_those_there_are() -> None:
+def test_an_unknown_alias_is_an_error_that_names_the_known_ones() -> None:
     with override_settings(**options_for("nowhere")):
         (message,) = found()
     assert message.id == "gsession_django.E016"
@@ -27,7 +27,7 @@ def test_an_alias_that_is_none_is_an_error_that_names_those_there_are() -> None:
     assert "'default'" in str(message.hint)
 
 
-def test_a_table_that_is_missing_is_an_error_of_deployment_that_says_how_to_make_it(tmp_path: Path) -> None:
+def test_a_missing_table_is_an_error_at_deployment_that_says_how_to_create_it(tmp_path: Path) -> None:
     with connected(sqlite_entry(tmp_path)) as alias, override_settings(**options_for(alias)):
         assert found(deploy=False) == []
         (message,) = found()

@@ -1,4 +1,4 @@
-"""Sessions in a database expire by the clock of its server, whatever the clocks of the hosts that use it say."""
+"""Sessions in a database expire by the server's clock: a wrong clock on a host has no effect."""
 
 import time
 from collections.abc import Iterator
@@ -30,7 +30,7 @@ def alias(request: pytest.FixtureRequest) -> Iterator[str]:
 
 @contextmanager
 def host_clock(by: float) -> Iterator[None]:
-    """Let the clock of this host be so many seconds fast; that of the server goes on as it is."""
+    """Set this host's clock fast by so many seconds. The server's clock stays right."""
     with pytest.MonkeyPatch.context() as patch:
         seconds, nanoseconds = time.time, time.time_ns
         patch.setattr(time, "time", lambda: seconds() + by)
@@ -61,7 +61,7 @@ def test_a_host_whose_clock_is_wrong_purges_no_live_session(alias: str, by: floa
 
 
 @wrong
-def test_a_host_whose_clock_is_wrong_purges_what_has_expired(alias: str, by: float) -> None:
+def test_a_host_whose_clock_is_wrong_purges_expired_sessions(alias: str, by: float) -> None:
     storage = DatabaseStorage(alias)
     assert storage.create("over", SessionMap({"key": 1}), -1)
     with host_clock(by):
@@ -71,7 +71,7 @@ def test_a_host_whose_clock_is_wrong_purges_what_has_expired(alias: str, by: flo
 
 
 @wrong
-def test_a_host_whose_clock_is_wrong_serves_its_visitors_as_any_other(alias: str, by: float) -> None:
+def test_a_host_whose_clock_is_wrong_serves_its_visitors_like_any_other(alias: str, by: float) -> None:
     storage = DatabaseStorage(alias)
     key = new_session(SessionStore, {"key": 1})
     with host_clock(by):
@@ -99,7 +99,7 @@ def test_a_host_whose_clock_is_wrong_revives_no_session(alias: str, by: float) -
         assert not storage.exists("over")
         assert not storage.update_ttl("over", HOUR)
         assert not storage.move("over", "new", HOUR)
-        assert storage.create("over", SessionMap({"key": 2}), HOUR)  # an expired session takes no id
+        assert storage.create("over", SessionMap({"key": 2}), HOUR)  # the id of an expired session is free
     assert lives_for_an_hour(storage, "over")
 
 
@@ -119,10 +119,10 @@ def test_a_merge_in_a_transaction_goes_by_the_servers_clock_too(alias: str, by: 
 
 @pytest.mark.parametrize("zone", ["Europe/Berlin", "Asia/Kathmandu"])
 @pytest.mark.parametrize("kind", KINDS)
-def test_the_time_is_that_of_utc_whatever_the_connections_time_zone(kind: str, zone: str) -> None:
+def test_the_time_is_utc_whatever_the_connections_time_zone(kind: str, zone: str) -> None:
     with database(kind, TIME_ZONE=zone) as alias:
         connection = connections[alias]
-        if connection.vendor == "mysql":  # whose time zone Django leaves as it is
+        if connection.vendor == "mysql":  # Django does not set the time zone of its connections
             with connection.cursor() as cursor:
                 cursor.execute("SET time_zone = %s", ["+05:45"])
         now = time.time()

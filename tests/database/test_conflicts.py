@@ -1,4 +1,4 @@
-"""The database engine, where a database undoes a statement since another transaction was in its way."""
+"""The database engine when a database undoes a statement because of another transaction."""
 
 import time
 from concurrent.futures import Future
@@ -27,7 +27,7 @@ WAITING = {
 
 
 def wait_until_one_waits(kind: str) -> None:
-    """Return once a statement waits for a row that another transaction has locked."""
+    """Wait until a statement waits for a row that another transaction has locked."""
     deadline = time.monotonic() + TIMEOUT
     with closing(shared(kind).connect()) as control, control.cursor() as cursor:
         while True:
@@ -35,11 +35,11 @@ def wait_until_one_waits(kind: str) -> None:
             if cursor.fetchone() == (1,):
                 return
             assert time.monotonic() < deadline, "no statement waits for a lock"
-            time.sleep(0.01)  # the server tells nobody
+            time.sleep(0.01)  # the server sends no event
 
 
 def save_in_another_thread(alias: str, key: str) -> Future[list[Error]]:
-    """Begin to save an item of a session; return the errors that the database has answered with meanwhile."""
+    """Begin to save an item of a session. The result is the errors that the database has returned meanwhile."""
 
     def work() -> list[Error]:
         errors = []
@@ -63,16 +63,16 @@ def save_in_another_thread(alias: str, key: str) -> Future[list[Error]]:
     return promised(work)
 
 
-def test_a_save_that_ends_a_deadlock_of_mariadb_is_done_again() -> None:
+def test_a_save_that_mariadb_undoes_to_end_a_deadlock_is_repeated() -> None:
     with a_database("mariadb") as alias, override_settings(**options_for(alias)):
         key = new_session(database.SessionStore, {"cart": {}})
         session_id = id_of(database.SessionStore, key)
         with another_connection(alias) as other:
             with transaction.atomic(other):
-                # MariaDB undoes the one that has done less.
+                # MariaDB undoes the transaction that has done less.
                 rows = [Session(id=f"more {n}", data=b"", version=0, expires=0) for n in range(50)]
                 Session.objects.using(other).bulk_create(rows)
-                with connections[other].cursor() as cursor:  # the entry in the index, not the row
+                with connections[other].cursor() as cursor:  # locks the entry in the index, not the row
                     cursor.execute("SELECT expires FROM gsession_django_session WHERE expires > 0 LOCK IN SHARE MODE")
                 saving = save_in_another_thread(alias, key)
                 wait_until_one_waits("mariadb")
@@ -82,7 +82,7 @@ def test_a_save_that_ends_a_deadlock_of_mariadb_is_done_again() -> None:
 
 
 @pytest.mark.parametrize("level", ["repeatable read", "serializable"])
-def test_a_save_that_a_strict_postgresql_refuses_is_done_again(level: str) -> None:
+def test_a_save_that_a_strict_postgresql_refuses_is_repeated(level: str) -> None:
     options = {"options": "-c default_transaction_isolation=" + level.replace(" ", r"\ ")}
     with a_database("postgresql", OPTIONS=options) as alias, override_settings(**options_for(alias)):
         key = new_session(database.SessionStore, {"cart": {}})
@@ -98,7 +98,7 @@ def test_a_save_that_a_strict_postgresql_refuses_is_done_again(level: str) -> No
 
 @pytest.mark.parametrize("deed", DEEDS)
 @pytest.mark.parametrize("kind", KINDS)
-def test_every_operation_is_done_again_and_not_for_ever(kind: str, deed: str) -> None:
+def test_every_operation_is_repeated_but_not_for_ever(kind: str, deed: str) -> None:
     do, _ = DEEDS[deed]
     with a_database(kind) as alias, override_settings(**options_for(alias)):
         key = new_session(database.SessionStore, {"cart": {"apple": 1}})
@@ -110,7 +110,7 @@ def test_every_operation_is_done_again_and_not_for_ever(kind: str, deed: str) ->
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_in_a_transaction_nothing_is_done_again_since_all_of_it_is_undone(kind: str) -> None:
+def test_in_a_transaction_nothing_is_repeated_because_all_of_it_is_undone(kind: str) -> None:
     with a_database(kind) as alias, override_settings(**options_for(alias)):
         key = new_session(database.SessionStore, {"cart": {}})
         refusal = Refusal(2)
@@ -124,7 +124,7 @@ def test_in_a_transaction_nothing_is_done_again_since_all_of_it_is_undone(kind: 
 
 
 def test_no_operation_finds_its_row_by_the_expiry() -> None:
-    """Or two that write to one session may lock the two indexes in opposite order."""
+    """Otherwise two writers of one session may lock the two indexes in opposite order."""
     with a_database("mariadb") as alias, override_settings(**options_for(alias)):
         connection = connections[alias]
         indexes: list[str] = []
@@ -140,7 +140,7 @@ def test_no_operation_finds_its_row_by_the_expiry() -> None:
             store = database.SessionStore(new_session(database.SessionStore, {"cart": {"apple": 1}}))
             with connection.execute_wrapper(explain):
                 do(store)
-        with transaction.atomic(alias):  # where a conflict is read again with a lock
+        with transaction.atomic(alias):  # here the engine reads a conflicting row again with a lock
             key = new_session(database.SessionStore, {"cart": {"apple": 1}})
             store, other = database.SessionStore(key), database.SessionStore(key)
             own_item(store, "mine")

@@ -1,4 +1,4 @@
-"""The database engine: the statements that a database is given, transactions, routers and damaged rows."""
+"""The database engine: its statements, transactions, routers and damaged rows."""
 
 import asyncio
 from collections.abc import Awaitable, Callable, Iterator
@@ -31,13 +31,13 @@ SERVERS = KINDS[1:]
 
 @contextmanager
 def another_connection(alias: str, **values: Any) -> Iterator[str]:
-    """Yield an alias of the same database, with a connection of its own."""
+    """Yield another alias of the same database, with its own connection."""
     with connected({**connections.settings[alias], **values}) as other:
         yield other
 
 
 def change(alias: str, session_id: str, do: Callable[[SessionMap], Any]) -> None:
-    """Let another request change a session, in the database of an alias."""
+    """Let another request change a session in the database `alias`."""
     storage = database.DatabaseStorage(using=alias)
     held = storage.get_session(session_id, 60)
     assert held is not None
@@ -45,12 +45,12 @@ def change(alias: str, session_id: str, do: Callable[[SessionMap], Any]) -> None
     assert storage.apply(session_id, held, 60)
 
 
-# Statements: as the database has got them, whatever Django thinks that it has sent.
+# Statements: as the database receives them, not as Django reports them.
 
 
 @contextmanager
 def statements(kind: str, alias: str) -> Iterator[list[str]]:
-    """Yield a list: at the end, of the first words of what the database was given on this thread's connection."""
+    """Yield a list. At the end it has the first word of each statement that the database got from this thread."""
     connection = connections[alias]
     connection.ensure_connection()
     given: list[str] = []
@@ -130,7 +130,7 @@ def test_create_is_one_statement(kind: str, alias: str, store_class: type[Sessio
     assert given == ["INSERT"]
 
 
-def test_what_was_just_made_is_saved_again_with_one_statement(
+def test_a_new_session_is_saved_again_with_one_statement(
     kind: str, alias: str, store_class: type[SessionStore]
 ) -> None:
     store = store_class()
@@ -167,7 +167,7 @@ def test_each_conflict_costs_one_read_and_one_write_more(
 
 
 def isolated(kind: str, level: str) -> dict[str, Any]:
-    """Return what stands in ``DATABASES`` for an isolation level."""
+    """Return the values in ``DATABASES`` for an isolation level."""
     number = IsolationLevel[level.upper().replace(" ", "_")]
     return {"OPTIONS": {"isolation_level": number if kind == "postgresql" else level}}
 
@@ -202,7 +202,7 @@ def test_in_a_transaction_every_operation_works_and_is_undone_with_it(
     assert stored(store_class, key) is stored(store_class, gone) is None
 
 
-def test_in_a_transaction_a_key_that_is_taken_does_not_spoil_it(alias: str, store_class: type[SessionStore]) -> None:
+def test_a_taken_key_does_not_break_the_transaction(alias: str, store_class: type[SessionStore]) -> None:
     taken, other = new_session(store_class, {"key": 1}), new_session(store_class, {"key": 2})
     storage = store_class.get_storage()
     with transaction.atomic(alias):
@@ -233,9 +233,7 @@ def test_in_a_transaction_only_a_new_id_costs_a_savepoint(
     assert given.count("COMMIT") == 1
 
 
-def test_where_nothing_is_committed_by_itself_sessions_work_too(
-    kind: str, alias: str, store_class: type[SessionStore]
-) -> None:
+def test_with_autocommit_off_sessions_work_too(kind: str, alias: str, store_class: type[SessionStore]) -> None:
     taken = new_session(store_class, {"key": 1})
     transaction.set_autocommit(False, alias)
     try:
@@ -251,7 +249,7 @@ def test_where_nothing_is_committed_by_itself_sessions_work_too(
 
 
 def no_more_than(number: int) -> Callable[..., Any]:
-    """Return what raises if more statements than this are run: for what might go on for ever."""
+    """Return a wrapper that raises after `number` statements, in place of an endless loop."""
     numbers = iter(range(number))
 
     def execute_one_more(execute: Any, *args: Any) -> Any:
@@ -279,7 +277,7 @@ def test_a_conflict_in_a_transaction_is_merged(kind: str, level: str) -> None:
 
 
 def save_over_a_conflict(alias: str, key: str) -> None:
-    """Hold a session in a transaction while another request changes it, and save it."""
+    """Read a session in a transaction, let another request change it, and save it."""
     with another_connection(alias) as other, transaction.atomic(alias):
         store = database.SessionStore(key)
         own_item(store, "mine")
@@ -288,12 +286,12 @@ def save_over_a_conflict(alias: str, key: str) -> None:
 
 
 @pytest.mark.parametrize("level", ["repeatable read", "serializable"])
-def test_a_conflict_in_a_transaction_that_is_not_shown_it_is_postgresqls_own_error(level: str) -> None:
+def test_a_conflict_that_a_transaction_cannot_see_is_postgresqls_own_error(level: str) -> None:
     with a_database("postgresql", **isolated("postgresql", level)) as alias, override_settings(**options_for(alias)):
         key = new_session(database.SessionStore, {"cart": {}})
         with pytest.raises(OperationalError) as raised:
             save_over_a_conflict(alias, key)
-        # It was not tried again: in a transaction that has failed, that would be another error.
+        # A second try in a failed transaction would raise another error.
         assert isinstance(raised.value.__cause__, SerializationFailure)
         assert stored(database.SessionStore, key) == {"cart": {"theirs": 1}}
 
@@ -332,7 +330,7 @@ def fails(request: HttpRequest) -> HttpResponse:
 
 
 def seen(request: HttpRequest) -> HttpResponse:
-    """Answer with what the session holds, and whether this is a transaction."""
+    """Answer with the session's data, and whether the view runs in a transaction."""
     in_transaction = any(connection.in_atomic_block for connection in connections.all(initialized_only=True))
     return HttpResponse(f"{request.session.get('count')} {in_transaction}")
 
@@ -341,7 +339,7 @@ urlpatterns = [path(f"{view.__name__}/", view) for view in (counts, cycles, flus
 
 
 @either_client
-def test_with_atomic_requests_sessions_work_and_what_a_failed_view_did_is_undone(kind: str, client_class: Any) -> None:
+def test_with_atomic_requests_sessions_work_and_a_failed_views_changes_are_undone(kind: str, client_class: Any) -> None:
     values = {"ROOT_URLCONF": __name__, "MIDDLEWARE": ["gsession_django.middleware.SessionMiddleware"]}
     with a_database(kind, ATOMIC_REQUESTS=True) as alias, override_settings(**options_for(alias), **values):
         client = client_class(raise_request_exception=False)
@@ -381,7 +379,7 @@ class Router:
         return self._primary
 
 
-def test_without_an_alias_sessions_are_read_where_the_routers_write_to() -> None:
+def test_without_an_alias_sessions_are_read_where_the_routers_write() -> None:
     with (
         a_database("sqlite") as primary,
         a_database("sqlite") as replica,
@@ -399,14 +397,14 @@ def test_without_an_alias_sessions_are_read_where_the_routers_write_to() -> None
         assert list(store_class.get_storage().ids()) == [store.session_id]
         store_class.clear_expired()
         store.flush()
-        assert connections[replica].connection is None  # nobody has connected to it
+        assert connections[replica].connection is None  # nothing has connected to it
 
 
 # Rows.
 
 
 @pytest.mark.parametrize("data", [b"", b"{", b"\x00\xff", b'"text"', b"[]", b"null"], ids=ascii)
-def test_a_row_that_cannot_be_read_is_left_as_it_is_and_in_nobodys_way(
+def test_an_unreadable_row_stays_as_it_is_and_disturbs_nobody(
     alias: str, store_class: type[SessionStore], data: bytes, caplog: pytest.LogCaptureFixture
 ) -> None:
     key = new_session(store_class, {"cart": {}})
@@ -426,7 +424,7 @@ def test_a_row_that_cannot_be_read_is_left_as_it_is_and_in_nobodys_way(
     assert list(storage.ids()) == []
 
 
-def test_ids_that_differ_in_case_or_by_an_accent_are_others(alias: str) -> None:
+def test_ids_that_differ_in_case_or_by_an_accent_are_different(alias: str) -> None:
     storage = database.DatabaseStorage(using=alias)
     ids = ["abcdefgh", "ABCDEFGH", "abcdefgH", "abcdefgh.", "abcdefg"]
     for session_id in ids:
@@ -469,7 +467,7 @@ def test_under_async_each_operation_is_one_thread_hop(
             counts.append(len(hops) - before)
 
         await store.aset("cart", {"apple": 1})
-        await count(store.asave())  # it is created
+        await count(store.asave())  # creates it
         store = store_class(store.session_key)
         await count(store.aget("cart"))
         (await store.aget("cart"))["pear"] = 1

@@ -1,5 +1,6 @@
-"""A database server that was demoted, and can only be read: its successor is asked, or it is a 503 that signs nobody
-out; and the site's own queries find a connection that works.
+"""A demoted database server is read-only: the engine asks its successor, or the site answers 503 and signs nobody out.
+
+The site's own queries get a working connection.
 """
 
 import shutil
@@ -27,12 +28,12 @@ from tests.support.proxies import Passed, Proxy, everything
 
 pytestmark = pytest.mark.once
 
-# MariaDB lets root write nevertheless.
+# On MariaDB root may write to a read-only server.
 USER = "site"
 
 
 def given(server: DatabaseServer, statement: str) -> Any:
-    """Return the first value that the server gives for a statement."""
+    """Return the first value of a statement's result."""
     with closing(server.connect()) as control, control.cursor() as cursor:
         cursor.execute(statement)
         return cursor.fetchone()[0] if cursor.description else None
@@ -42,11 +43,11 @@ def until(is_so: Callable[[], bool]) -> None:
     deadline = time.monotonic() + TIMEOUT
     while not is_so():
         assert time.monotonic() < deadline
-        time.sleep(0.01)  # the server tells nobody
+        time.sleep(0.01)  # the server sends no event
 
 
 def with_user(server: DatabaseServer) -> dict[str, Any]:
-    """Return what stands in ``DATABASES`` for a user who may do no more than a site needs."""
+    """Return the entry in ``DATABASES`` for a user with only the rights that a site needs."""
     if isinstance(server, PostgreSQL):
         return server.entry(**KEPT)
     given(server, f"CREATE USER IF NOT EXISTS {USER}@'%'")
@@ -87,7 +88,7 @@ def save(key: str, value: int) -> None:
 
 
 def backend(alias: str) -> int:
-    """Return the number of the connection that the site's next query goes over."""
+    """Return the number of the connection of the site's next query."""
     postgresql = connections[alias].vendor == "postgresql"
     with connections[alias].cursor() as cursor:
         cursor.execute(f"SELECT {'pg_backend_pid' if postgresql else 'connection_id'}()")
@@ -95,7 +96,7 @@ def backend(alias: str) -> int:
 
 
 @either_mode
-def test_who_reads_is_served_who_writes_sees_503_and_then_everybody_is_still_signed_in(
+def test_readers_are_served_and_writers_see_503_and_then_everybody_is_still_signed_in(
     server: DatabaseServer, mode: str
 ) -> None:
     with site(mode, with_user(server)) as runner:
@@ -110,7 +111,7 @@ def test_who_reads_is_served_who_writes_sees_503_and_then_everybody_is_still_sig
 
 
 @either_mode
-def test_if_the_address_has_moved_to_another_server_the_visitor_learns_nothing_of_it(
+def test_if_the_address_has_moved_to_another_server_the_visitor_notices_nothing(
     server: DatabaseServer, mode: str
 ) -> None:
     kind = "postgresql" if isinstance(server, PostgreSQL) else "mariadb"
@@ -135,7 +136,7 @@ def test_if_the_address_has_moved_to_another_server_the_visitor_learns_nothing_o
 
 def test_the_sites_next_query_goes_over_a_new_connection(server: DatabaseServer, alias: str) -> None:
     key, before = new_session(SessionStore, {"key": 1}), backend(alias)
-    says = f"The database of the sessions, DATABASES\\['{alias}'\\], can only be read: .*read-only.* HOST and PORT lead"
+    says = f"The database of the sessions, DATABASES\\['{alias}'\\], is read-only: .*read-only.* point HOST and PORT"
     with demoted(server):
         with pytest.raises(StorageUnavailable, match=says):
             save(key, 2)
@@ -155,7 +156,7 @@ def test_no_pool_keeps_a_connection_to_a_server_that_was_demoted() -> None:
         key = new_session(SessionStore, {"key": 1})
         try:
             before = backend(alias)
-            with demoted(server), pytest.raises(StorageUnavailable, match="can only be read"):
+            with demoted(server), pytest.raises(StorageUnavailable, match="is read-only"):
                 save(key, 2)
             assert backend(alias) != before
             save(key, 3)
@@ -165,14 +166,14 @@ def test_no_pool_keeps_a_connection_to_a_server_that_was_demoted() -> None:
             connections[alias].close_pool()  # type: ignore[attr-defined]
 
 
-def test_every_operation_that_writes_is_unavailable_and_what_reads_goes_on(server: DatabaseServer, alias: str) -> None:
+def test_every_operation_that_writes_is_unavailable_and_reads_go_on(server: DatabaseServer, alias: str) -> None:
     storage = DatabaseStorage(alias)
     assert storage.create("session", SessionMap({"key": 1}), 60)
     assert storage.create("over", SessionMap({}), -1)
     with demoted(server):
         for deed in ("touch", "create", "save", "move", "remove", "purge"):
             before = backend(alias)
-            with pytest.raises(StorageUnavailable, match="can only be read"):
+            with pytest.raises(StorageUnavailable, match="is read-only"):
                 DEEDS[deed](storage)
             assert backend(alias) != before
         assert dict(storage.get_session("session", 60) or {}) == {"key": 1}
@@ -192,7 +193,7 @@ def test_in_a_transaction_nothing_is_repeated_and_after_it_the_site_has_a_new_co
                 save(key, 2)
 
     with demoted(server):
-        with pytest.raises(StorageUnavailable, match="can only be read"):
+        with pytest.raises(StorageUnavailable, match="is read-only"):
             save_in_a_transaction()
         assert backend(alias) != before
     assert stored(SessionStore, key) == {"key": 1}
@@ -200,7 +201,7 @@ def test_in_a_transaction_nothing_is_repeated_and_after_it_the_site_has_a_new_co
     assert stored(SessionStore, key) == {"key": 2}
 
 
-def test_a_postgresql_that_is_a_standby_is_written_to_once_it_is_promoted() -> None:
+def test_a_postgresql_standby_takes_writes_once_it_is_promoted() -> None:
     with PostgreSQL() as server, connected(server.entry(**KEPT)) as alias, override_settings(**options_for(alias)):
         migrate(alias)
         key = new_session(SessionStore, {"key": 1})
@@ -209,14 +210,14 @@ def test_a_postgresql_that_is_a_standby_is_written_to_once_it_is_promoted() -> N
         shutil.chown(signal_file, Path(server.folder, "data").owner())
         server.restart()
         assert stored(SessionStore, key) == {"key": 1}
-        with pytest.raises(StorageUnavailable, match="can only be read: cannot execute UPDATE in a read-only"):
+        with pytest.raises(StorageUnavailable, match="is read-only: cannot execute UPDATE in a read-only"):
             save(key, 2)
         assert given(server, "SELECT pg_promote()")
         save(key, 3)
         assert stored(SessionStore, key) == {"key": 3}
 
 
-def test_a_transaction_that_postgresql_ends_since_it_was_idle_is_unavailable_and_the_next_query_works() -> None:
+def test_a_transaction_that_postgresql_ends_for_idleness_is_unavailable_and_the_next_query_works() -> None:
     options = {"options": "-c idle_in_transaction_session_timeout=50"}
     with database("postgresql", OPTIONS=options) as alias, override_settings(**options_for(alias)):
         key = new_session(SessionStore, {"key": 1})
@@ -252,7 +253,7 @@ def test_a_connection_that_breaks_twice_is_closed_so_that_the_sites_next_query_w
         assert stored(SessionStore, key) == {"key": 1}
 
 
-def test_a_site_that_goes_on_in_a_transaction_whose_connection_was_lost_learns_that_it_was_not_committed(
+def test_a_site_whose_transaction_lost_its_connection_learns_that_it_was_not_committed(
     server: DatabaseServer, alias: str
 ) -> None:
     key = new_session(SessionStore, {"key": 1})
@@ -271,13 +272,13 @@ def test_a_site_that_goes_on_in_a_transaction_whose_connection_was_lost_learns_t
     assert stored(SessionStore, key) == {"key": 1}
 
 
-def test_with_autocommit_off_the_connection_stays_the_sites(server: DatabaseServer, alias: str) -> None:
-    """On another one, what the site does next would be committed by itself."""
+def test_with_autocommit_off_the_site_keeps_its_connection(server: DatabaseServer, alias: str) -> None:
+    """A new connection would commit the site's next statements one by one."""
     key, before = new_session(SessionStore, {"key": 1}), backend(alias)
     with demoted(server):
         transaction.set_autocommit(False, alias)
         try:
-            with pytest.raises(StorageUnavailable, match="can only be read"):
+            with pytest.raises(StorageUnavailable, match="is read-only"):
                 save(key, 2)
             assert not connections[alias].get_autocommit()
         finally:
@@ -299,6 +300,6 @@ def test_an_sqlite_connection_that_can_only_read_is_replaced_once(tmp_path: Path
         connected(sqlite_entry(tmp_path, OPTIONS={"init_command": "PRAGMA query_only = ON"})) as alias,
         override_settings(**options_for(alias)),
     ):
-        with pytest.raises(StorageUnavailable, match="can only be read: attempt to write a readonly database"):
+        with pytest.raises(StorageUnavailable, match="is read-only: attempt to write a readonly database"):
             save(key, 3)
         assert stored(SessionStore, key) == {"key": 2}

@@ -1,4 +1,4 @@
-"""A database that cannot be reached, or is kept locked, is a 503 that signs nobody out."""
+"""When a database cannot be reached, or stays locked, the site answers 503 and signs nobody out."""
 
 import asyncio
 import tempfile
@@ -32,7 +32,7 @@ each_age = pytest.mark.parametrize("values", [{}, KEPT], ids=["a connection a re
 
 @sync_and_async_middleware
 def between_requests(get_response: Any) -> Any:
-    """A middleware that does what Django does at the start of a request, and its test client leaves out."""
+    """A middleware that does Django's work at the start of a request, which the test client leaves out."""
     if not iscoroutinefunction(get_response):
 
         def middleware(request: Any) -> Any:
@@ -50,7 +50,7 @@ def between_requests(get_response: Any) -> Any:
 
 @contextmanager
 def site(mode: str, entry: dict[str, Any], *more: str) -> Iterator[asyncio.Runner | None]:
-    """Let the site's sessions be in a database; yield what runs its requests, nothing where that is not async."""
+    """Put the site's sessions into a database, and yield the runner of its requests; ``None`` under WSGI."""
     middleware = [f"{__name__}.between_requests", OURS, AUTHENTICATION, *more]
     with ExitStack() as stack:
         alias = stack.enter_context(connected(entry))
@@ -63,7 +63,7 @@ def site(mode: str, entry: dict[str, Any], *more: str) -> Iterator[asyncio.Runne
 
 @each_age
 @either_mode
-def test_while_the_server_is_down_all_is_503_and_then_everybody_is_still_signed_in(
+def test_while_the_server_is_down_every_page_is_503_and_then_everybody_is_still_signed_in(
     server: DatabaseServer, mode: str, values: dict[str, Any]
 ) -> None:
     with site(mode, server.entry(**values)) as runner:
@@ -92,9 +92,9 @@ def test_a_kept_connection_that_the_server_has_dropped_is_replaced(server: Datab
 
 
 def lose(proxy: Proxy, way: str, turn: int, for_good: bool = False) -> Callable[[], bool]:
-    """Let the turn-th message to the server or from it be lost, and its connection with it; return whether it was.
+    """Lose the turn-th message to or from the server, and its connection. The result tells whether that has happened.
 
-    With `for_good` all others after it too.
+    With `for_good`, lose all messages after it too.
     """
     passed = 0
 
@@ -109,7 +109,7 @@ def lose(proxy: Proxy, way: str, turn: int, for_good: bool = False) -> Callable[
 
 @either_mode
 @pytest.mark.parametrize("way", ["on_request", "on_reply"])
-def test_a_connection_that_breaks_in_the_middle_is_replaced_and_the_visitor_learns_nothing_of_it(
+def test_a_connection_that_breaks_in_the_middle_is_replaced_and_the_visitor_notices_nothing(
     server: DatabaseServer, mode: str, way: str
 ) -> None:
     with Proxy(server.port) as proxy, site(mode, server.entry(PORT=proxy.port, **KEPT)) as runner:
@@ -133,11 +133,11 @@ def test_a_connection_that_breaks_in_the_middle_is_replaced_and_the_visitor_lear
 def test_if_every_connection_breaks_it_is_a_503_and_the_session_is_the_one_before_or_the_one_after(
     server: DatabaseServer, mode: str, way: str
 ) -> None:
-    """Whether a session has got its new key, nobody knows whose every question about it was lost."""
+    """When every query is lost, the site cannot know whether the session has its new key."""
     with Proxy(server.port) as proxy, site(mode, server.entry(PORT=proxy.port, **KEPT)) as runner:
         for turn in (1, 2):
             for deed in deeds(runner):
-                deed.visitor.sees()  # the connection is there
+                deed.visitor.sees()  # opens the connection
                 lose(proxy, way, turn, for_good=True)
                 assert not deed.attempt() or turn == 2
                 setattr(proxy, way, everything)
@@ -206,7 +206,7 @@ def test_a_server_that_does_not_answer_is_unavailable_once_the_driver_gives_up(s
 
 @contextmanager
 def locked(alias: str, session_id: str) -> Iterator[None]:
-    """Let the row of a session be locked by somebody else."""
+    """Lock the row of a session in another transaction."""
     with connected(connections.settings[alias]) as other, transaction.atomic(other):
         assert database.DatabaseStorage(using=other).update_ttl(session_id, 60)
         yield
@@ -222,24 +222,24 @@ TIMEOUTS = {
 @pytest.mark.parametrize(
     ("kind", "setting"), [(kind, setting) for kind, settings in TIMEOUTS.items() for setting in settings]
 )
-def test_a_session_that_somebody_keeps_locked_is_unavailable(kind: str, setting: str) -> None:
+def test_a_session_that_stays_locked_is_unavailable(kind: str, setting: str) -> None:
     with a_database(kind) as alias, override_settings(**options_for(alias)):
         store = database.SessionStore(new_session(database.SessionStore, {"key": 1}))
         store["key"] = 2
         with connections[alias].cursor() as cursor:
             cursor.execute(setting)
-        says = f"DATABASES\\['{alias}'\\], did not get to it in time: .* See what holds a lock"
+        says = f"DATABASES\\['{alias}'\\], did not answer in time: .* Find what holds a lock"
         with locked(alias, str(store.session_id)), pytest.raises(StorageUnavailable, match=says):
             store.save()
         store.save()
         assert stored(database.SessionStore, store.session_key) == {"key": 2}
 
 
-# What is no outage.
+# Errors that are not an outage.
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_table_that_is_missing_is_the_databases_own_error(kind: str) -> None:
+def test_a_missing_table_is_the_databases_own_error(kind: str) -> None:
     with ExitStack() as stack:
         if kind == "sqlite":
             entry = sqlite_entry(stack.enter_context(tempfile.TemporaryDirectory()))

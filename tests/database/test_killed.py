@@ -23,7 +23,7 @@ SIZES = [10, 5_000, 70_000]
 
 
 def write_until_killed(parent: Parent, place: Place, key: str, number: int) -> None:
-    """Save the session again and again, a number higher each time, under a new key now and then; tell of each."""
+    """Save the session again and again, with a higher number each time and sometimes a new key. Report each save."""
     with place.opened() as store_class:
         while True:
             number += 1
@@ -45,7 +45,7 @@ CLIENTS = {
 
 
 def clients(kind: str) -> int:
-    """Return how many connections the server has, of whom it may still carry out what they have asked for."""
+    """Return how many connections the server has. It may still run a statement of each."""
     if kind not in CLIENTS:
         return 0
     with closing(shared(kind).connect()) as connection, connection.cursor() as cursor:
@@ -54,7 +54,7 @@ def clients(kind: str) -> int:
 
 
 def kill_somewhen(writer: Worker, seconds: float) -> list[tuple[str, Any]]:
-    """Kill a writer after its first word and some time; return all that it has said."""
+    """Kill a writer some time after its first report, and return all its reports."""
     heard = [writer.hear()]
     killer = threading.Timer(seconds, writer.kill)
     killer.start()
@@ -66,7 +66,7 @@ def kill_somewhen(writer: Worker, seconds: float) -> list[tuple[str, Any]]:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_what_was_acknowledged_reads_back_whole_whenever_its_writer_is_killed(kind: str, tmp_path: Path) -> None:
+def test_acknowledged_changes_read_back_whole_whenever_their_writer_is_killed(kind: str, tmp_path: Path) -> None:
     with engine(kind, tmp_path) as store_class:
         storage, number = store_class.get_storage(), 0
         key = new_session(store_class, payload(number, 10))
@@ -79,14 +79,14 @@ def test_what_was_acknowledged_reads_back_whole_whenever_its_writer_is_killed(ki
                     else:
                         key = value
             while clients(kind) > before:
-                time.sleep(0.001)  # nothing tells when the server has noticed
+                time.sleep(0.001)  # the server sends no event when it notices
             (session_id,) = storage.ids()
             session = storage.get_session(session_id, 60)
             assert isinstance(session, SessionMap)
             found = number_of(session)
             assert found in (number, number + 1)
             number = found
-            if session_id != id_of(store_class, key):  # killed before it could tell the new key
+            if session_id != id_of(store_class, key):  # the writer died before it could report the new key
                 assert (number + 1) % 5 == 0
                 storage.remove_all(session_id)
                 key = new_session(store_class, payload(number, 10))

@@ -1,4 +1,4 @@
-"""The database engine on Oracle and MySQL, which the tests do not have, as far as is known of them."""
+"""The database engine on Oracle and MySQL. The tests have neither, and imitate their known limits."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -15,7 +15,7 @@ from tests.support.databases import connected, database, options_for
 
 @pytest.fixture
 def alias(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    """Yield the alias of a PostgreSQL that, as Oracle, locks what it selects only where it selects all there is."""
+    """Yield the alias of a PostgreSQL that, like Oracle, cannot lock the rows of a limited selection."""
     with database("postgresql") as found, override_settings(**options_for(found)):
         monkeypatch.setattr(connections[found].features, "supports_select_for_update_with_limit", False)
         yield found

@@ -1,4 +1,4 @@
-"""Purging the database engine: in batches, by the index, and beside others who use the table."""
+"""The purge of the database engine: in batches, by the index, and beside other users of the table."""
 
 import threading
 import time
@@ -25,7 +25,7 @@ pytestmark = pytest.mark.once
 
 LOCKING = sorted(SERVERS)
 HOUR = 3_600_000
-MANY = 3000  # Of a few rows MariaDB looks at each, and waits for those that are locked.
+MANY = 3000  # In a table of a few rows MariaDB looks at each one, and waits for locked ones.
 
 
 @pytest.fixture(params=databases.KINDS)
@@ -61,7 +61,7 @@ def live(number: int) -> set[str]:
     return {f"live-{each}" for each in range(number)}
 
 
-def test_it_removes_what_has_expired_in_batches_and_nothing_else(store_class: type[SessionStore]) -> None:
+def test_it_removes_expired_sessions_in_batches_and_nothing_else(store_class: type[SessionStore]) -> None:
     storage = storage_of(store_class)
     fill(storage, live=7, expired=25)
     assert list(storage.purge(10)) == [10, 10, 5]
@@ -76,7 +76,7 @@ def test_a_dry_run_counts(store_class: type[SessionStore]) -> None:
     assert len(left(storage)) == 5
 
 
-def test_it_can_be_stopped_and_nothing_is_held_then(store_class: type[SessionStore]) -> None:
+def test_a_stopped_purge_holds_nothing(store_class: type[SessionStore]) -> None:
     storage = storage_of(store_class)
     fill(storage, live=1, expired=25)
     first = storage.purge(10)
@@ -106,7 +106,7 @@ def test_the_next_batch_is_looked_for_behind_the_last(store_class: type[SessionS
     fill(storage, live=1, expired=25)
     steps = storage.purge(10)
     next(steps)
-    # Nobody can write such a row any more; it stands for those that were removed, which a database still walks over.
+    # A row before the last batch: it stands for removed rows, which a database still walks over.
     storage.table.rows.create(id="passed", data=b"{}", version=1, expires=1)
     assert sum(steps) == 15
     assert left(storage) == live(1) | {"passed"}
@@ -136,10 +136,10 @@ def test_a_batch_is_one_short_transaction(locking: tuple[str, type[SessionStore]
         list(storage.purge(10))
     verbs = [query["sql"].split()[0].rstrip(";") for query in captured]
     batch = {"postgresql": ["DELETE"], "mariadb": ["BEGIN", "SELECT", "DELETE", "COMMIT"]}[kind]
-    assert verbs == ["SELECT", *2 * ["SELECT", *batch]]  # what time it is, comes first
+    assert verbs == ["SELECT", *2 * ["SELECT", *batch]]  # the first one asks for the time
 
 
-def test_rows_that_somebody_has_locked_are_passed_over(locking: tuple[str, type[SessionStore]]) -> None:
+def test_locked_rows_are_skipped(locking: tuple[str, type[SessionStore]]) -> None:
     kind, store_class = locking
     storage = storage_of(store_class)
     fill(storage, live=MANY, expired=25)
@@ -156,10 +156,8 @@ def test_rows_that_somebody_has_locked_are_passed_over(locking: tuple[str, type[
     assert sum(storage.purge(10)) == 2
 
 
-def test_a_session_renewed_between_being_found_and_removed_stays(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """As on a MariaDB before 10.6, which cannot pass over what is locked."""
+def test_a_session_renewed_between_look_up_and_removal_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on a MariaDB before 10.6, which cannot skip locked rows."""
     with engine("mariadb", tmp_path) as store_class:
         storage = storage_of(store_class)
         fill(storage, live=1, expired=3)
@@ -175,7 +173,7 @@ def test_a_session_renewed_between_being_found_and_removed_stays(
         assert left(storage) == live(1) | {"old-1"}
 
 
-def test_more_than_a_batch_that_expired_at_one_moment_and_is_locked_is_passed_over(
+def test_more_than_a_batch_of_locked_rows_with_one_expiry_is_skipped(
     locking: tuple[str, type[SessionStore]],
 ) -> None:
     kind, store_class = locking
@@ -209,7 +207,7 @@ def test_several_purges_at_once_remove_each_session_once(store_class: type[Sessi
 
     with ThreadPoolExecutor(4) as pool:
         removed = sum(pool.map(work, range(4)))
-    # On MariaDB a purge that passes over a row may hold it for a moment, in which others pass over it as well.
+    # On MariaDB a purge that skips a row may hold it for a moment, and then the others skip it too.
     passed_over = len(left(storage) - live(5))
     assert passed_over < 100
     assert removed + passed_over == 2000
@@ -217,7 +215,7 @@ def test_several_purges_at_once_remove_each_session_once(store_class: type[Sessi
     assert left(storage) == live(5)
 
 
-def test_a_batch_that_the_database_refuses_is_tried_again_and_not_for_ever(store_class: type[SessionStore]) -> None:
+def test_a_batch_that_the_database_refuses_is_tried_again_but_not_for_ever(store_class: type[SessionStore]) -> None:
     storage = storage_of(store_class)
     fill(storage, live=1, expired=15)
     with storage.table.connection.execute_wrapper(Refusal(99, "DELETE")):
@@ -244,7 +242,7 @@ def test_in_a_transaction_it_is_not_tried_again(store_class: type[SessionStore])
     assert refusal.times == 1
 
 
-def test_nor_where_nothing_is_committed_by_itself(store_class: type[SessionStore]) -> None:
+def test_with_autocommit_off_it_is_not_tried_again(store_class: type[SessionStore]) -> None:
     storage = storage_of(store_class)
     fill(storage, live=1, expired=1)
     refusal, alias = Refusal(2, "DELETE"), storage.table.alias
@@ -258,7 +256,7 @@ def test_nor_where_nothing_is_committed_by_itself(store_class: type[SessionStore
     assert refusal.times == 1
 
 
-def test_sessions_are_used_and_made_while_it_runs(store_class: type[SessionStore]) -> None:
+def test_sessions_are_used_and_created_while_it_runs(store_class: type[SessionStore]) -> None:
     storage = storage_of(store_class)
     fill(storage, live=0, expired=3000)
     store = store_class()
@@ -281,7 +279,7 @@ def test_the_commands_purge_it(store_class: type[SessionStore], command: str) ->
     storage = storage_of(store_class)
     fill(storage, live=3, expired=1500)
     if command == "clearsessions":
-        store_class.clear_expired()  # which is all that it does
+        store_class.clear_expired()  # the command does nothing else
     else:
         output = StringIO()
         call_command(command, stdout=output)
@@ -289,7 +287,7 @@ def test_the_commands_purge_it(store_class: type[SessionStore], command: str) ->
     assert left(storage) == live(3)
 
 
-def test_the_ids_are_those_of_live_sessions_however_many(store_class: type[SessionStore]) -> None:
+def test_the_ids_are_those_of_all_live_sessions_and_no_others(store_class: type[SessionStore]) -> None:
     storage = storage_of(store_class)
     fill(storage, live=2500, expired=5)
     found = list(storage.ids())

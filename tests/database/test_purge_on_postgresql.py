@@ -1,4 +1,4 @@
-"""Purging the database engine on PostgreSQL, where rows are removed by their place in the table."""
+"""The purge of the database engine on PostgreSQL, which removes rows by their place in the table."""
 
 import itertools
 import time
@@ -24,11 +24,11 @@ def storage(tmp_path: Path) -> Iterator[DatabaseStorage]:
     with engine("postgresql", tmp_path) as store_class:
         storage = storage_of(store_class)
         with storage.table.connection.cursor() as cursor:
-            cursor.execute("TRUNCATE gsession_django_session")  # with the places of rows that were there before
+            cursor.execute("TRUNCATE gsession_django_session")  # also frees the places of earlier rows
         yield storage
 
 
-def test_many_batches_are_looked_up_at_once_ten_times_as_many_each_time(
+def test_each_look_up_takes_ten_times_as_many_batches_as_the_last(
     storage: DatabaseStorage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(postgresql, "_MOST", 100)
@@ -40,8 +40,8 @@ def test_many_batches_are_looked_up_at_once_ten_times_as_many_each_time(
     assert left(storage) == live(3)
 
 
-def test_they_are_removed_in_the_order_in_which_they_are_in_the_table(storage: DatabaseStorage) -> None:
-    fill(storage, live=1, expired=25)  # the first expired last
+def test_rows_are_removed_in_the_order_of_the_table(storage: DatabaseStorage) -> None:
+    fill(storage, live=1, expired=25)  # the first row expired last
     steps = storage.purge(10)
     next(steps)
     assert left(storage) == live(1) | {f"old-{number}" for number in range(15)}
@@ -65,14 +65,14 @@ def replaced(storage: DatabaseStorage) -> str:
     """Put a live session in the place of another, and return its id."""
     was = place(storage, "old-1")
     storage.table.rows.filter(id="old-1").delete()
-    for number in range(100):  # as a rule once: a snapshot of the server's own may keep a row from being cleared away
+    for number in range(100):  # usually once, but a snapshot of the server itself may delay the clean-up of a row
         with storage.table.connection.cursor() as cursor:
             cursor.execute("VACUUM (INDEX_CLEANUP ON) gsession_django_session")
         expires = time.time_ns() // 1_000_000 + HOUR
         storage.table.rows.create(id=f"live-{number + 1}", data=b"{}", version=1, expires=expires)
         if place(storage, f"live-{number + 1}") == was:
             return f"live-{number + 1}"
-    raise AssertionError("the place was not used again")
+    raise AssertionError("PostgreSQL did not use the place again")
 
 
 @pytest.mark.parametrize("change", [renewed, replaced])
@@ -95,7 +95,7 @@ def test_a_live_session_at_a_place_that_was_looked_up_stays(
     assert sum(storage.purge(10)) == 0
 
 
-def test_it_ends_where_more_than_is_looked_up_at_once_expired_at_one_moment_and_is_locked(
+def test_it_ends_when_more_locked_rows_than_one_look_up_takes_have_one_expiry(
     storage: DatabaseStorage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(postgresql, "_MOST", 4)

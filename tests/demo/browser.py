@@ -38,7 +38,7 @@ class Browser:
         return self.driver.find_elements(By.CSS_SELECTOR, css)
 
     def one(self, css: str) -> WebElement:
-        """The first such element, as soon as there is one."""
+        """Wait for an element that matches, and return the first."""
         return WebDriverWait(self.driver, TIMEOUT).until(presence_of_element_located((By.CSS_SELECTOR, css)))
 
     def wait_until_gone(self, css: str) -> None:
@@ -54,14 +54,14 @@ class Browser:
         self.one("#sign-in").click()
 
     def errors(self) -> list[str]:
-        """What the pages wrote to the console since the last call, of the kind that matters."""
+        """Return the errors that the pages wrote to the console since the last call."""
         log: list[dict[str, str]] = self.driver.get_log("browser")  # type: ignore[no-untyped-call]
         return [entry["message"] for entry in log if entry["level"] in ("SEVERE", "WARNING")]
 
 
 @contextmanager
 def opened(url: str, folder: Path, *, javascript: bool = True, language: str = "en") -> Iterator[Browser]:
-    """Yield a browser for the site at `url`, with a profile in `folder`; no page of it may write an error."""
+    """Yield a browser for the site at `url`, with a profile in `folder`. No page may write an error."""
     chromium, chromedriver = programs.chromium()
     options = ChromeOptions()
     options.binary_location = chromium

@@ -10,7 +10,7 @@ ENGINES = ("gsession_django.backends.file", "gsession_django.backends.database",
 
 @pytest.fixture(scope="session")
 def serve(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Serve]:
-    """Starts the site on an engine, once for each engine and test process."""
+    """Start the site on an engine, once for each engine and test process."""
     servers: dict[str, Server] = {}
 
     def start(engine: str) -> Server:

@@ -1,4 +1,4 @@
-"""The test site as a real process, and a visitor who talks HTTP to it."""
+"""The test site as a real process, and a visitor who speaks HTTP to it."""
 
 import http.client
 import http.cookiejar
@@ -23,7 +23,7 @@ Serve = Callable[[str], "Server"]
 
 
 class Server:
-    """The test site on a port that the system chose, with files of its own in `folder`."""
+    """The test site on a free port, with its files in `folder`."""
 
     command: Sequence[str] = ("manage.py", "runserver", "--noreload", "127.0.0.1:0")
 
@@ -75,7 +75,7 @@ class Server:
         assert self._process.stdout
         for line in self._process.stdout:
             self.output.append(line)
-            # Printed when the port is open: from here on it takes connections.
+            # The server prints this line once it takes connections.
             if found := re.search(r"http://127\.0\.0\.1:\d+", line):
                 self.url = found[0]
                 self._announced.set()
@@ -101,7 +101,7 @@ class Page:
 
 
 class Visitor:
-    """A browser without a screen: keeps cookies and follows redirects."""
+    """A minimal browser: it keeps cookies and follows redirects."""
 
     def __init__(self, url: str, user_agent: str = "") -> None:
         self.url = url

@@ -30,9 +30,9 @@ def test_right_password_signs_in_and_the_button_signs_out(browser: Browser) -> N
     assert browser.one("#visitor").text == "not signed in"
 
 
-def test_wrong_password_is_said_to_be_wrong(browser: Browser) -> None:
+def test_wrong_password_is_reported(browser: Browser) -> None:
     browser.sign_in("wrong")
-    assert "do not go together" in browser.one("#sign-in-error").text
+    assert "do not match" in browser.one("#sign-in-error").text
     assert browser.one("#id_username").get_attribute("value") == "demo"
     assert not browser.all("#user")
 
@@ -101,7 +101,7 @@ def test_parallel_page_can_be_run_again(browser: Browser) -> None:
     assert [verdict.text for verdict in browser.all(".site .verdict")] == ["8 of 8 survived"] * 2
 
 
-def test_every_page_loads_without_a_complaint(browser: Browser) -> None:
+def test_every_page_loads_without_an_error(browser: Browser) -> None:
     browser.sign_in("demo")
     browser.one("#user")
     for path in ("/", "/cart/", "/session/", "/parallel/", "/admin/"):

@@ -56,7 +56,7 @@ def test_right_password_signs_in(visitor: Visitor) -> None:
 
 def test_wrong_password_does_not(visitor: Visitor) -> None:
     page = visitor.sign_in("wrong")
-    assert "do not go together" in page.body
+    assert "do not match" in page.body
     assert "sessionid" not in visitor.cookies
     assert "not signed in" in visitor.get("/").body
 
@@ -88,7 +88,7 @@ def test_signing_out_ends_the_session(visitor: Visitor) -> None:
     assert cart_of(visitor) == {}
 
 
-def test_signing_out_takes_a_post(visitor: Visitor) -> None:
+def test_signing_out_needs_a_post(visitor: Visitor) -> None:
     visitor.sign_in()
     assert visitor.get("/sign-out/").status == 405
     assert "signed in as demo" in visitor.get("/").body
@@ -173,7 +173,7 @@ def test_cart_refuses_bad_input(visitor: Visitor, path: str, fields: dict[str, o
 # The session page
 
 
-def test_who_only_looks_gets_no_session(visitor: Visitor) -> None:
+def test_a_visitor_who_only_looks_gets_no_session(visitor: Visitor) -> None:
     for path in ("/", "/cart/", "/session/", "/sign-in/", "/parallel/"):
         assert visitor.get(path).status == 200
     assert "sessionid" not in visitor.cookies
@@ -220,7 +220,7 @@ def test_a_storage_may_not_tell_how_long_the_session_lives(serve: Serve) -> None
 
 
 @pytest.mark.parametrize("key", ["", "unknownunknownunknownunknown1234", "../../etc/passwd", "x" * 10_000])
-def test_a_session_key_of_ones_own_making_opens_no_session(visitor: Visitor, key: str) -> None:
+def test_an_invented_session_key_opens_no_session(visitor: Visitor, key: str) -> None:
     visitor.post("/cart/add/", sku="assam")
     for cookie in visitor.jar:
         if cookie.name == "sessionid":
@@ -264,7 +264,7 @@ def test_a_new_run_starts_from_nothing(visitor: Visitor) -> None:
         assert survivors(visitor, side, "keys") == []
 
 
-def test_a_run_that_is_over_is_forgotten(visitor: Visitor) -> None:
+def test_a_finished_run_is_forgotten(visitor: Visitor) -> None:
     run = start_run(visitor, "site", "keys")
     send_all(visitor, "site", "keys", run)
     assert {page.status for page in send_all(visitor, "site", "keys", run)} == {404}
@@ -306,7 +306,7 @@ def test_parallel_pages_refuse_bad_input(visitor: Visitor, path: str) -> None:
     assert survivors(visitor, "site", "keys") == []
 
 
-def test_a_request_of_a_run_takes_a_post(visitor: Visitor) -> None:
+def test_a_request_of_a_run_needs_a_post(visitor: Visitor) -> None:
     run = start_run(visitor, "site", "keys")
     assert visitor.get(f"/parallel/site/keys/{run}/0/").status == 405
 
@@ -319,7 +319,7 @@ def server_of_django(request: pytest.FixtureRequest, serve: Serve) -> Server:
     return serve(request.param)
 
 
-def test_site_runs_on_engines_of_django(server_of_django: Server) -> None:
+def test_site_runs_on_djangos_engines(server_of_django: Server) -> None:
     visitor = Visitor(server_of_django.url)
     assert "signed in as demo" in visitor.sign_in().body
     visitor.post("/cart/add/", sku="assam")
@@ -330,7 +330,7 @@ def test_site_runs_on_engines_of_django(server_of_django: Server) -> None:
     assert "not-in-place" in visitor.get("/cart/").body
 
 
-def test_engines_of_django_lose_parallel_changes(server_of_django: Server) -> None:
+def test_djangos_engines_lose_parallel_changes(server_of_django: Server) -> None:
     visitor = Visitor(server_of_django.url)
     send_all(visitor, "site", "keys", start_run(visitor, "site", "keys"))
     assert 1 <= len(survivors(visitor, "site", "keys")) < REQUESTS

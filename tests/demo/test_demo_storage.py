@@ -1,4 +1,4 @@
-"""The site's own storage, without the site."""
+"""The storage of the test site, without the site."""
 
 import tempfile
 from pathlib import Path
@@ -23,7 +23,7 @@ class TestContract(StorageContract, SimpleTestCase):
         super().setUp()
 
 
-def test_nothing_is_opened_before_the_first_call(tmp_path: Path) -> None:
+def test_the_storage_opens_nothing_before_the_first_call(tmp_path: Path) -> None:
     SQLiteStorage(path=str(tmp_path / "sessions.sqlite3"))
     assert not list(tmp_path.iterdir())
 
@@ -38,7 +38,7 @@ def test_file_that_cannot_be_opened_is_not_an_empty_session(tmp_path: Path) -> N
         storage.remove_all("id")
 
 
-def test_purge_removes_what_is_expired_and_counts_each_batch(tmp_path: Path) -> None:
+def test_purge_removes_expired_sessions_and_counts_each_batch(tmp_path: Path) -> None:
     storage = SQLiteStorage(path=str(tmp_path / "sessions.sqlite3"))
     for number in range(5):
         storage.set_session(f"expired{number}", {}, 0)

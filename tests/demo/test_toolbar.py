@@ -70,7 +70,7 @@ def test_a_browser_shows_the_calls_of_the_page(server: Server, view: str, tmp_pa
 
 
 @each_view
-def test_requests_at_the_same_time_have_each_their_own_calls(server: Server, view: str) -> None:
+def test_requests_at_the_same_time_each_have_their_own_calls(server: Server, view: str) -> None:
     known, new = Visitor(server.url), Visitor(server.url)
     rows(known, f"/{view}/visit/")
     with ThreadPoolExecutor(2) as threads:

@@ -1,4 +1,4 @@
-"""The pages of the site with the toolbar: each once sync and once async."""
+"""The pages of the site with the toolbar: each has a sync and an async view."""
 
 import asyncio
 import threading
@@ -19,7 +19,7 @@ def _page() -> HttpResponse:
 
 
 def visit(request: HttpRequest) -> HttpResponse:
-    """Change the session, while another request changes it too, if there is one."""
+    """Change the session. If it is stored, another request changes it at the same time."""
     request.session.setdefault("cart", {})
     if request.session.session_key is not None:
         _another_request(request.session)
@@ -42,13 +42,13 @@ def _another_request(session: SessionBase) -> None:
         other["cart"]["tea"] = "for another"
         other.save()
 
-    thread = threading.Thread(target=save)  # with a context of its own
+    thread = threading.Thread(target=save)  # a thread has its own context
     thread.start()
     thread.join(TIMEOUT)
 
 
 def meet(request: HttpRequest) -> HttpResponse:
-    """Set a value, with another request that is in here at the same time."""
+    """Set a value while another request is in this view."""
     request.session.get("any")
     _barrier.wait()
     request.session["met"] = True

@@ -1,4 +1,4 @@
-"""Settings of a site with django-debug-toolbar, whose pages are in ``toolbar_pages.py``."""
+"""Settings of a site with django-debug-toolbar. ``toolbar_pages.py`` has its pages."""
 
 import os
 

@@ -1,7 +1,7 @@
 """Runs Django's own tests with our session engines: `python -m tests.django_suite [ENGINE ...]`.
 
-The tests come from the source distribution of the Django that is installed, which the package
-index serves; nothing of them is kept here. Django's `runtests.py` runs them, once an engine.
+The tests come from the source distribution of the installed Django, which pip downloads. This
+repository has no copy. Django's `runtests.py` runs them, once for each engine.
 """
 
 import json
@@ -32,16 +32,16 @@ ENGINES = (
 
 
 def download_tests(folder: Path) -> Path:
-    """The `tests` folder of the installed Django's source distribution."""
+    """Download the source distribution of the installed Django, and return its folder `tests`."""
     requirement = f"django=={django.get_version()}"
     command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps"]
     command += ["--no-binary", "django", "--dest", str(folder), requirement]
-    # pip runs Django's build script, whose warnings are not ours.
+    # pip runs Django's build script, and its warnings must not be errors.
     environ = {name: value for name, value in os.environ.items() if name != "PYTHONWARNINGS"}
     subprocess.run(command, env=environ, check=True)
     [archive] = folder.glob("*.tar.gz")
     with tarfile.open(archive) as opened:
-        opened.extraction_filter = getattr(tarfile, "data_filter", None)  # which came with Python 3.11.4
+        opened.extraction_filter = getattr(tarfile, "data_filter", None)  # Python 3.11.3 has no filters
         opened.extractall(folder)
     [tests] = folder.glob("*/tests")
     return tests
@@ -51,7 +51,7 @@ def passes(engine: str, tests: Path, redis: str, database: dict[str, Any]) -> bo
     kind = f", in {database['ENGINE']}" if database else ""
     print(f"\n=== Django {django.get_version()}, its own tests on {engine}{kind}", flush=True)
     command = [sys.executable, "runtests.py", "--settings=tests.django_suite.settings"]
-    # One process, or the memory engine would be tested in several halves.
+    # One process: several would each have only a part of the memory engine's sessions.
     command += ["--parallel=1", *LABELS]
     values = {"ENGINE": engine, "REDIS": redis, "DATABASE": json.dumps(database)}
     environ = {**os.environ, **{f"DJANGO_SUITE_{name}": value for name, value in values.items()}}

@@ -42,7 +42,7 @@ class MiddlewareTests(TestCase):
         response = self.respond(remove_value, key)
         self.assertIs(SessionStore().exists(key), True)
         self.assertEqual(SessionStore(key).load(), {})
-        # It is empty, but was not flushed, so the cookie stays.
+        # The session is empty, but nobody flushed it, so the cookie stays.
         self.assertEqual(response.cookies[settings.SESSION_COOKIE_NAME].value, key)
         self.assertEqual(response.headers["Vary"], "Cookie")
 

@@ -8,11 +8,11 @@ from .selection import EXCLUDED, LABELS
 
 
 class Runner(DiscoverRunner):
-    """Leaves out the EXCLUDED tests, and fails when a label has fewer tests than LABELS says."""
+    """Leaves out the EXCLUDED tests, and fails if a label has fewer tests than LABELS says."""
 
     def setup_test_environment(self, **kwargs: Any) -> None:
         super().setup_test_environment(**kwargs)
-        # Not in the settings module, whose INSTALLED_APPS runtests.py overwrites.
+        # runtests.py overwrites the INSTALLED_APPS of the settings module.
         self.installed = modify_settings(INSTALLED_APPS={"append": "gsession_django"})
         self.installed.enable()
 
@@ -28,5 +28,5 @@ class Runner(DiscoverRunner):
         ]
         self.log(f"{len(tests):5} of {label}")
         if len(tests) < LABELS[label]:
-            raise RuntimeError(f"{label}: at least {LABELS[label]} tests were expected")
+            raise RuntimeError(f"{label} has too few tests. LABELS in selection.py expects at least {LABELS[label]}.")
         return unittest.TestSuite(tests)

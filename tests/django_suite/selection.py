@@ -1,12 +1,12 @@
-"""Which of Django's tests run on each of our engines."""
+"""The tests of Django's that run on each of our engines."""
 
-# Each label, and the least number of its tests that must be found: a class that a later Django
-# renames or moves must not pass by running nothing.
+# Each label, with the smallest number of its tests. If a later Django renames or moves a class,
+# the run must fail, and not pass with no tests.
 LABELS = {
     "tests.django_suite.engine_tests": 67,
     "sessions_tests.tests.SessionMiddlewareTests": 10,
     "sessions_tests.tests.SessionBaseTests": 13,
-    # What stands on sessions: messages, logging in and out, the test client, CSRF_USE_SESSIONS.
+    # Users of sessions: messages, logging in and out, the test client, CSRF_USE_SESSIONS.
     "messages_tests": 109,
     "auth_tests.test_auth_backends": 108,
     "auth_tests.test_basic": 17,
@@ -19,8 +19,8 @@ LABELS = {
     "test_client_regress": 97,
 }
 
-# Each test that does not run, and why. MiddlewareTests in engine_tests.py has the counterparts of
-# the first two.
+# Each excluded test, with the reason. MiddlewareTests in engine_tests.py has counterparts of the
+# first two.
 EXCLUDED = {
     "sessions_tests.tests.SessionMiddlewareTests.test_empty_session_saved": (
         "reads the table of Django's database engine"

@@ -1,1 +1,1 @@
-"""What holds on every engine; and the memory engine."""
+"""Tests that every engine must pass, and tests of the memory engine."""

@@ -94,8 +94,8 @@ def clears_and_cycles_at_once(request: HttpRequest) -> HttpResponse:
 
 
 VIEWS = [reads, writes, cycles, flushes, flushes_at_once, clears_at_once, clears_and_cycles_at_once]
-# These ask for a session to be changed that they have not looked at. Where there is none, that is SessionInterrupted,
-# a 400, as it is with Django's own engines.
+# These views change a session that they have not read. Without a session that is SessionInterrupted, a 400, as with
+# Django's own engines.
 BLIND = [clears_at_once, clears_and_cycles_at_once]
 
 urlpatterns = [url(view.__name__, view) for view in VIEWS]
@@ -110,7 +110,7 @@ def site() -> Iterator[None]:
 
 
 def visit(view: Callable[[HttpRequest], HttpResponse], key: str) -> HttpResponse | None:
-    """Let a visitor with this cookie, whatever a parser of cookies makes of it, come to a view."""
+    """Let a visitor open a view with this session key, as if it had come through the parser of cookies unchanged."""
     request = RequestFactory().get("/")
     request.COOKIES["sessionid"] = key
     try:
@@ -123,7 +123,7 @@ def visit(view: Callable[[HttpRequest], HttpResponse], key: str) -> HttpResponse
 
 
 def outcome(response: HttpResponse) -> tuple[Any, str | None]:
-    """Return what the view found, and the session key that the visitor is given."""
+    """Return the data that the view found, and the session key that the visitor gets."""
     assert response.status_code == 200
     cookie = response.cookies.get("sessionid")
     return json.loads(response.content), None if cookie is None or not cookie.value else cookie.value
@@ -176,14 +176,14 @@ def hash_ids(request: pytest.FixtureRequest) -> bool:
 
 
 def sessions_below(tmp_path: Path) -> Path:
-    """Return a folder for sessions that is some way below the test's own one."""
+    """Return a folder for sessions, some levels below the test's folder."""
     folder = tmp_path / "a" / "b" / "sessions"
     folder.mkdir(parents=True)
     return folder
 
 
 def use_shard_of(tmp_path: Path, session_id: str) -> None:
-    """Let the file engine's folder have the shard that it would look for an id in, as it has after long use."""
+    """Create the shard in which the file engine looks for an id, as after long use."""
     number = zlib.crc32(session_id.encode("utf-8", "surrogatepass")) & 255
     shard = tmp_path / "a" / "b" / "sessions" / f"{number:02x}"
     shard.mkdir(exist_ok=True)
@@ -197,7 +197,7 @@ def store_class(request: pytest.FixtureRequest, tmp_path: Path, hash_ids: bool) 
 
 
 def outside(tmp_path: Path) -> dict[Path, bytes | None]:
-    """Return all that is around the folder of the sessions, and in it beside them."""
+    """Return all files around the folder of the sessions, and all in it that are not sessions."""
     sessions = tmp_path / "a" / "b" / "sessions"
     return {
         path: path.read_bytes() if path.is_file() else None
@@ -207,7 +207,7 @@ def outside(tmp_path: Path) -> dict[Path, bytes | None]:
 
 
 @pytest.mark.parametrize("name", KEYS)
-def test_a_session_key_that_is_none_opens_no_session_and_is_never_adopted(
+def test_an_invalid_session_key_opens_no_session_and_is_never_adopted(
     store_class: type[SessionStore], tmp_path: Path, name: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     victim = new_session(store_class, SECRET)
@@ -231,9 +231,9 @@ def test_a_session_key_that_is_none_opens_no_session_and_is_never_adopted(
     assert warnings_in(caplog) == []
 
 
-# Spaces and line breaks at its end are no part of a cookie: who sends those after a session's key has the key.
+# Spaces and line breaks at the end do not belong to a cookie: with them a visitor sends the key itself.
 @pytest.mark.parametrize("name", [name for name in KEYS if keys_like("KEY")[name].strip() != "KEY"])
-def test_a_cookie_header_that_holds_no_session_key_is_answered_like_any_other(
+def test_a_cookie_header_without_a_session_key_is_answered_like_any_other(
     store_class: type[SessionStore], tmp_path: Path, name: str
 ) -> None:
     victim = new_session(store_class, SECRET)
@@ -276,7 +276,7 @@ IDS += ["\ud800" * 8, "x" * 10_000, "a/" * 20, "a" * 129, "\n", "abcdefgh\n"]
 
 
 @pytest.mark.parametrize("session_id", IDS, ids=lambda session_id: ascii(session_id[:12]))
-def test_an_id_that_could_never_have_been_stored_is_an_unknown_session(
+def test_an_impossible_id_is_an_unknown_session(
     store_class: type[SessionStore], tmp_path: Path, session_id: str
 ) -> None:
     storage = store_class.get_storage()
@@ -294,7 +294,7 @@ def test_an_id_that_could_never_have_been_stored_is_an_unknown_session(
     assert outside(tmp_path) == before
 
 
-def test_an_id_that_cannot_be_a_file_is_refused_in_words(tmp_path: Path) -> None:
+def test_an_id_that_cannot_be_a_file_name_is_refused_with_a_reason(tmp_path: Path) -> None:
     with engine("file", tmp_path, hash_ids=False) as store_class:
         for key in ("ABCDEFGHIJ", "a" * 129, "........", "a.b.c.d.e", "../../etc/passwd", "\ud800" * 8):
             with pytest.raises(ValueError, match="hash_ids"):
@@ -321,7 +321,7 @@ def file_of(store_class: type[SessionStore], key: str) -> Path:
 
 
 def unreadable(operation: Callable[[], Any]) -> bool:
-    """Return whether an operation says that there is something it cannot read."""
+    """Return whether an operation reports an unreadable session."""
     try:
         operation()
     except DecodeError:
@@ -330,7 +330,7 @@ def unreadable(operation: Callable[[], Any]) -> bool:
 
 
 def assert_unreadable(store_class: type[SessionStore], key: str, caplog: pytest.LogCaptureFixture) -> None:
-    """Check that a damaged file is an empty session for the visitor, is left as it is, and is in nobody's way."""
+    """Check that a damaged file is an empty session for the visitor, stays as it is, and disturbs nobody."""
     caplog.clear()
     session_id, storage = id_of(store_class, key), storage_of(store_class)
     content = path_of(folder_of_sessions(), session_id).read_bytes()
@@ -348,7 +348,7 @@ def assert_unreadable(store_class: type[SessionStore], key: str, caplog: pytest.
     assert path_of(folder_of_sessions(), session_id).read_bytes() == content
     assert unreadable(lambda: storage.get_session(session_id, 60))
     assert unreadable(lambda: storage.apply(session_id, SessionMap({"key": 1}), 60))
-    # The header may be whole, so these may find a session; but they find their way.
+    # The header may be whole, so these may find a session. They must not fail.
     assert unreadable(lambda: storage.exists(session_id)) or storage.exists(session_id)
     assert unreadable(lambda: storage.update_ttl(session_id, 60)) or storage.update_ttl(session_id, 60)
     assert len(list(storage.ids())) >= 1
@@ -419,7 +419,7 @@ def django_session_file(data: dict[str, Any]) -> bytes:
 
 
 def with_body(body: bytes, offset: int = HEADER_SIZE, length: int | None = None) -> bytes:
-    """Return a file whose header and checksums are right, whatever the body is."""
+    """Return a file with this body, and with a correct header and correct checksums."""
     header = Header(time.time() + 600, 1, offset, len(body) if length is None else length, zlib.crc32(body))
     return header.pack() + bytes(offset - HEADER_SIZE) + body
 
@@ -436,7 +436,7 @@ CONTENTS: dict[str, Callable[[], bytes]] = {
     "the first bytes and then random ones": lambda: b"GSF1" + random.Random(2).randbytes(5000),
     "a text": lambda: b"GSF1\n" * 100,
     "a megabyte of nothing": lambda: bytes(1_000_000),
-    "a body that is no JSON": lambda: with_body(b"{'key': 1}"),
+    "a body that is not JSON": lambda: with_body(b"{'key': 1}"),
     "an empty body": lambda: with_body(b""),
     "a body of random bytes": lambda: with_body(random.Random(3).randbytes(100)),
     "a body in another encoding": lambda: with_body('{"ключ": 1}'.encode("utf-16")),
@@ -488,7 +488,7 @@ def test_a_session_stored_by_another_serializer_is_left_alone(
 
 
 class Reversed:
-    """A serializer whose bytes mean nothing to any other."""
+    """A serializer whose bytes no other serializer can read."""
 
     def dumps(self, obj: Any) -> bytes:
         return json.dumps(obj).encode()[::-1]
@@ -498,7 +498,7 @@ class Reversed:
 
 
 def come_upon(parent: Parent, folder: str, key: str, kind: str) -> None:
-    """Do everything with a session in whose place something is that is no file. It may hang, so not in the test."""
+    """Run every operation on a session whose file is not a regular file. It may hang, so it has its own process."""
     lines: list[str] = []
     handler = logging.Handler()
     handler.emit = lambda record: lines.append(record.getMessage())  # type: ignore[method-assign]
@@ -532,7 +532,7 @@ def come_upon(parent: Parent, folder: str, key: str, kind: str) -> None:
         assert found == {}, "another's session"
         assert given not in (key, victim)
         assert stored(file.SessionStore, given) == {"visits": 1}
-    if kind != "a symlink to nothing":  # which is as good as not there
+    if kind != "a symlink to nothing":  # the same as a missing file
         assert lines, "nothing was logged"
 
     def is_nothing(operation: Callable[[], Any]) -> bool:
@@ -569,7 +569,9 @@ def come_upon(parent: Parent, folder: str, key: str, kind: str) -> None:
         "a symlink to itself",
     ],
 )
-def test_what_is_no_file_at_all_is_no_session_and_holds_nobody_up(file_store: type[SessionStore], kind: str) -> None:
+def test_a_special_file_under_a_sessions_name_is_not_a_session_and_blocks_nobody(
+    file_store: type[SessionStore], kind: str
+) -> None:
     key, folder = new_session(file_store, {"key": "value"}), str(folder_of_sessions())
     with Worker(folder, come_upon, folder, key, kind) as worker:
         doing = ""
@@ -580,7 +582,7 @@ def test_what_is_no_file_at_all_is_no_session_and_holds_nobody_up(file_store: ty
                 pytest.fail(f"{doing}: it hangs")
 
 
-def test_a_purge_removes_damaged_files_and_what_they_are_is_no_trouble(file_store: type[SessionStore]) -> None:
+def test_a_purge_removes_damaged_files_of_every_kind(file_store: type[SessionStore]) -> None:
     keys = [new_session(file_store, {"key": "value"}) for _ in range(4)]
     for key, content in zip(keys, (b"", b"GSF1", bytes(100)), strict=False):
         file_of(file_store, key).write_bytes(content)
@@ -589,7 +591,7 @@ def test_a_purge_removes_damaged_files_and_what_they_are_is_no_trouble(file_stor
     assert len(list(folder_of_sessions().glob("*/[0-9a-f]*"))) == 1
 
 
-def test_a_shard_that_is_a_file_is_unavailable_for_its_sessions_alone(file_store: type[SessionStore]) -> None:
+def test_a_shard_that_is_a_file_is_unavailable_only_for_its_sessions(file_store: type[SessionStore]) -> None:
     key = new_session(file_store, {"key": "value"})
     shard = file_of(file_store, key).parent
     shutil.rmtree(shard)
@@ -648,7 +650,7 @@ def test_after_the_clock_went_backwards_a_session_lives_as_long_as_it_should(
 
 
 @BOTH
-def test_a_touch_after_the_clock_went_backwards_is_not_put_off(store_class: type[SessionStore], clock: Clock) -> None:
+def test_a_touch_after_the_clock_went_backwards_is_not_delayed(store_class: type[SessionStore], clock: Clock) -> None:
     with override_settings(SESSION_SAVE_EVERY_REQUEST=True):
         key = new_session(store_class, {"key": 1, "_session_expiry": 100})
         clock.offset = -10_000
@@ -711,7 +713,7 @@ def test_a_session_is_stored_for_whole_seconds_and_never_shorter_than_asked(
 
 @BOTH
 @pytest.mark.parametrize("asked", [timedelta(seconds=1.5), timedelta(seconds=10)])
-def test_a_session_with_a_moment_to_end_at_lives_until_then(
+def test_a_session_that_expires_at_a_date_lives_until_then(
     store_class: type[SessionStore], clock: Clock, asked: timedelta
 ) -> None:
     before = time.monotonic()
@@ -722,12 +724,14 @@ def test_a_session_with_a_moment_to_end_at_lives_until_then(
 
 @BOTH
 @pytest.mark.parametrize("asked", [-1, -0.5, -(10**9), timedelta(seconds=-5), timedelta(days=-400)])
-def test_a_session_that_is_over_already_is_none(store_class: type[SessionStore], clock: Clock, asked: Any) -> None:
+def test_a_session_that_is_stored_expired_does_not_exist(
+    store_class: type[SessionStore], clock: Clock, asked: Any
+) -> None:
     store = store_class()
     store["key"] = 1
     store.set_expiry(asked)
     store.save()
-    if asked == -0.5:  # rounded up, that is zero
+    if asked == -0.5:  # rounds up to zero
         clock.offset = 0.01
     assert stored(store_class, store.session_key) is None
     response = visit(writes, store.session_key or "")
@@ -764,7 +768,7 @@ def test_a_ttl_of_zero_or_below_ends_a_session_in_every_way(
 
 @BOTH
 @pytest.mark.parametrize("ttl", [10**9, 10**12])
-def test_a_ttl_of_ages_is_no_trouble(store_class: type[SessionStore], clock: Clock, ttl: int) -> None:
+def test_a_very_long_ttl_works(store_class: type[SessionStore], clock: Clock, ttl: int) -> None:
     storage = store_class.get_storage()
     assert storage.create("0" * 64, SessionMap({"key": 1}), ttl)
     clock.offset = 10**9 - 60

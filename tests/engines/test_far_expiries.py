@@ -1,4 +1,4 @@
-"""Expiries that no clock reaches, on every engine: a session that says so lives on, or nothing of it is stored."""
+"""Expiries that no clock reaches, on every engine: such a session lives on, or the engine stores nothing of it."""
 
 import asyncio
 from pathlib import Path
@@ -19,7 +19,7 @@ each_expiry = pytest.mark.parametrize("expiry", FAR, ids=lambda expiry: f"{float
 
 
 def renewed(store_class: type[SessionStore], key: str, expiry: int) -> str:
-    """Let a session have this expiry, be changed, touched and moved, and return its key."""
+    """Give a session this expiry, change, touch and move it, and return its key."""
     store = store_class(key)
     store.set_expiry(expiry)
     store["cart"]["plum"] = 1
@@ -43,7 +43,7 @@ async def arenewed(store_class: type[SessionStore], key: str, expiry: int) -> st
 
 @each_expiry
 @pytest.mark.parametrize("name", ["memory", "file", "redis", "redis_hash"])
-def test_a_session_lives_on_whose_expiry_is_beyond_any_clock(name: str, expiry: int, tmp_path: Path) -> None:
+def test_a_session_with_an_expiry_beyond_any_clock_lives_on(name: str, expiry: int, tmp_path: Path) -> None:
     expected = {"cart": {"apple": 1, "plum": 1}, "large": LARGE, "_session_expiry": expiry}
     with engine(name, tmp_path) as store_class:
         for use in (renewed, lambda *arguments: asyncio.run(arenewed(*arguments))):
@@ -57,7 +57,9 @@ def test_a_session_lives_on_whose_expiry_is_beyond_any_clock(name: str, expiry: 
 
 
 @pytest.mark.parametrize("expiry", [*FAR[1:], -(10**16)], ids=lambda expiry: f"{float(expiry):.0e}")
-def test_a_database_refuses_what_it_cannot_count_to_as_djangos_does(expiry: int, tmp_path: Path) -> None:
+def test_a_database_refuses_an_expiry_that_is_too_large_for_it_as_djangos_engine_does(
+    expiry: int, tmp_path: Path
+) -> None:
     with engine("sqlite", tmp_path) as store_class:
         key = new_session(store_class, {"cart": {}})
         with pytest.raises(OverflowError):
@@ -73,7 +75,7 @@ def test_a_database_refuses_what_it_cannot_count_to_as_djangos_does(expiry: int,
     ],
     ids=lambda value: value if isinstance(value, str) else f"{float(value):.0e}",
 )
-def test_an_expiry_that_is_long_over_ends_the_session(name: str, expiry: int, tmp_path: Path) -> None:
+def test_an_expiry_long_ago_ends_the_session(name: str, expiry: int, tmp_path: Path) -> None:
     with engine(name, tmp_path) as store_class:
         key = new_session(store_class, {"user": 1})
         store = store_class(key)

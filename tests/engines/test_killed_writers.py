@@ -34,12 +34,12 @@ pytestmark = pytest.mark.once
 KILLS = 240
 WRITERS = 4
 SESSIONS = 3  # of each writer
-LIFETIME = 0.03  # seconds that a writer has at most
+LIFETIME = 0.03  # seconds that a writer lives at most
 SIZES = [0, 10, 500, 5_000, 9_000, 70_000, 300_000]
 
 
 def payload(number: int, size: int) -> dict[str, Any]:
-    """Return a session that shows whether it is whole."""
+    """Return a session with a checksum, to tell whether it is whole."""
     text = f"{number}." * (size // 3)
     return {"number": number, "text": text, "checksum": zlib.crc32(text.encode())}
 
@@ -54,7 +54,7 @@ def number_of(data: SessionMap) -> int:
 
 
 class Log(logging.Handler):
-    """What is logged to django.security.SuspiciousSession."""
+    """Collects the records of django.security.SuspiciousSession."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -67,11 +67,11 @@ class Log(logging.Handler):
         self.lines.append(record.getMessage())
 
 
-# The writers, and what they tell before and after each thing that they do.
+# The writers, and their reports before and after each operation.
 
 
 class AnnouncedStorage(file.FileStorage):
-    """Tells a session key before anything is stored under it."""
+    """Reports a session key before it stores anything under it."""
 
     tell: Callable[..., None]
 
@@ -87,12 +87,12 @@ class SessionStore(file.SessionStore):
 
 @dataclass
 class Session:
-    """What is known of one session of a writer.
+    """The known state of one session of a writer.
 
     Attributes:
-        keys: the session keys that it may be stored under: two while its key is being cycled.
-        number: what was acknowledged; ``None`` when it is not there.
-        doubt: what a writer was doing when it was last heard of.
+        keys: the possible session keys: two during a cycle_key().
+        number: the last acknowledged number; ``None`` without a session.
+        doubt: the operation that the writer has begun and not acknowledged.
     """
 
     keys: list[str] = field(default_factory=list)
@@ -146,7 +146,7 @@ def write_until_killed(pipe: int, seed: str, sessions: list[Session]) -> None:
 
 
 def hear(sessions: list[Session], heard: bytes) -> int:
-    """Bring what a writer told into what is known; return how much of it was acknowledgements."""
+    """Update the known states from a writer's reports, and return the number of acknowledgements."""
     acknowledged = 0
     for line in heard.split(b"\n")[:-1]:
         which, what, *more = json.loads(line)
@@ -193,7 +193,7 @@ def verify(session: Session) -> None:
 
 
 def read_until_told(stop: int, report: int) -> None:
-    """Read all sessions again and again, and report what was wrong with any."""
+    """Read all sessions again and again, and report every fault."""
     log, reads, wrong = Log(), 0, ""
     storage = SessionStore.get_storage()
     try:
@@ -281,13 +281,13 @@ def kill_writers_at_random(parent: Parent, seed: int) -> None:
     parent.say((kills, acknowledged, doubts, reads, wrong, lines + log.lines[:5]))
 
 
-def test_what_was_acknowledged_reads_back_whole_whenever_its_writer_is_killed(tmp_path: Path) -> None:
+def test_acknowledged_changes_read_back_whole_whenever_their_writer_is_killed(tmp_path: Path) -> None:
     seed = int(os.environ.get("GSESSION_TEST_SEED") or random.randrange(10**9))
-    print(f"GSESSION_TEST_SEED={seed} makes the same writers again")  # which pytest shows when this fails
+    print(f"GSESSION_TEST_SEED={seed} makes the same writers again")  # pytest shows this after a failure
     with Worker(tmp_path, kill_writers_at_random, seed) as killer:
         kills, acknowledged, doubts, reads, wrong, lines = killer.hear()
     assert not wrong, f"the reader: {wrong}"
-    assert lines == [], "something was taken for damaged"
+    assert lines == [], "the engine took a session for damaged"
     assert kills >= 200
     assert acknowledged > kills
     assert reads > kills
@@ -302,10 +302,10 @@ ONE, OTHER = same_shard(2)
 
 
 def killed_at(turn: int, operation: Callable[[], object]) -> bool:
-    """Run `operation` in a process that kills itself at its `turn`-th call to the system; ``False`` if it got through.
+    """Run `operation` in a process that kills itself at its `turn`-th call to the system; ``False`` if it finished.
 
-    Odd turns are killed before the call, even ones after it. A write of more than a page gets a kill in its middle
-    too, which is what the kernel allows.
+    Odd turns kill before the call, even ones after it. A write of more than a page also gets a kill in its middle,
+    because the kernel may stop there.
     """
 
     def run() -> None:
@@ -356,7 +356,7 @@ def change(storage: file.FileStorage, data: dict[str, Any]) -> bool:
 
 @dataclass
 class Case:
-    """One operation that is killed at each call, and what may be there then: session ONE and session OTHER."""
+    """One operation to kill at each call, and the allowed outcomes: of session ONE and session OTHER."""
 
     run: Callable[[file.FileStorage], object]
     outcomes: list[list[int | None]]
@@ -410,7 +410,7 @@ def kill_at_each_call(parent: Parent, name: str, fsync: bool) -> None:
         assert found in case.outcomes, f"killed at step {turn}: {found}"
         if through:
             assert found == case.outcomes[-1], f"not killed: {found}"
-        # What it held is free, and what it left is in nobody's way; or this does not come to an end.
+        # Its locks are free and its leftovers disturb nobody. Otherwise this would hang.
         storage.create(ONE, SessionMap(dict(OLD)), 60)
         assert change(storage, payload(3, 50_000))
         assert storage.update_ttl(ONE, 60)
@@ -426,9 +426,7 @@ def kill_at_each_call(parent: Parent, name: str, fsync: bool) -> None:
 
 @pytest.mark.parametrize("fsync", [False, True], ids=["", "fsync"])
 @pytest.mark.parametrize("name", CASES)
-def test_killed_at_any_call_it_leaves_the_previous_session_or_the_new_one(
-    tmp_path: Path, name: str, fsync: bool
-) -> None:
+def test_a_kill_at_any_call_leaves_the_previous_session_or_the_new_one(tmp_path: Path, name: str, fsync: bool) -> None:
     with Worker(tmp_path, kill_at_each_call, name, fsync) as killer:
         kills, lines = killer.hear()
     assert kills >= 8
@@ -466,11 +464,11 @@ def test_the_lock_of_a_killed_process_is_free(tmp_path: Path, storage: file.File
         thread = threading.Thread(target=touch, daemon=True)
         thread.start()
         holder.kill()
-        assert done.wait(TIMEOUT), "nobody has let go of the lock"
+        assert done.wait(TIMEOUT), "the lock was not released"
         thread.join(TIMEOUT)
 
 
-def test_what_a_killed_writer_left_half_written_is_used_up_by_the_next(
+def test_the_next_writer_reuses_the_half_written_file_of_a_killed_one(
     tmp_path: Path, storage: file.FileStorage
 ) -> None:
     storage.create(ONE, SessionMap({"key": 1}), 60)

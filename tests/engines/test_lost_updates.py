@@ -1,4 +1,4 @@
-"""Requests that overlap lose nothing, and what was deleted stays deleted: threads, processes and tasks."""
+"""Overlapping requests lose nothing, and deleted sessions stay deleted: in threads, processes and tasks."""
 
 import asyncio
 import itertools
@@ -35,7 +35,7 @@ WRITES = pytest.mark.parametrize("write", [own_key, own_item])
 
 
 def names_in(data: dict[str, object] | None) -> set[str]:
-    """Return all that the writers have left in a session, wherever they put it."""
+    """Return all names that the writers have left in a session, in whichever place."""
     assert data is not None
     cart = data.pop("cart")
     assert isinstance(cart, dict)
@@ -60,7 +60,7 @@ def shared_store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[typ
 
 
 def turns() -> Iterator[int]:
-    """Count the turns of a writer that stops when the session is gone, or when it is clear that this will not be."""
+    """Count the turns of a writer. It stops when the session is gone, or when that will clearly not happen."""
     start = time.monotonic()
     for turn in itertools.count():
         if time.monotonic() > start + 20:
@@ -158,7 +158,7 @@ def test_eight_processes_that_run_freely_lose_nothing(
         requests = sorted(request for writer in writers for request in writer.hear())
     assert names_in(stored(shared_store, key)) == all_names(FREE_ROUNDS)
     overlapping = sum(later[0] < earlier[1] for earlier, later in itertools.pairwise(requests))
-    assert overlapping > 0, "no two requests overlapped, so this has shown nothing"
+    assert overlapping > 0, "no two requests overlapped, so this test proves nothing"
 
 
 @pytest.mark.parametrize("first", ["sets", "removes", "changes in place", "clears", "touches"])
@@ -278,7 +278,7 @@ def test_processes_that_hold_a_session_deleted_meanwhile_get_update_error(
 
 
 def save_until_it_is_gone(parent: Parent, writer: int, place: Place, key: str) -> None:
-    """Save one item after another until the session is gone; then tell what was saved."""
+    """Save one item after another until the session is gone, and then report the saved ones."""
     with place.opened() as store_class:
         parent.meet()
         saved = []
@@ -335,7 +335,7 @@ def test_threads_that_overlap_a_cycle_key_get_update_error(store_class: type[Ses
     assert len(list(store_class.get_storage().ids())) == 1
 
 
-def test_what_was_saved_before_a_cycle_key_is_all_there_under_the_new_key(
+def test_everything_saved_before_a_cycle_key_is_there_under_the_new_key(
     shared_store: type[SessionStore], tmp_path: Path
 ) -> None:
     key = new_session(shared_store, {"cart": {}})
@@ -353,7 +353,9 @@ def test_what_was_saved_before_a_cycle_key_is_all_there_under_the_new_key(
     assert list(shared_store.get_storage().ids()) == [held.session_id]
 
 
-def test_what_threads_saved_before_a_cycle_key_is_all_there_under_the_new_key(store_class: type[SessionStore]) -> None:
+def test_everything_that_threads_saved_before_a_cycle_key_is_there_under_the_new_key(
+    store_class: type[SessionStore],
+) -> None:
     key = new_session(store_class, {"cart": {}})
     busy = threading.Barrier(WRITERS, timeout=TIMEOUT)
     held = store_class(key)
@@ -384,7 +386,7 @@ def test_what_threads_saved_before_a_cycle_key_is_all_there_under_the_new_key(st
 
 
 def cycle_or_delete(parent: Parent, writer: int, place: Place, keys: list[str]) -> None:
-    """The first process cycles the key, the second deletes the session, the others save it: all at once."""
+    """Cycle the key in the first process, delete the session in the second, and save it in the others: all at once."""
     with place.opened() as store_class:
         for key in keys:
             store = store_class(key)
@@ -399,7 +401,7 @@ def cycle_or_delete(parent: Parent, writer: int, place: Place, keys: list[str]) 
                 parent.say((ending_of(store.save), store.session_id))
 
 
-def test_of_a_cycle_key_and_a_deletion_at_once_either_wins_and_nothing_comes_back(
+def test_a_cycle_key_or_a_simultaneous_deletion_wins_and_nothing_comes_back(
     shared_store: type[SessionStore], tmp_path: Path
 ) -> None:
     keys = [new_session(shared_store, {"cart": {"before": 1}, SESSION_KEY: "1"}) for _ in range(30)]
@@ -409,7 +411,7 @@ def test_of_a_cycle_key_and_a_deletion_at_once_either_wins_and_nothing_comes_bac
             let_them_meet(those)
             (ending, new_id), *_ = [worker.hear() for worker in those]
             live.discard(id_of(shared_store, key))
-            if ending == "saved":  # it was there when its key was cycled, so the deletion found nothing
+            if ending == "saved":  # the cycle_key() was first, so the deletion found nothing
                 live.add(new_id)
             assert set(shared_store.get_storage().ids()) & {new_id, id_of(shared_store, key)} == live & {new_id}
     assert set(shared_store.get_storage().ids()) == live
@@ -426,7 +428,7 @@ def test_a_session_deleted_before_its_key_is_cycled_is_not_brought_back(store_cl
     assert list(store_class.get_storage().ids()) == []
 
 
-def test_what_could_not_be_saved_can_be_taken_out_again_and_the_rest_saved(store_class: type[SessionStore]) -> None:
+def test_a_value_that_could_not_be_saved_can_be_removed_and_the_rest_saved(store_class: type[SessionStore]) -> None:
     key = new_session(store_class, {"cart": {}})
     held, other = store_class(key), store_class(key)
     own_item(held, "mine")
@@ -465,7 +467,7 @@ def test_fifty_tasks_that_all_read_before_one_saves_lose_nothing(store_class: ty
 
 
 @pytest.mark.parametrize("how", ["deleted", "cycled"])
-def test_fifty_tasks_that_hold_a_session_that_goes_meanwhile_get_update_error(
+def test_fifty_tasks_that_hold_a_session_deleted_meanwhile_get_update_error(
     store_class: type[SessionStore], how: str
 ) -> None:
     key = new_session(store_class, {"cart": {}})

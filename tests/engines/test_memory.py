@@ -49,7 +49,7 @@ def live(storage: Storage) -> set[str]:
     return set(storage.ids())
 
 
-# How many.
+# The number of sessions.
 
 
 def test_beyond_max_sessions_the_oldest_goes(storage: Storage) -> None:
@@ -80,7 +80,7 @@ def test_saving_a_session_is_using_it(storage: Storage) -> None:
     assert live(storage) == {"a", "c", "d"}
 
 
-def test_a_session_under_a_new_id_is_one_session_still(storage: Storage) -> None:
+def test_a_session_under_a_new_id_still_counts_as_one(storage: Storage) -> None:
     make(storage, "a", "b", "c")
     assert storage.move("a", "d", 60)
     assert live(storage) == {"b", "c", "d"}
@@ -88,7 +88,7 @@ def test_a_session_under_a_new_id_is_one_session_still(storage: Storage) -> None
     assert live(storage) == {"c", "d", "e"}
 
 
-def test_saving_and_touching_what_is_there_drops_nothing(storage: Storage) -> None:
+def test_saving_and_touching_stored_sessions_drops_none(storage: Storage) -> None:
     make(storage, "a", "b", "c")
     for _ in range(10):
         for name in "abc":
@@ -100,7 +100,7 @@ def test_saving_and_touching_what_is_there_drops_nothing(storage: Storage) -> No
     assert live(storage) == {"a", "b", "c"}
 
 
-def test_a_session_that_was_dropped_is_an_unknown_one(store_class: type[SessionStore]) -> None:
+def test_a_dropped_session_is_unknown(store_class: type[SessionStore]) -> None:
     key = new_session(store_class, {"key": 1})
     for _ in range(3):
         new_session(store_class, {"key": 2})
@@ -108,7 +108,7 @@ def test_a_session_that_was_dropped_is_an_unknown_one(store_class: type[SessionS
     assert not store_class().exists(key)
 
 
-def test_a_hundred_thousand_sessions_fit_where_nothing_else_is_said() -> None:
+def test_a_hundred_thousand_sessions_fit_by_default() -> None:
     storage = memory.MemoryStorage()
     for number in range(100_001):
         storage.create(str(number), SessionMap({}), 60)
@@ -124,7 +124,7 @@ def test_max_sessions_is_an_option_of_the_setting(tmp_path: Path) -> None:
         assert stored(store_class, second) == {"key": 1}
 
 
-# How long.
+# Expiry.
 
 
 def test_a_session_expires_on_time(storage: Storage, clock: Clock) -> None:
@@ -151,18 +151,18 @@ def test_nothing_runs_in_the_background(tmp_path: Path) -> None:
     assert threading.enumerate() == before
 
 
-def test_what_has_expired_makes_room_when_others_come(tmp_path: Path, clock: Clock) -> None:
+def test_expired_sessions_make_room_for_new_ones(tmp_path: Path, clock: Clock) -> None:
     storage = memory.MemoryStorage(max_sessions=1000)
     for number in range(500):
         storage.create(f"old {number}", SessionMap({}), 10)
     clock.offset = 11
     for number in range(500):
         storage.create(f"new {number}", SessionMap({}), 60)
-    assert sum(storage.purge(1000)) == 0, "something that has expired was still kept"
+    assert sum(storage.purge(1000)) == 0, "the storage still kept an expired session"
     assert len(live(storage)) == 500
 
 
-def test_an_expired_session_comes_back_by_nothing(storage: Storage, clock: Clock) -> None:
+def test_no_operation_brings_an_expired_session_back(storage: Storage, clock: Clock) -> None:
     make(storage, "a", ttl=10)
     held = storage.get_session("a", 60)
     assert isinstance(held, SessionMap)
@@ -173,7 +173,7 @@ def test_an_expired_session_comes_back_by_nothing(storage: Storage, clock: Clock
     assert dict(storage.get_session("a", 60) or {}) == {"name": "a"}
 
 
-def test_a_purge_removes_what_has_expired_by_the_time_it_comes_to_it(storage: Storage, clock: Clock) -> None:
+def test_a_purge_spares_a_session_created_again_while_it_runs(storage: Storage, clock: Clock) -> None:
     make(storage, "a", ttl=10)
     make(storage, "b", ttl=10)
     make(storage, "c", ttl=100)
@@ -181,13 +181,13 @@ def test_a_purge_removes_what_has_expired_by_the_time_it_comes_to_it(storage: St
     assert list(storage.purge(1, dry_run=True)) == [1, 1, 0]
     steps = storage.purge(1)
     assert next(steps) == 1
-    make(storage, "b")  # made anew under the same id, between two steps
+    make(storage, "b")  # created again under the same id, between two steps
     storage.remove_all("c")
     assert sum(steps) == 0
     assert live(storage) == {"b"}
 
 
-# Nobody has a hand in what is kept.
+# Nobody else can change a stored session.
 
 
 def test_no_two_requests_share_an_object(store_class: type[SessionStore]) -> None:
@@ -203,7 +203,7 @@ def test_no_two_requests_share_an_object(store_class: type[SessionStore]) -> Non
     assert stored(store_class, key) == {"cart": {"apple": {"count": 2}, "list": [1, 2]}}
 
 
-def test_what_cannot_be_encoded_changes_nothing_and_holds_no_lock(store_class: type[SessionStore]) -> None:
+def test_a_value_that_cannot_be_encoded_changes_nothing_and_holds_no_lock(store_class: type[SessionStore]) -> None:
     key = new_session(store_class, {"key": 1})
     store = store_class(key)
     store["bad"] = object()
@@ -291,7 +291,7 @@ def test_an_async_request_enters_no_thread(store_class: type[SessionStore]) -> N
 
 
 @pytest.mark.parametrize("debug", [True, False])
-def test_a_check_warns_of_it_where_debug_is_off(store_class: type[SessionStore], debug: bool) -> None:
+def test_a_check_warns_of_it_when_debug_is_off(store_class: type[SessionStore], debug: bool) -> None:
     with override_settings(DEBUG=debug):
         found = [message.id for message in run_checks(tags=["gsession_django"])]
     assert found == ([] if debug else ["gsession_django.W001"])
@@ -335,14 +335,14 @@ def test_a_test_that_overrides_the_engine_signs_nobody_out_of_this_one(visitor: 
     assert Visitor(key=visitor.key).sees("read") == "ada 1 1"
 
 
-def test_other_options_of_its_own_are_another_storage(tmp_path: Path) -> None:
+def test_different_options_create_another_storage(tmp_path: Path) -> None:
     with engine("memory", tmp_path, max_sessions=1) as store_class:
         key = new_session(store_class, {"key": 1})
         with engine("memory", tmp_path, max_sessions=2):
             assert stored(store_class, key) is None
 
 
-def test_the_storage_stays_when_ids_are_hashed_no_more(tmp_path: Path) -> None:
+def test_the_storage_stays_when_hash_ids_is_turned_off(tmp_path: Path) -> None:
     with engine("memory", tmp_path) as store_class:
         key = new_session(store_class, {"key": 1})
         with override_settings(GSESSION={"ENGINES": {memory.__name__: {"hash_ids": False}}}):

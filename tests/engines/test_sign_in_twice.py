@@ -1,4 +1,4 @@
-"""Two sign-ins at once, as by a double click on "Log in": both succeed, and a logout stays one."""
+"""Two sign-ins at once, as by a double click on "Log in": both succeed, and a logout still ends the session."""
 
 import threading
 from collections.abc import Iterator
@@ -81,12 +81,12 @@ def test_both_succeed_and_keep_the_cart(store_class: type[SessionStore]) -> None
     for client in visitors:
         assert client.get("/who").content == b"ada {'apple': 1}"
     assert not store_class().exists(key)
-    # Each has a session of its own: to sign out of one is to sign out of that.
+    # Each visitor has a separate session, so signing out ends only one.
     visitors[0].post("/sign_out")
     assert [client.get("/who").content.split()[0] for client in visitors] == [b"nobody", b"ada"]
 
 
-def test_the_later_has_all_that_was_read(store_class: type[SessionStore]) -> None:
+def test_the_later_sign_in_keeps_everything_that_it_read(store_class: type[SessionStore]) -> None:
     key = new_session(store_class, LARGE)
     one, other = store_class(key), store_class(key)
     for request in (one, other):
@@ -100,7 +100,7 @@ def test_the_later_has_all_that_was_read(store_class: type[SessionStore]) -> Non
     assert stored(store_class, one.session_key) == LARGE
 
 
-def test_the_later_may_read_the_cart_after_the_other_has_signed_in(store_class: type[SessionStore]) -> None:
+def test_the_later_sign_in_may_read_the_cart_after_the_first(store_class: type[SessionStore]) -> None:
     key = new_session(store_class, LARGE)
     one, other = store_class(key), store_class(key)
     for request in (one, other):
@@ -113,7 +113,7 @@ def test_the_later_may_read_the_cart_after_the_other_has_signed_in(store_class: 
 
 
 @pytest.mark.parametrize("large", [LARGE["large"], {"text": "small"}], ids=["large values", "no large values"])
-def test_a_request_with_the_old_key_gets_nothing_of_who_has_signed_in(
+def test_a_request_with_the_old_key_gets_nothing_of_the_signed_in_user(
     store_class: type[SessionStore], large: dict[str, str]
 ) -> None:
     key = new_session(store_class, {"large": large})
@@ -134,9 +134,7 @@ def test_a_request_with_the_old_key_gets_nothing_of_who_has_signed_in(
     assert stored(store_class, key) is None
 
 
-def test_a_session_that_is_made_anew_under_a_key_that_was_given_up_has_nothing_of_before(
-    store_class: type[SessionStore],
-) -> None:
+def test_a_session_created_again_under_an_old_key_has_no_old_data(store_class: type[SessionStore]) -> None:
     key = new_session(store_class, LARGE)
     store_class(key).cycle_key()
     again = store_class(key)
@@ -147,7 +145,7 @@ def test_a_session_that_is_made_anew_under_a_key_that_was_given_up_has_nothing_o
     assert dict(found.items()) == {"new": 1}
 
 
-def test_a_session_in_which_somebody_was_signed_in_does_not_come_back(store_class: type[SessionStore]) -> None:
+def test_a_session_with_a_signed_in_user_does_not_come_back(store_class: type[SessionStore]) -> None:
     key = new_session(store_class, {SESSION_KEY: "1"})
     request = store_class(key)
     assert request[SESSION_KEY] == "1"
@@ -159,7 +157,9 @@ def test_a_session_in_which_somebody_was_signed_in_does_not_come_back(store_clas
 
 
 @pytest.mark.parametrize("prepare", [lambda s: s.pop(SESSION_KEY), lambda s: s.clear(), lambda s: s.update({"a": 1})])
-def test_nor_does_one_whose_request_has_signed_them_out_itself(store_class: type[SessionStore], prepare: Any) -> None:
+def test_a_session_does_not_come_back_after_the_request_itself_signed_the_user_out(
+    store_class: type[SessionStore], prepare: Any
+) -> None:
     key = new_session(store_class, {SESSION_KEY: "1"})
     request = store_class(key)
     assert request[SESSION_KEY] == "1"

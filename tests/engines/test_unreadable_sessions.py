@@ -1,4 +1,4 @@
-"""What cannot be read is not what is not there: nobody is signed out by a serializer that fails, or by a typo."""
+"""An unreadable session is not a missing one: a failing serializer, or a typo in the settings, signs nobody out."""
 
 import json
 import logging
@@ -23,7 +23,7 @@ DATA: dict[str, Any] = {"user": {"id": 5}, "cart": {"apple": 1}, "big": {"text":
 
 
 class Reversed:
-    """Writes and reads bytes that mean nothing to any other serializer."""
+    """A serializer whose bytes no other serializer can read."""
 
     def dumps(self, obj: Any) -> bytes:
         return json.dumps(obj).encode()[::-1]
@@ -43,7 +43,7 @@ class TooDeep(Reversed):
 
 
 class Wrong(Reversed):
-    """Has a mistake in its own code."""
+    """A serializer with a bug."""
 
     def loads(self, data: bytes) -> Any:
         return self.key  # type: ignore[attr-defined]
@@ -115,7 +115,7 @@ class TestSerializerThatCannotBeUsed:
             ("NoLoads", r"cannot be used: it has no loads\(\)"),
         ],
     )
-    def test_is_an_error_of_the_settings_and_signs_nobody_out(
+    def test_it_is_an_error_of_the_settings_and_signs_nobody_out(
         self, store_class: type[SessionStore], name: str, says: str, client_class: type[Any]
     ) -> None:
         key = new_session(store_class, DATA)
@@ -131,12 +131,12 @@ class TestSerializerThatCannotBeUsed:
 
 
 class TestSerializerThatFails:
-    """All the session's values are dicts: what is text or a number, two of the engines keep as it is."""
+    """All values of the session are dicts, because two of the engines do not serialize text and numbers."""
 
     @either_client
     @pytest.mark.parametrize("every", [False, True], ids=["", "save every request"])
     @pytest.mark.parametrize("name", ["Reversed", "OutOfMemory", "TooDeep", "Wrong"])
-    def test_reading_is_an_empty_session_and_changes_nothing(
+    def test_a_read_gives_an_empty_session_and_changes_nothing(
         self, store_class: type[SessionStore], name: str, client_class: type[Any], every: bool
     ) -> None:
         client = client_with(key := new_session(store_class, DATA), client_class)
@@ -151,7 +151,7 @@ class TestSerializerThatFails:
         assert id_of(store_class, key) in list(store_class.get_storage().ids())
 
     @either_client
-    def test_writing_gets_a_new_key_and_leaves_what_is_stored(
+    def test_a_save_gets_a_new_key_and_leaves_the_stored_session(
         self, store_class: type[SessionStore], client_class: type[Any]
     ) -> None:
         client = client_with(key := new_session(store_class, DATA), client_class)
@@ -180,7 +180,7 @@ class TestSerializerThatFails:
         assert messages
         assert all(f"SESSION_SERIALIZER = '{__name__}.Reversed' cannot read it: " in message for message in messages)
 
-    def test_clear_and_flush_end_what_is_stored(self, store_class: type[SessionStore]) -> None:
+    def test_clear_and_flush_end_the_stored_session(self, store_class: type[SessionStore]) -> None:
         keys = [new_session(store_class, DATA) for _ in range(2)]
         with serializer("Reversed"):
             cleared, flushed = store_class(keys[0]), store_class(keys[1])
@@ -192,10 +192,10 @@ class TestSerializerThatFails:
 
 
 class TestStoredByAnotherMeanwhile:
-    """As while a deploy is under way: the request has read the session, and then it is written in other bytes."""
+    """As during a deployment: a request reads the session, and then the other release writes it in other bytes."""
 
     @pytest.mark.parametrize("ending", ["save", "touch", "cycle_key"])
-    def test_the_request_keeps_what_it_has_and_nothing_is_overwritten(
+    def test_the_request_keeps_its_data_and_overwrites_nothing(
         self, store_class: type[SessionStore], ending: str
     ) -> None:
         key = new_session(store_class, DATA)
@@ -215,14 +215,14 @@ class TestStoredByAnotherMeanwhile:
             kept = stored(store_class, request.session_key if ending == "cycle_key" else key) or {}
             assert kept["theirs"] == {"item": 1}
         if ending == "save":
-            # Where each value is stored by itself, the change meets what the other request has left of its dict.
+            # Engines that store each value separately merge the change with the other request's dict.
             by_value = store_class.__module__.endswith(("memory", "redis_hash"))
             expected = {"cart": {"pear": 1}} if by_value else {**DATA, "cart": {"apple": 1, "pear": 1}}
             assert stored(store_class, request.session_key) == expected
 
 
 class Undecodable(Storage):
-    """A storage in which every method finds something that it cannot read."""
+    """A storage in which every method finds unreadable data."""
 
     def __init__(self) -> None:
         self.removed: list[str] = []
@@ -273,7 +273,7 @@ def held() -> UndecodableStore:
 
 
 class TestDecodeErrorOfAnyMethod:
-    def test_of_apply_stores_what_the_request_has_under_a_new_key(
+    def test_an_unreadable_apply_stores_the_requests_data_under_a_new_key(
         self, storage: Undecodable, caplog: pytest.LogCaptureFixture
     ) -> None:
         store = held()
@@ -284,7 +284,7 @@ class TestDecodeErrorOfAnyMethod:
         assert storage.removed == []
         assert "cannot be read, and is left as it is: garbage" in caplog.text
 
-    def test_of_move_stores_what_the_request_has_under_a_new_key_and_ends_the_old_one(
+    def test_an_unreadable_move_stores_the_requests_data_under_a_new_key_and_ends_the_old_one(
         self, storage: Undecodable
     ) -> None:
         store = held()
@@ -293,7 +293,9 @@ class TestDecodeErrorOfAnyMethod:
         assert storage.created == ["taken", store.session_id]
         assert storage.removed == [old]
 
-    def test_of_update_ttl_is_logged_and_done(self, storage: Undecodable, caplog: pytest.LogCaptureFixture) -> None:
+    def test_an_unreadable_update_ttl_is_logged_and_done(
+        self, storage: Undecodable, caplog: pytest.LogCaptureFixture
+    ) -> None:
         store = held()
         store.modified = True
         store.save()
@@ -301,7 +303,7 @@ class TestDecodeErrorOfAnyMethod:
         assert [record.levelno for record in caplog.records] == [logging.WARNING]
 
     @pytest.mark.parametrize("use", [lambda store: store.exists("a" * 32), lambda store: store.load() == {}])
-    def test_of_exists_and_get_session_is_a_session_that_is_there(
+    def test_an_unreadable_exists_or_get_session_means_that_the_session_is_there(
         self, storage: Undecodable, use: Callable[[SessionStore], bool]
     ) -> None:
         store = UndecodableStore("a" * 32)

@@ -78,7 +78,7 @@ def data_of(storage: file.FileStorage, session_id: str = ONE) -> dict[str, Any] 
 
 
 def held(storage: file.FileStorage, session_id: str = ONE, **changes: Any) -> SessionMap:
-    """Return a session as a request holds it that has made these changes."""
+    """Return a session as a request holds it after these changes."""
     found = storage.get_session(session_id, 60)
     assert found is not None
     found.update(changes)
@@ -159,7 +159,7 @@ def test_a_touch_writes_the_header_alone(storage: file.FileStorage, folder: Path
     assert path_of(folder, ONE).read_bytes()[HEADER_SIZE:] == body
 
 
-# Reading while others write.
+# Readers beside writers.
 
 
 def test_a_session_that_is_written_twice_while_it_is_read_is_read_whole(
@@ -198,7 +198,7 @@ def test_a_session_whose_file_is_cut_while_it_is_read_is_read_whole(
     assert caplog.records == []
 
 
-def test_a_session_that_goes_while_it_is_read_was_there_or_is_gone(
+def test_a_session_that_is_removed_during_a_read_is_read_whole_or_is_gone(
     storage: file.FileStorage, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     make(storage, ONE, text="a" * 50_000)
@@ -218,7 +218,7 @@ def test_a_session_that_goes_while_it_is_read_was_there_or_is_gone(
 
 
 def expired_in_one_shard(storage: file.FileStorage, count: int = 2) -> list[str]:
-    """Store sessions that are expired, and return them in the order in which a purge removes them."""
+    """Store expired sessions, and return them in the order in which a purge removes them."""
     ids = same_shard(count)
     for session_id in ids:
         make(storage, session_id, ttl=10, key=1)
@@ -231,7 +231,7 @@ def test_a_session_renewed_between_two_steps_of_a_purge_is_not_removed(storage: 
         clock.offset = 100
         steps = storage.purge(1)
         assert next(steps) == 1
-        clock.offset = 0  # a touch that began before the session expired ends only now
+        clock.offset = 0  # a touch began before the session expired, and ends only now
         assert storage.update_ttl(second, 1000)
         clock.offset = 100
         assert sum(steps) == 0
@@ -239,7 +239,7 @@ def test_a_session_renewed_between_two_steps_of_a_purge_is_not_removed(storage: 
         assert data_of(storage, first) is None
 
 
-def test_a_session_made_anew_between_two_steps_of_a_purge_is_not_removed(storage: file.FileStorage) -> None:
+def test_a_session_created_again_between_two_steps_of_a_purge_is_not_removed(storage: file.FileStorage) -> None:
     with moved_clock() as clock:
         _, second = expired_in_one_shard(storage)
         clock.offset = 100
@@ -250,7 +250,7 @@ def test_a_session_made_anew_between_two_steps_of_a_purge_is_not_removed(storage
         assert data_of(storage, second) == {"new": 1}
 
 
-def test_a_session_that_goes_between_two_steps_of_a_purge_is_no_trouble(storage: file.FileStorage) -> None:
+def test_a_session_that_is_removed_between_two_steps_of_a_purge_causes_no_error(storage: file.FileStorage) -> None:
     with moved_clock() as clock:
         _, second, third = expired_in_one_shard(storage, 3)
         clock.offset = 100
@@ -329,7 +329,7 @@ def test_a_session_that_is_touched_as_it_expires_is_not_purged_by_another_proces
 
 
 def hold(parent: Parent, folder: str) -> None:
-    """Take the lock of a shard, do to its sessions what the test says, and let go of it."""
+    """Take the lock of a shard, change its sessions as the test orders, and release it."""
     with FileLock(f"{folder}/.lock"):
         parent.say("held")
         order, session_id = parent.hear()
@@ -345,7 +345,7 @@ def hold(parent: Parent, folder: str) -> None:
 
 @contextmanager
 def held_elsewhere(folder: Path, waiting: threading.Event) -> Iterator[Worker]:
-    """Let another process hold the lock of ONE's shard; `waiting` is set when this process is about to wait for it."""
+    """Let another process hold the lock of ONE's shard, and set `waiting` when this process is about to wait for it."""
     real_lock = locks.lock
 
     def lock(*args: Any) -> bool:
@@ -383,7 +383,7 @@ def test_it_waits_for_the_lock_that_another_process_holds(
     with held_elsewhere(folder, waiting) as holder:
         future = promised(operation, storage)
         assert waiting.wait(20), "it takes no lock"
-        holder.say((order, session_id))  # of which it must see the result, since that is done before it has its turn
+        holder.say((order, session_id))  # the operation must see the result, because its turn comes later
         assert future.result(TIMEOUT) == result
 
 
@@ -452,7 +452,7 @@ def test_moves_that_cross_do_not_wait_for_each_other(storage: file.FileStorage, 
 
 
 def operations_on(store_class: type[SessionStore], key: str) -> dict[str, Callable[[], Any]]:
-    """Return all that a request, or a command, does with a session that was there."""
+    """Return every operation of a request, or a command, on a stored session."""
     storage = storage_of(store_class)
     session_id = id_of(store_class, key)
 
@@ -480,7 +480,7 @@ OPERATIONS = ["load", "exists", "create", "touch", "save", "move", "delete", "pu
 @pytest.mark.parametrize("since", ["from the beginning", "at run time"])
 @pytest.mark.parametrize("instead", ["nothing", "a file", "a symlink to nothing"])
 @pytest.mark.parametrize("name", OPERATIONS)
-def test_a_folder_that_is_not_there_is_unavailable_and_not_empty(
+def test_a_missing_folder_is_unavailable_and_not_empty(
     tmp_path: Path, folder: Path, name: str, instead: str, since: str
 ) -> None:
     folder.mkdir()
@@ -497,21 +497,21 @@ def test_a_folder_that_is_not_there_is_unavailable_and_not_empty(
         with pytest.raises(StorageUnavailable, match="SESSION_FILE_PATH"):
             operations_on(store_class, key)[name]()
         if instead == "nothing":
-            assert not folder.exists(), "it may be where a disk is to be mounted again"
+            assert not folder.exists(), "somebody may mount a disk there again"
         else:
             folder.unlink()
         (tmp_path / "away").rename(folder)
         assert stored(store_class, key) == {"key": 1}
 
 
-def test_a_path_that_is_not_set_to_anything_sensible_is_unavailable() -> None:
+def test_a_senseless_path_is_unavailable() -> None:
     for path in ("", "/dev/null", "no/such/folder"):
         with engine("file", path) as store_class, pytest.raises(StorageUnavailable, match="SESSION_FILE_PATH"):
             new_session(store_class, {"key": 1})
 
 
 def become_nobody() -> None:
-    """Give up root's rights, which no permission stands against; for anybody else there is nothing to give up."""
+    """Give up root's rights, because root ignores permissions. For any other user, do nothing."""
     if os.geteuid() == 0:
         os.setgroups([])
         os.setgid(65534)
@@ -549,13 +549,13 @@ def without_permission(parent: Parent, folder: str, mode: int) -> None:
 @pytest.mark.parametrize(
     ("mode", "done"), [(0o555, {"load", "exists", "ids"}), (0o000, set())], ids=["not writable", "not readable"]
 )
-def test_a_folder_without_permission_is_unavailable_and_what_was_stored_stays(
+def test_a_folder_without_permission_is_unavailable_and_its_sessions_stay(
     folder: Path, mode: int, done: set[str]
 ) -> None:
     folder.mkdir()
     with Worker(folder, without_permission, str(folder), mode) as worker:
         endings, left = worker.hear()
-    # A new session's shard may be one that is not there yet, and is then made.
+    # The shard of a new session may not exist yet, and then the engine creates it.
     endings.pop("create")
     assert endings == {name: "done" if name in done else "StorageUnavailable" for name in endings}
     assert left == {"key": 1}
@@ -591,12 +591,12 @@ def test_an_outage_logs_nobody_out(
     assert client.cookies["sessionid"].value == key
 
 
-# The folder that is used where none is given.
+# The default folder.
 
 
 @pytest.fixture
 def own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """Return the default folder; the temporary directory that it is in is one of this test's own."""
+    """Yield the default folder, inside a temporary directory of this test."""
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     with override_settings(SESSION_FILE_PATH=None):
         yield Path(session_folder.default_path())
@@ -610,14 +610,14 @@ def test_the_default_folder_is_private_and_in_the_temporary_directory(tmp_path: 
     assert stored(file.SessionStore, key) == {"key": 1}
 
 
-def test_the_default_folder_is_of_this_site_alone_and_does_not_tell_its_secret(own_folder: Path) -> None:
+def test_the_default_folder_belongs_to_this_site_only_and_does_not_reveal_its_secret(own_folder: Path) -> None:
     with override_settings(SECRET_KEY="another site's"):
         assert session_folder.default_path() != str(own_folder)
         assert "another" not in session_folder.default_path()
     assert session_folder.default_path() == str(own_folder)
 
 
-def test_the_default_folder_is_of_this_user_alone(own_folder: Path) -> None:
+def test_the_default_folder_belongs_to_this_user_only(own_folder: Path) -> None:
     with (
         mock.patch.object(os, "geteuid", return_value=54321),
         mock.patch.object(getpass, "getuser", return_value="else"),
@@ -626,14 +626,14 @@ def test_the_default_folder_is_of_this_user_alone(own_folder: Path) -> None:
 
 
 def test_a_user_without_a_name_has_a_default_folder(own_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("LOGNAME", "USER", "LNAME", "USERNAME"):  # as in a container that runs under any number
+    for name in ("LOGNAME", "USER", "LNAME", "USERNAME"):  # as in a container that runs under an arbitrary uid
         monkeypatch.delenv(name, raising=False)
     with mock.patch.object(pwd, "getpwuid", side_effect=KeyError("getpwuid(): uid not found: 54321")):
         key = new_session(file.SessionStore, {"key": 1})
         assert stored(file.SessionStore, key) == {"key": 1}
 
 
-def test_a_default_folder_that_goes_at_run_time_is_made_again(own_folder: Path) -> None:
+def test_a_default_folder_that_is_removed_at_run_time_is_created_again(own_folder: Path) -> None:
     key = new_session(file.SessionStore, {"key": 1})
     own_folder.rename(own_folder.with_name("cleaned up"))  # as programs that clean up /tmp do
     assert stored(file.SessionStore, key) is None
@@ -683,7 +683,7 @@ def test_a_default_folder_that_may_be_a_trap_is_refused(
 
 @contextmanager
 def file_size_limit(size: int) -> Iterator[None]:
-    """Let no file of this process grow beyond `size`: what a full disk is like, for every user and platform."""
+    """Let no file of this process grow beyond `size`. It works like a full disk, for every user and platform."""
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
@@ -741,14 +741,14 @@ def fail_to_save(parent: Parent, folder: str) -> None:
     parent.say(sizes)
 
 
-def test_a_session_that_does_not_fit_on_the_disk_takes_no_room_from_the_others(folder: Path) -> None:
+def test_a_session_that_does_not_fit_on_the_disk_takes_no_space_from_the_others(folder: Path) -> None:
     folder.mkdir()
     with Worker(folder, fail_to_save, str(folder)) as worker:
         before, after = worker.hear()
     assert after == before
 
 
-def test_a_large_value_that_did_not_fit_can_be_taken_out_again(
+def test_a_large_value_that_did_not_fit_can_be_removed_again(
     store_class: type[SessionStore], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     key = new_session(store_class, {"key": 1})
@@ -770,16 +770,16 @@ NEW_USER_AND_MOUNTS = 0x10000000 | 0x00020000
 
 
 def fill_a_disk(parent: Parent, folder: str) -> None:
-    """Mount a disk of 200 kB, which no other process sees and which goes with this one, and fill it."""
+    """Mount a disk of 200 kB that only this process sees, and fill it. The disk goes with the process."""
     uid, gid = os.getuid(), os.getgid()
     libc = ctypes.CDLL(None, use_errno=True)
     if libc.unshare(NEW_USER_AND_MOUNTS):
-        parent.say("no mounts of one's own here")
+        parent.say("this system allows no private mounts")
         return
     for name, text in (("setgroups", "deny"), ("gid_map", f"0 {gid} 1"), ("uid_map", f"0 {uid} 1")):
         Path("/proc/self", name).write_text(text)
     if libc.mount(b"tmpfs", os.fsencode(folder), b"tmpfs", 0, b"size=200k"):
-        parent.say(f"no mounting here: {os.strerror(ctypes.get_errno())}")
+        parent.say(f"cannot mount: {os.strerror(ctypes.get_errno())}")
         return
     store_class = file.SessionStore
     key, large = new_session(store_class, {"text": "a" * 10_000}), new_session(store_class, {"text": "a" * 10_000})
@@ -810,7 +810,7 @@ def fill_a_disk(parent: Parent, folder: str) -> None:
     parent.say("")
 
 
-def test_a_disk_that_is_really_full_keeps_what_is_on_it_and_has_room_for_small_sessions(folder: Path) -> None:
+def test_a_really_full_disk_keeps_its_sessions_and_has_space_for_small_ones(folder: Path) -> None:
     folder.mkdir()
     with Worker(folder, fill_a_disk, str(folder)) as worker:
         if problem := worker.hear():
@@ -822,7 +822,7 @@ def test_a_disk_that_is_really_full_keeps_what_is_on_it_and_has_room_for_small_s
 
 @contextmanager
 def synced(monkeypatch: pytest.MonkeyPatch, folder: Path) -> Iterator[list[str]]:
-    """Yield the names of what was synced, and what was done in between."""
+    """Yield the names of the synced files and folders, and the steps in between."""
     events: list[str] = []
     real = {name: getattr(os, name) for name in ("fsync", "rename", "replace", "unlink", "write", "mkdir")}
 
@@ -846,7 +846,7 @@ def synced(monkeypatch: pytest.MonkeyPatch, folder: Path) -> Iterator[list[str]]
         yield events
 
 
-def test_with_fsync_all_that_was_stored_is_on_the_disk(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_with_fsync_the_disk_has_everything_stored(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder.mkdir()
     with engine("file", folder, fsync=True) as store_class:
         storage = storage_of(store_class)
@@ -870,13 +870,11 @@ def test_with_fsync_all_that_was_stored_is_on_the_disk(folder: Path, monkeypatch
             assert sorted(events[events.index("(rename)") + 1 :]) == sorted([shard, elsewhere])
 
 
-def test_with_fsync_the_folder_that_was_made_for_a_session_is_on_the_disk(
-    folder: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_with_fsync_the_disk_has_the_new_folder_of_a_session(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder.mkdir()
     with engine("file", folder, fsync=True) as store_class, synced(monkeypatch, folder) as events:
         make(storage_of(store_class), ONE)
-        assert "root" in events, "or a power cut takes the new folder, and the session in it"
+        assert "root" in events, "a power cut may take the new folder, and the session in it"
         events.clear()
         assert storage_of(store_class).move(ONE, ELSEWHERE, 60)
         assert "root" in events

@@ -1,4 +1,4 @@
-"""One session in one file: what is in it, how large it gets, in which order it is written, and its lock."""
+"""One session in one file: its contents, its size, the order of its writes, and its lock."""
 
 import errno
 import itertools
@@ -49,11 +49,11 @@ def write(path: Path, body: bytes, expires: float = LATER, fsync: bool = False) 
         return file.write(body, expires)
 
 
-# What is in it.
+# Contents.
 
 
 @pytest.mark.parametrize("size", [0, 1, 8191 - HEADER_SIZE, 8192 - HEADER_SIZE, 8193 - HEADER_SIZE, MEGABYTE])
-def test_what_is_written_is_read_back(tmp_path: Path, size: int) -> None:
+def test_a_written_body_is_read_back(tmp_path: Path, size: int) -> None:
     first, second = b"a" * size, b"b" * size
     path = new_file(tmp_path, first)
     assert read(path) == first
@@ -86,7 +86,7 @@ def test_the_expiry_is_kept_to_the_bit(tmp_path: Path, expires: float) -> None:
         assert file.header.alive is (expires > time.time())
 
 
-def test_the_revision_is_another_after_each_write_and_the_same_after_a_touch(tmp_path: Path) -> None:
+def test_the_revision_changes_with_each_write_and_not_with_a_touch(tmp_path: Path) -> None:
     path = new_file(tmp_path, b"body")
     with SessionFile(str(path), writable=True) as file:
         revisions = [file.header.revision, *(file.write(b"body", LATER) for _ in range(5))]
@@ -97,7 +97,7 @@ def test_the_revision_is_another_after_each_write_and_the_same_after_a_touch(tmp
         assert file.header.expires == LATER + 1
 
 
-def test_a_file_made_anew_under_the_same_name_has_another_revision(tmp_path: Path) -> None:
+def test_a_file_created_again_under_the_same_name_has_another_revision(tmp_path: Path) -> None:
     revisions = set()
     for _ in range(50):
         with SessionFile(str(new_file(tmp_path, b"body"))) as file:
@@ -122,7 +122,7 @@ def test_the_header_is_read_without_the_body(tmp_path: Path) -> None:
             file.body()
 
 
-def test_a_damaged_header_is_damaged_whichever_bit_it_is(tmp_path: Path) -> None:
+def test_one_wrong_bit_anywhere_in_a_header_is_damage(tmp_path: Path) -> None:
     packed = Header(LATER, 5, HEADER_SIZE, 4, zlib.crc32(b"body")).pack()
     assert Header.unpack(packed) == Header(LATER, 5, HEADER_SIZE, 4, zlib.crc32(b"body"))
     for bit in range(8 * len(packed)):
@@ -141,7 +141,7 @@ def test_a_header_that_points_beyond_the_file_is_damage_and_costs_no_memory(
     real_read = os.read
 
     def read_a_little(fd: int, size: int) -> bytes:
-        assert size < MEGABYTE, "it makes room for more than the file has"
+        assert size < MEGABYTE, "it reserves more memory than the file has bytes"
         return real_read(fd, size)
 
     monkeypatch.setattr(os, "read", read_a_little)
@@ -149,12 +149,12 @@ def test_a_header_that_points_beyond_the_file_is_damage_and_costs_no_memory(
         read(path)
 
 
-def test_no_file_is_no_file(tmp_path: Path) -> None:
+def test_a_missing_file_raises_file_not_found(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError):
         SessionFile(str(tmp_path / "session"))
 
 
-def test_a_file_that_is_damaged_is_not_left_open(tmp_path: Path) -> None:
+def test_a_damaged_file_is_not_left_open(tmp_path: Path) -> None:
     path = tmp_path / "session"
     path.write_bytes(b"no session")
     before = os.open(path, os.O_RDONLY)
@@ -167,7 +167,7 @@ def test_a_file_that_is_damaged_is_not_left_open(tmp_path: Path) -> None:
     assert after == before
 
 
-# Whatever is in the middle of being written, what was there can be read.
+# An interrupted write leaves the previous body readable.
 
 
 @pytest.mark.parametrize("sizes", [(10, 10), (10, 20), (20, 10), (10, MEGABYTE), (MEGABYTE, 10), (0, 10), (10, 0)])
@@ -184,7 +184,7 @@ def test_a_write_that_breaks_off_leaves_the_previous_body(
         def failing(fd: int, data: Any, calls: Iterator[int] = calls, allowed: int = allowed) -> int:
             if next(calls) < allowed:
                 return real_write(fd, data)
-            if len(data) != HEADER_SIZE:  # a header is written whole or not at all, since it is within one page
+            if len(data) != HEADER_SIZE:  # a header fits into one page, so the kernel writes all of it or nothing
                 real_write(fd, bytes(data)[: len(data) // 2])
             raise OSError(errno.ENOSPC, "No space left on device")
 
@@ -199,7 +199,7 @@ def test_a_write_that_breaks_off_leaves_the_previous_body(
                 return
 
 
-# How large it gets.
+# Size.
 
 
 @pytest.mark.parametrize("seed", range(20))
@@ -226,25 +226,25 @@ def test_a_body_that_grows_byte_by_byte_keeps_the_file_within_bounds(tmp_path: P
 def test_a_file_shrinks_when_a_megabyte_has_gone(tmp_path: Path, before: int) -> None:
     path = new_file(tmp_path, bytes(before))
     write(path, bytes(MEGABYTE))
-    for _ in range(3):  # the first may still have to be written behind the megabyte
+    for _ in range(3):  # the first body may still go behind the megabyte
         write(path, b"small")
     assert path.stat().st_size < 200_000
     assert read(path) == b"small"
 
 
-def test_a_file_made_with_a_megabyte_shrinks_too(tmp_path: Path) -> None:
+def test_a_file_created_with_a_megabyte_shrinks_too(tmp_path: Path) -> None:
     path = new_file(tmp_path, bytes(MEGABYTE))
     write(path, b"small")
     write(path, b"small")
     assert path.stat().st_size < 100_000
 
 
-# What waits for the disk, and in which order.
+# Waits for the disk, and their order.
 
 
 @contextmanager
 def recorded(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
-    """Yield a list of what is written, renamed and synced from now on."""
+    """Yield a list of the writes, renames and syncs from now on."""
     events: list[str] = []
 
     def record(name: str, describe: Callable[..., str]) -> None:
@@ -270,7 +270,7 @@ def test_with_fsync_the_body_is_on_the_disk_before_the_header(tmp_path: Path, mo
         write(path, b"new body", fsync=True)
         write(path, b"new body", fsync=True)
     order = ["body", "sync", "header", "sync"]
-    assert events == [*order, *order, "cut"], "nor may the old body be cut off before the header points to the new one"
+    assert events == [*order, *order, "cut"], "the old body must stay until the header points to the new one"
 
 
 def test_with_fsync_a_new_file_is_on_the_disk_before_it_has_its_name(
@@ -314,7 +314,7 @@ def count_up_elsewhere(parent: Parent, number: int, counter: Path, lock: str) ->
     parent.say("done")
 
 
-def test_one_of_all_threads_and_processes_holds_the_lock_at_a_time(tmp_path: Path) -> None:
+def test_only_one_thread_of_all_processes_holds_the_lock_at_a_time(tmp_path: Path) -> None:
     counter, lock = tmp_path / "counter", str(tmp_path / ".lock")
     counter.write_text("0")
     with workers(tmp_path, 3, count_up_elsewhere, counter, lock) as those, ThreadPoolExecutor(3) as pool:
@@ -326,7 +326,7 @@ def test_one_of_all_threads_and_processes_holds_the_lock_at_a_time(tmp_path: Pat
     assert int(counter.read_text()) == 600
 
 
-def test_the_lock_is_let_go_when_what_it_guards_fails(tmp_path: Path) -> None:
+def test_the_lock_is_released_when_its_block_fails(tmp_path: Path) -> None:
     lock = str(tmp_path / ".lock")
     with pytest.raises(ZeroDivisionError), FileLock(lock):
         raise ZeroDivisionError
@@ -343,7 +343,7 @@ def test_the_lock_is_let_go_when_what_it_guards_fails(tmp_path: Path) -> None:
 
 
 def fork_while_locked(parent: Parent, lock: str) -> None:
-    """Fork while the lock is held, and let go of it while what was forked, which has the file open, lives on."""
+    """Fork while holding the lock, and release it while the fork, which has the file open, lives on."""
     done, tell = os.pipe()
     with FileLock(lock):
         pid = os.fork()

@@ -1,4 +1,4 @@
-"""``GSESSION["FALLBACK_ENGINE"]``: a rollout in which nobody is signed out, and no session that ended comes back."""
+"""``GSESSION["FALLBACK_ENGINE"]``: a rollout signs nobody out, and brings no ended session back."""
 
 import asyncio
 import contextlib
@@ -21,9 +21,10 @@ from django.db import connections, transaction
 from django.test import TestCase, override_settings
 
 from gsession_django import SessionMap, StorageUnavailable
-from gsession_django.core.engine import Engine, engine_of
+from gsession_django.core.engine import engine_of
 from gsession_django.core.reserved import UNFINISHED
 from gsession_django.moving import steps
+from gsession_django.moving.fallback import FallbackEngine
 from gsession_django.moving.steps import MOVING_KEY
 from tests.moving.test_migrate_sessions import TYPED, before_each
 from tests.support import databases, engine_that_purges, processes
@@ -48,7 +49,7 @@ from tests.support.rollouts import (
 from tests.support.sites import Visitor, is_503
 
 THREADS, PROCESSES, TASKS = 8, 8, 50
-STEPS = 8  # of a first touch
+STEPS = 8  # that a first touch takes
 
 each_source = pytest.mark.parametrize("source", SOURCES.values(), ids=SOURCES)
 PAIRS = {
@@ -74,14 +75,14 @@ def db_to_redis(tmp_path: Path) -> Iterator[None]:
 
 
 class EachItsLoop:
-    """Stands in for ``asyncio.Runner``: nothing is kept in an event loop while the settings change."""
+    """Replaces ``asyncio.Runner``: no event loop may outlive a change of the settings."""
 
-    run = staticmethod(functools.partial(asyncio.run, debug=False))  # debugging costs more than all else
+    run = staticmethod(functools.partial(asyncio.run, debug=False))  # the debug mode is slow
 
 
 @pytest.fixture(params=["sync", "async"])
 def visitor_of(request: pytest.FixtureRequest) -> Callable[[str], Visitor]:
-    """Makes the visitor who has a session key in the cookie: of a site under WSGI, and of one under ASGI."""
+    """Make a visitor with a session key in the cookie, under WSGI and under ASGI."""
     runner: Any = None if request.param == "sync" else EachItsLoop()
     return lambda key: Visitor(runner, key)
 
@@ -96,7 +97,7 @@ def old_session(data: dict[str, Any], expiry: int | None = None) -> str:
 
 
 def moved(key: str) -> dict[str, Any]:
-    """Return what the new engine has stored, which the old one must not have any more."""
+    """Return the session in the new engine, and check that the old one has lost it."""
     assert at_source(key) is None
     found = at_target(key)
     assert found is not None
@@ -146,7 +147,7 @@ def test_it_is_for_the_engine_of_session_engine_alone(tmp_path: Path) -> None:
         key = old_session({"user": 1})
         for engine in (OURS["redis"], OURS["file"]):
             assert stored(engine, key) is None
-            assert type(engine_of(type(store_of(engine)))) is Engine
+            assert not isinstance(engine_of(type(store_of(engine))), FallbackEngine)
         assert stored(settings.SESSION_ENGINE, key) == {"user": 1}
 
 
@@ -180,7 +181,7 @@ def test_one_that_the_serializer_cannot_take_is_an_error_and_the_visitor_loses_n
             stored(settings.SESSION_ENGINE, key)
         assert str(raised.value).startswith(
             f"A session cannot be moved from {SOURCES['cache']}: SESSION_SERIALIZER = "
-            "'django.contrib.sessions.serializers.JSONSerializer' cannot take what it holds (decimal.Decimal). Set "
+            "'django.contrib.sessions.serializers.JSONSerializer' cannot take its values (decimal.Decimal). Set "
             f"SESSION_SERIALIZER = '{TYPED}'"
         )
         visitor = visitor_of(key)
@@ -297,7 +298,7 @@ def test_a_key_that_the_old_engine_has_is_taken() -> None:
     with pytest.raises(CreateError):
         at(key, {"user": 2}).save(must_create=True)
     assert stored(settings.SESSION_ENGINE, key) == {"user": 1}
-    with pytest.raises(CreateError):  # now that the new one has it
+    with pytest.raises(CreateError):  # the new one has it now
         at(key, {"user": 2}).save(must_create=True)
     at("a-key-that-nobody-has", {"user": 3}).save(must_create=True)
     assert stored(settings.SESSION_ENGINE, "a-key-that-nobody-has") == {"user": 3}
@@ -320,7 +321,7 @@ def test_a_session_that_is_ended_is_so_in_both_engines(end: str, loads: bool) ->
 @pytest.mark.usefixtures("db_to_redis")
 @pytest.mark.parametrize(("end", "call"), [("flush", "remove_all"), ("delete", "remove_all"), ("cycle_key", "move")])
 def test_it_is_so_in_the_old_engine_first(monkeypatch: pytest.MonkeyPatch, end: str, call: str) -> None:
-    """Killed in between, nobody would find in the old one what has ended in the new one."""
+    """Otherwise a kill in between would leave an ended session in the old engine."""
     key = old_session({"user": 1})
     run_move(key, steps.copy)
     request, left = store(key), []
@@ -429,7 +430,7 @@ def test_so_do_processes(tmp_path: Path, source: str, target: str) -> None:
             assert moved(key) == all_added(PROCESSES)
 
 
-# In the middle of another's move. (All orders there can be: test_moving_model.py.)
+# In the middle of another's move. (test_model.py tries all orders.)
 
 
 @either_mover
@@ -492,7 +493,7 @@ def test_a_session_that_is_cleared_by_who_did_not_see_it_end_does_not_come_back(
     request = store(key)
     assert request["user"] == 1
     store(key).flush()
-    late.goes(1)  # and makes a copy of it
+    late.goes(1)  # it makes a copy
     request.clear()
     request["new"] = 1
     with contextlib.suppress(UpdateError):
@@ -505,7 +506,7 @@ def test_a_session_that_is_cleared_by_who_did_not_see_it_end_does_not_come_back(
 @pytest.mark.usefixtures("db_to_redis")
 @pytest.mark.parametrize("end", ["flush", "cycle_key"])
 def test_a_session_that_ends_in_a_transaction_is_not_moved_by_who_does_not_see_that_yet(end: str) -> None:
-    """Also if a callback of the site raises after the commit, so that Django calls none that come after it."""
+    """Also if a callback of the site raises after the commit: then Django calls no later callback."""
 
     def fail() -> None:
         raise LookupError
@@ -517,7 +518,7 @@ def test_a_session_that_ends_in_a_transaction_is_not_moved_by_who_does_not_see_t
         assert request["user"] == 1
         getattr(request, end)()
         other = Mover(command, key)
-        # In a thread, with a connection of its own, which sees the session. It comes as far as to remove it.
+        # A thread has a connection of its own, which sees the session. It gets as far as the removal.
         assert processes.promised(other.goes, 4).result(processes.TIMEOUT)
         assert at_target(key) is not None
     processes.promised(other.goes).result(processes.TIMEOUT)
@@ -560,7 +561,7 @@ def begin_again(key: str) -> Any:
 @pytest.mark.usefixtures("db_to_redis")
 @pytest.mark.parametrize("rolls_back", [False, True])
 def test_one_that_begins_under_its_key_in_the_same_transaction_stays(rolls_back: bool) -> None:
-    """Also if a savepoint is rolled back, of which the new engine is no part."""
+    """Also if a savepoint is rolled back: Redis does not take part in it."""
     key = old_session({"user": 1})
     with transaction.atomic(using=alias()):
         store(key).delete()
@@ -579,7 +580,7 @@ def test_one_that_ends_again_in_the_same_transaction_does_not() -> None:
         store(key).delete()
         begin_again(key)
         store(key).delete()
-        late.goes(1)  # and makes a copy of it
+        late.goes(1)  # it makes a copy
         assert at_target(key) is not None
     assert (at_source(key), at_target(key)) == (None, None)
 
@@ -601,7 +602,7 @@ def test_where_the_new_engine_is_part_of_the_transaction_only_what_is_committed_
                 if then == "saved again":
                     request.save()
                 other = Mover(command, key)
-                if then == "undone":  # else the database would let it wait
+                if then == "undone":  # otherwise the database would make it wait
                     assert processes.promised(other.goes, 4).result(processes.TIMEOUT)
                     assert at_target(key) is not None
             processes.promised(other.goes).result(processes.TIMEOUT)
@@ -610,7 +611,7 @@ def test_where_the_new_engine_is_part_of_the_transaction_only_what_is_committed_
 
 
 def test_nor_does_a_transaction_that_shows_what_has_ended_go_on_for_ever(tmp_path: Path) -> None:
-    """MariaDB's at REPEATABLE READ shows the session as it was when it began, and changes it as it is."""
+    """Under REPEATABLE READ, MariaDB reads the session as it was at the begin, and writes to it as it is now."""
     statements = itertools.count()
 
     def limited(execute: Any, *args: Any) -> Any:
@@ -744,7 +745,7 @@ def test_a_move_that_an_outage_of_the_old_engine_breaks_off_is_completed_later(t
         RedisServer(appendonly="yes") as server,
         rollout(tmp_path, SOURCES["cache"], TARGETS["file"], url=server.url()),
     ):
-        for number in (2, 4):  # it is asked whether it still has the session, and told to remove it
+        for number in (2, 4):  # the calls of its present() and remove()
             key = signed_in()
             other = Mover(first_touch, key)
             other.goes(1 + number)
@@ -764,7 +765,7 @@ def test_a_slow_old_engine_does_not_block_the_event_loop(tmp_path: Path) -> None
         server.pause()
         try:
             loading = asyncio.ensure_future(request.aget("user"))
-            for _ in range(1000):  # were the loop blocked, it would be so until the old engine answers
+            for _ in range(1000):  # a blocked loop would wait for the old engine here
                 await asyncio.sleep(0)
             assert not loading.done()
         finally:
@@ -783,7 +784,7 @@ def test_a_slow_old_engine_does_not_block_the_event_loop(tmp_path: Path) -> None
 
 
 def moving_session(state: str, number: int = 0) -> str:
-    """Let there be a session that somebody has begun to move here and not completed; return its key."""
+    """Create a session whose move has begun and is not complete. Return its key."""
     engine, key = engine_of(type(store())), f"a-key-of-somebody-{number}"
     data = {"user": 1, "cart": {"apple": 1}, "large": "x" * 50_000, f"{MOVING_KEY}0123": state}
     assert engine_of(type(store())).storage.create(engine.id_of(key), SessionMap(data), 1000)
@@ -837,7 +838,7 @@ def test_nor_where_sessions_are_fetched_key_by_key(tmp_path: Path) -> None:
 )
 def test_a_fallback_that_sessions_cannot_be_moved_from(tmp_path: Path, value: Any) -> None:
     with rollout(tmp_path, value, TARGETS["file"]):
-        assert checks() == {"gsession_django.E018": f'GSESSION["FALLBACK_ENGINE"] = {value!r} is no engine that '[:50]}
+        assert checks() == {"gsession_django.E018": f'GSESSION["FALLBACK_ENGINE"] = {value!r} cannot be used. '[:45]}
 
 
 def test_a_fallback_in_a_cache_that_sessions_cannot_be_moved_from(tmp_path: Path) -> None:
@@ -847,13 +848,13 @@ def test_a_fallback_in_a_cache_that_sessions_cannot_be_moved_from(tmp_path: Path
 
 def test_a_fallback_to_the_same_engine(tmp_path: Path) -> None:
     with rollout(tmp_path, TARGETS["file"], TARGETS["file"]):
-        assert checks() == {"gsession_django.E019": 'GSESSION["FALLBACK_ENGINE"] and SESSION_ENGINE nam'}
-        with pytest.raises(ImproperlyConfigured, match="the same engine"):
+        assert checks() == {"gsession_django.E019": f'GSESSION["FALLBACK_ENGINE"] names {TARGETS["file"]!r}'[:45]}
+        with pytest.raises(ImproperlyConfigured, match="in the same place"):
             store("some-session-key").load()
 
 
 def test_a_fallback_to_another_name_of_the_same_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What cycle_key() removes at the source would be gone here, so that nobody could sign in."""
+    """cycle_key() would remove the session here along with the source's, and nobody could sign in."""
 
     class Store(import_module(TARGETS["file"]).SessionStore):  # type: ignore[misc]
         __module__ = engine_that_purges.__name__
@@ -862,9 +863,9 @@ def test_a_fallback_to_another_name_of_the_same_place(tmp_path: Path, monkeypatc
     given = {"FALLBACK_ENGINE": engine_that_purges.__name__}
     with rollout(tmp_path, given["FALLBACK_ENGINE"], TARGETS["file"]):
         assert checks().keys() == {"gsession_django.E019"}
-        with pytest.raises(ImproperlyConfigured, match="one and the same place"):
+        with pytest.raises(ImproperlyConfigured, match="in the same place"):
             store("some-session-key").load()
-        options = {given["FALLBACK_ENGINE"]: {"hash_ids": False}}  # so that a session has another id there
+        options = {given["FALLBACK_ENGINE"]: {"hash_ids": False}}  # gives a session another id there
         with override_settings(GSESSION={**given, "ENGINES": options}):
             assert checks() == {}
             assert stored(settings.SESSION_ENGINE, "some-session-key") is None
@@ -880,7 +881,7 @@ def test_a_fallback_to_another_name_of_the_same_place(tmp_path: Path, monkeypatc
 )
 def test_a_fallback_for_an_engine_that_sessions_cannot_be_moved_to(tmp_path: Path, target: str, lacking: str) -> None:
     with rollout(tmp_path, SOURCES["db"], target):
-        assert checks() == {"gsession_django.E020": 'GSESSION["FALLBACK_ENGINE"] moves no sessions to S'}
+        assert checks() == {"gsession_django.E020": 'GSESSION["FALLBACK_ENGINE"] cannot move sessions to'[:45]}
         (message,) = [message.msg for message in run_checks() if message.id == "gsession_django.E020"]
         assert message.endswith(f"{lacking}.")
 
@@ -901,4 +902,4 @@ def test_a_fallback_that_is_in_order(tmp_path: Path) -> None:
 
 def checks() -> dict[str | None, str]:
     """Return the beginning of each message about the fallback, by id."""
-    return {message.id: message.msg[:50] for message in run_checks() if "FALLBACK_ENGINE" in message.msg}
+    return {message.id: message.msg[:45] for message in run_checks() if "FALLBACK_ENGINE" in message.msg}

@@ -1,5 +1,5 @@
-"""A migration that is killed, at each step and at random moments, and run again, has moved each session once: none is
-lost or doubled, and none that was ended in between comes back.
+"""A migration that is killed, at each step or at a random moment, and then run again, moves each session once. It loses
+and doubles none, and brings none back that ended meanwhile.
 """
 
 import itertools
@@ -31,13 +31,13 @@ WAYS = [
     (OURS["redis_hash"], OURS["database"]),
 ]
 KILLS = 8
-NEW = 30  # sessions in each round
+NEW = 30  # sessions a round
 
 each_way = pytest.mark.parametrize(("source", "target"), WAYS)
 
 
 def let_kill(step: Callable[[], None], source: str, target: str) -> None:
-    """Have `step` called before and after each call to a source or a storage, and to what removes files."""
+    """Call `step` before and after each call of a source, of a storage, and of what removes files."""
 
     def stepping(call: Callable[..., Any]) -> Callable[..., Any]:
         def wrapper(*args: Any, **kwargs: Any) -> Any:
@@ -68,7 +68,7 @@ def let_kill(step: Callable[[], None], source: str, target: str) -> None:
 
 
 def killed_at(turn: int, source: str, target: str, options: tuple[str, ...]) -> bool:
-    """Run the command in a process that kills itself at its `turn`-th step; ``False`` if it got through."""
+    """Run the command in a process that kills itself at its `turn`-th step. Return ``False`` if it got through."""
 
     def run() -> None:
         turns = itertools.count(1)
@@ -80,7 +80,7 @@ def killed_at(turn: int, source: str, target: str, options: tuple[str, ...]) -> 
         let_kill(step, source, target)
         migrate(source, target, *options)
 
-    connections.close_all()  # which are for one process
+    connections.close_all()  # a fork must not share them
     pid = fork(run, [])
     return was_killed(os.waitpid(pid, 0)[1])
 
@@ -99,7 +99,7 @@ def is_there(engine: str, key: str) -> bool:
 
 
 def sign_out(source: str, target: str, key: str) -> bool:
-    """End a session at the source as long as it is that one which counts; return whether it was."""
+    """End a session at the source, unless the copy at the target counts already. Return whether it did."""
     copy = store_of(target).get_storage().get_session(store_of(target)._engine.id_of(key), 60)
     if not is_there(source, key) or (copy is not None and "certain" in dict(copy).values()):
         return False
@@ -108,14 +108,14 @@ def sign_out(source: str, target: str, key: str) -> bool:
 
 
 def check(target: str, keys: dict[str, int | None]) -> None:
-    """Check that these sessions are at the target, each with its number, or with ``None`` not; and no other is."""
+    """Check that the target has these sessions with these numbers, none where it is ``None``, and no others."""
     found = {key: (stored(target, key) or {}).get("number") for key in keys}
     assert found == keys
     storage = store_of(target).get_storage()
     engine = store_of(target)._engine
     known = {engine.id_of(key) for key, number in keys.items() if number is not None}
     others = [storage.get_session(session_id, 60) for session_id in storage.ids() if session_id not in known]
-    # What is left of one that has ended says that it is none, and goes when it expires.
+    # The rest of an ended session says ``begun`` until it expires.
     assert all("begun" in dict(session or {"": "begun"}).values() for session in others)
     assert len(known & {*storage.ids()}) == len(known)
 
@@ -173,7 +173,7 @@ def kill_at_random(parent: Parent, folder: Path, seed: int, source: str, target:
             for pid in pids:
                 os.kill(pid, signal.SIGKILL)
             killed = sum(was_killed(os.waitpid(pid, 0)[1]) for pid in pids)
-            if not killed:  # the first run took longer than those since
+            if not killed:  # the first run was slower
                 lifetime /= 2
             kills += killed
             there = [key for key in keys if is_there(source, key)]
@@ -191,6 +191,6 @@ def test_two_at_once_that_are_killed_at_random_are_completed_by_the_next_run(
     tmp_path: Path, source: str, target: str
 ) -> None:
     seed = int(os.environ.get("GSESSION_TEST_SEED") or random.randrange(10**9))
-    print(f"GSESSION_TEST_SEED={seed} makes the same choices again")  # which pytest shows when this fails
+    print(f"GSESSION_TEST_SEED={seed} makes the same choices again")  # pytest shows it after a failure
     with Worker(tmp_path, kill_at_random, tmp_path, seed, source, target) as killer:
         killer.hear()

@@ -1,4 +1,4 @@
-"""manage.py migrate_sessions moves sessions, with their keys, data and TTL, and says what it did."""
+"""manage.py migrate_sessions moves sessions with their keys, data and TTLs, and says what it did."""
 
 import gc
 import json
@@ -32,7 +32,7 @@ from tests.support.pages import ROOT
 from tests.support.redis_servers import RedisServer
 from tests.support.terminals import run_on_terminal
 
-# From where to where: each of Django's, each of ours to another, and each of ours as a target.
+# Each engine of Django's and of ours as a source, and each of ours as a target.
 WAYS = [
     (DJANGOS["db"], OURS["redis_hash"]),
     (DJANGOS["db"], OURS["database"]),
@@ -78,12 +78,12 @@ def said(source: str, target: str, moved: str, skipped: int = 0, expired: int = 
 
 
 def sessions(engine: str, *numbers: int) -> list[str]:
-    """Let visitors have sessions, each with a number in it, and return their keys."""
+    """Create sessions, each with a number in it, and return their keys."""
     return [new_session(engine, {"number": number}) for number in numbers]
 
 
 def numbers(engine: str, keys: list[str]) -> list[int | None]:
-    """Return the number in each of these sessions, ``None`` where there is none."""
+    """Return the number in each of these sessions, ``None`` for a missing session."""
     return [(stored(engine, key) or {}).get("number") for key in keys]
 
 
@@ -99,7 +99,7 @@ def id_at(engine: str, key: str) -> str:
 
 
 def before_each(monkeypatch: pytest.MonkeyPatch, engine: str, method: str, call: Callable[[int], None]) -> None:
-    """Have `call` called before each call of a method of an engine's storage, with how many there have been."""
+    """Call `call` before each call of a storage method, with the number of calls so far."""
     storage: type[Storage] = type(store_of(engine).get_storage())
     original = getattr(storage, method)
     calls = 0
@@ -133,7 +133,7 @@ def test_sessions_are_moved_with_what_they_hold_and_have_left_to_live(site: None
 @pytest.mark.parametrize("target", OURS.values(), ids=OURS)
 def test_moving_does_not_prolong_a_session(site: None, target: str) -> None:
     (key,) = sessions(DB, 1)
-    expiry = timezone.now() + timedelta(seconds=100)  # as if it had last been saved 900 seconds ago
+    expiry = timezone.now() + timedelta(seconds=100)  # the last save was 900 seconds ago
     store_of(DB).model.objects.update(expire_date=expiry)
     migrate(DB, target)
     store = store_of(target, key)
@@ -143,7 +143,7 @@ def test_moving_does_not_prolong_a_session(site: None, target: str) -> None:
 
 @each_way
 def test_a_visitor_stays_signed_in(site: None, source: str, target: str) -> None:
-    pages = {"ROOT_URLCONF": sites.__name__, "AUTHENTICATION_BACKENDS": [sites._BACKEND]}
+    pages = {"ROOT_URLCONF": sites.__name__, "AUTHENTICATION_BACKENDS": [sites.BACKEND]}
     before = sites.OURS if source in OURS.values() else sites.DJANGOS
     with override_settings(SESSION_ENGINE=source, MIDDLEWARE=[before, AUTHENTICATION], **pages):
         key = sites.Visitor().signed_in(count=3).key
@@ -214,7 +214,7 @@ def test_what_cannot_be_read_is_left_where_it_is(site: None, settings: Settings)
     keys += sessions(DB, 2)
     first, second = migrate(DB, HASH).splitlines()
     assert first == said(DB, HASH, "Moved 1 session", unreadable=1)
-    assert "Their signature may be that of another SECRET_KEY" in second
+    assert "Another SECRET_KEY may have signed them" in second
     assert numbers(HASH, keys) == [None, 2]
     settings.SECRET_KEY = before
     assert numbers(DB, keys) == [1, None]
@@ -231,7 +231,7 @@ def test_what_the_target_has_of_its_own_is_never_overwritten(site: None) -> None
     assert migrate(redis, HASH, "--copy").startswith(said(redis, HASH, "Copied 1 session", skipped=1))
     first, second = migrate(redis, HASH).splitlines()
     assert first == said(redis, HASH, "Moved 1 session", skipped=1)
-    assert second == f"Skipped: {HASH} has these sessions too, with other data. Both were left as they are."
+    assert second == f"Skipped: {HASH} also has these sessions, with other data. Both were left as they are."
     assert numbers(redis, keys) == [10, None]
     assert numbers(HASH, keys) == [100, 2]
 
@@ -249,7 +249,7 @@ def test_one_that_ends_meanwhile_stays_ended(monkeypatch: pytest.MonkeyPatch, si
 
 @pytest.mark.parametrize("nth", [0, 1])
 def test_so_does_one_that_ends_in_the_new_engine(monkeypatch: pytest.MonkeyPatch, site: None, nth: int) -> None:
-    """Before it is certain there, and before the pair that says so is taken away."""
+    """Before the copy is ``certain``, and before the pair is removed."""
     keys = sessions(DB, 1)
     before_each(monkeypatch, HASH, "apply", lambda calls: store_of(HASH, keys[0]).delete() if calls == nth else None)
     first = said(DB, HASH, "Moved 0 sessions").replace("unreadable 0", "unreadable 0, ended meanwhile 1")
@@ -291,8 +291,8 @@ def test_what_the_serializer_cannot_take_is_counted_and_its_types_named(
     assert first_line == (
         f"4 sessions hold values that SESSION_SERIALIZER = '{JSON}' cannot take (bytes, datetime.datetime, "
         f"decimal.Decimal, set, tuple as a key of a dict). Set SESSION_SERIALIZER = '{TYPED}', which takes dates, "
-        "times, Decimals, UUIDs, bytes, sets and tuples, or to one of your own that takes these types. They were left "
-        f"at {CACHE}: run the command again then."
+        "times, Decimals, UUIDs, bytes, sets and tuples, or write one that takes these types. They were left at "
+        f"{CACHE}: then run the command again."
     )
     assert by_ids == f"By their ids at {HASH}:"
     assert sorted(listed) == sorted(
@@ -329,7 +329,7 @@ def test_a_session_that_contains_itself_is_counted_with_what_the_serializer_says
     circle: list[Any] = []
     circle.append(circle)
     new_session(CACHE, {"circle": circle})
-    gc.collect()  # what other tests have left must not be finalised at the depth of this recursion
+    gc.collect()  # no finalizer of another test's objects may run deep in this recursion
     assert "cannot take (ValueError: Circular reference detected)" in str(fails(CACHE, HASH))
 
 
@@ -340,7 +340,7 @@ def test_a_serializer_that_cannot_be_used_refuses_no_session(settings: Settings)
 
 
 class TooLarge(Exception):
-    """What a storage of somebody's raises, or a database driver."""
+    """An error of a site's storage, or of a driver."""
 
 
 @pytest.mark.parametrize("error", [TooLarge, StorageUnavailable, DataError])
@@ -472,7 +472,7 @@ def test_an_outage_of_the_source_says_what_was_done_before(
 
 def test_what_else_a_database_refuses_is_said_too(site: None, settings: Settings, tmp_path: Path) -> None:
     keys = sessions(DB, 1)
-    with databases.connected(databases.sqlite_entry(tmp_path)) as alias:  # which has no table for sessions
+    with databases.connected(databases.sqlite_entry(tmp_path)) as alias:  # without the table for sessions
         settings.GSESSION = {"ENGINES": {OURS["database"]: {"using": alias}}}
         text = str(fails(DB, OURS["database"]))
     assert text.startswith(f"{said(DB, OURS['database'], 'Moved 0 sessions')} Then: no such table: ")
@@ -499,7 +499,7 @@ def test_the_time_it_may_take_is_more_than_none(site: None, number: str) -> None
 
 
 def printed_object(source: str, target: str, *options: str) -> tuple[int, dict[str, Any]]:
-    """Return the exit status, and the object that ``--json`` prints on its one line."""
+    """Return the exit status, and the object that ``--json`` prints."""
     output, status = StringIO(), 0
     try:
         call_command("migrate_sessions", "--from", source, "--to", target, "--json", *options, stdout=output)
@@ -551,7 +551,7 @@ def test_the_page_names_all_that_is_in_the_object(site: None) -> None:
     _, found = printed_object(DB, HASH)
     names = [
         name
-        for names, *_ in rows_under(ROOT / "docs" / "migrating.md", "The JSON object")
+        for names, *_ in rows_under(ROOT / "docs" / "migrate-sessions.md", "The JSON object")
         for name in names.split(", ")
     ]
     assert sorted(names) == sorted([*found, "seconds"])
@@ -582,14 +582,14 @@ def test_the_object_is_printed_after_ctrl_c_too(monkeypatch: pytest.MonkeyPatch,
 @pytest.mark.parametrize(
     ("source", "target", "says"),
     [
-        ("no.such", FILE, "'no.such' is no session engine: No module named 'no'"),
-        (DB, "no.such", "--to names 'no.such', which is no session engine: No module named 'no'"),
-        (DB, "gsession_django", "--to names 'gsession_django', which is no engine of gsession_django. Sessions are"),
-        (HASH, DB, f"--to names '{DB}', which is no engine of gsession_django. Sessions are moved to one of those"),
-        ("django.contrib.sessions.backends.signed_cookies", FILE, "nothing on a server"),
-        (FILE, FILE, f"Sessions are to be moved from '{FILE}' to the same engine"),
-        ("gsession_django.backends.memory", FILE, "in the memory of a process, where no other can reach them"),
-        (DB, "gsession_django.backends.memory", "in the memory of a process, where no other can reach them"),
+        ("no.such", FILE, "'no.such' is not a session engine: No module named 'no'"),
+        (DB, "no.such", "--to names 'no.such', which is not a session engine: No module named 'no'"),
+        (DB, "gsession_django", "--to names 'gsession_django', which is not an engine of gsession_django. Name one of"),
+        (HASH, DB, f"--to names '{DB}', which is not an engine of gsession_django. Name one of those"),
+        ("django.contrib.sessions.backends.signed_cookies", FILE, "none on a server"),
+        (FILE, FILE, f"--from names '{FILE}', which keeps its sessions in the same place as '{FILE}'"),
+        ("gsession_django.backends.memory", FILE, "in the memory of a process, and no other process can read them"),
+        (DB, "gsession_django.backends.memory", "in the memory of a process, and they would end with it"),
         (
             DB,
             "tests.support.engine_that_cannot_purge",
@@ -604,7 +604,7 @@ def test_what_cannot_be_moved_is_refused(site: None, source: str, target: str, s
 
 def test_a_session_engine_that_is_none_of_ours_is_refused(site: None, settings: Settings) -> None:
     settings.SESSION_ENGINE = DB
-    assert str(fails(HASH)).startswith(f"SESSION_ENGINE names '{DB}', which is no engine of gsession_django.")
+    assert str(fails(HASH)).startswith(f"SESSION_ENGINE names '{DB}', which is not an engine of gsession_django.")
 
 
 def test_a_target_that_finds_out_that_it_cannot_is_an_error(monkeypatch: pytest.MonkeyPatch, site: None) -> None:
@@ -621,15 +621,15 @@ def test_a_target_that_finds_out_that_it_cannot_is_an_error(monkeypatch: pytest.
 def test_two_names_of_one_place_are_refused(
     monkeypatch: pytest.MonkeyPatch, site: None, settings: Settings, hash_ids: bool
 ) -> None:
-    """Each session would be found at the target, equal, and so be removed at the source."""
+    """Otherwise each session would be its own copy, and the command would remove it."""
 
     class Store(import_module(HASH).SessionStore):  # type: ignore[misc]
-        pass
+        storage_class = type("Storage", (import_module(HASH).SessionStore.storage_class,), {})  # hides the place
 
     monkeypatch.setattr(engine_that_purges, "SessionStore", Store)
     settings.GSESSION = {"ENGINES": {Store.__module__: {"hash_ids": hash_ids}, HASH: {"hash_ids": hash_ids}}}
     keys = sessions(HASH, 1)
-    assert "keep their sessions in one and the same place" in str(fails(HASH, "tests.support.engine_that_purges"))
+    assert "which keeps its sessions in the same place as" in str(fails(HASH, "tests.support.engine_that_purges"))
     assert numbers(HASH, keys) == [1]
     assert count(HASH) == 1
 
@@ -654,5 +654,5 @@ def test_on_a_terminal_it_shows_a_progress_bar(site: None, tmp_path: Path) -> No
     args = [sys.executable, "-m", "django", "migrate_sessions", "--from", DJANGOS["file"], "--to", FILE]
     printed, shown = run_on_terminal(args, environment)
     assert printed == said(DJANGOS["file"], FILE, "Moved 2 sessions") + "\n"
-    assert b" 0/2 " in shown, "what there is to move was counted, so that the bar tells how long it takes"
+    assert b" 0/2 " in shown, "the command has counted the sessions, so the bar tells how long it takes"
     assert b" sessions/s]" in shown

@@ -1,4 +1,4 @@
-"""A small ``python -m benchmarks.migration``: sessions are moved while their visitors come, and nobody notices."""
+"""A small ``python -m benchmarks.migration``: visitors do not notice that their sessions are moved."""
 
 from pathlib import Path
 

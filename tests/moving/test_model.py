@@ -1,8 +1,8 @@
-"""How a session is moved, in every order that the steps of several can come in, and broken off at every point.
+"""Moves of a session, in every order of the steps of several actors, and stopped at every point.
 
-Who takes part is an operation that is driven by hand, one call at a time, on the memory storage and a dict. All that
-can happen next is tried from each state. In each, a visitor then comes alone: that is also what somebody finds who
-comes after any of the others was killed there.
+An actor is an operation that the test drives by hand, one call at a time, on the memory storage and a dict. The test
+tries every next step from each state. In each state, a visitor then comes alone: a visitor would find the same after
+the other actors were killed there.
 """
 
 import functools
@@ -28,8 +28,8 @@ pytestmark = pytest.mark.once
 
 KEY, ID, NEW_ID = "the-session-key", "the-id", "the-new-id"
 DATA = {"user": 1, "cart": {"apple": 1}}
-LEFT = 99.5  # what the session has to live at the source
-RENEWED = 5000  # and after the visitor has saved a change
+LEFT = 99.5  # the TTL of the session at the source
+RENEWED = 5000  # its TTL after the visitor has saved a change
 
 
 class Dict:
@@ -58,7 +58,7 @@ class Dict:
 
 
 class Refusing(MemoryStorage):
-    """A target that takes the session, and then refuses each change of it that makes it certain, or complete."""
+    """A target that creates the session, and refuses each change of it."""
 
     def apply(self, session_id: str, session: SessionMap, ttl: int) -> bool:
         if session_id == ID:
@@ -68,12 +68,12 @@ class Refusing(MemoryStorage):
 
 @dataclass
 class Actor:
-    """Somebody who takes part, in a process of their own.
+    """An actor in a process of its own.
 
     Attributes:
-        operation: what they do.
-        call: what they do next; ``None`` when they have done all.
-        seen: what they have been told so far: with the same, they go on the same way.
+        operation: what it does.
+        call: its next call; ``None`` after the last.
+        seen: the answers that it has got so far. They determine what it does next.
     """
 
     operation: Operation
@@ -87,7 +87,7 @@ class Actor:
 
 
 class _Engine(FallbackEngine):
-    """An engine beside a source that no setting names."""
+    """An engine with a fallback that no setting names."""
 
     def __init__(self, source: Source) -> None:
         Engine.__init__(self, SessionStore)
@@ -95,11 +95,11 @@ class _Engine(FallbackEngine):
 
 
 class World:
-    """The two engines and those who take part, after some steps.
+    """The two engines and the actors, after some steps.
 
     Args:
-        actors: makes the operation of each.
-        path: which of them took a step, in this order; -1 is the visitor who changes something, in one go.
+        actors: make the operation of each actor.
+        path: the numbers of the actors that took a step, in this order; -1 is a visitor's request that saves a change.
         storage_class: the target.
     """
 
@@ -119,7 +119,7 @@ class World:
 
     def engine(self) -> FallbackEngine:
         engine = _Engine(self.source)
-        # Those of this world: another's actors hold theirs for ever.
+        # Locks of this world: the actors of another one hold theirs for ever.
         engine.storage, engine.locks = self.storage, IdLocks()
         engine.choose_calls()
         return engine
@@ -129,7 +129,7 @@ class World:
             actor.call = actor.operation.throw(told) if isinstance(told, Exception) else actor.operation.send(told)
         except StopIteration as stop:
             actor.call, actor.result = None, stop.value
-        except ImproperlyConfigured as error:  # what a visitor is answered
+        except ImproperlyConfigured as error:  # the visitor's request raises it
             actor.call, actor.result = None, error
 
     def perform(self, call: Any) -> Any:
@@ -150,7 +150,7 @@ class World:
         self._go_on(actor, told)
 
     def alone(self, operation: Operation) -> Any:
-        """Let somebody do all of it, with nobody between."""
+        """Run an operation to its end, with no step of another in between."""
         return self.engine().run(operation)
 
     def visit(self, session_id: str = ID, session_key: str = KEY) -> dict[str, Any] | None:
@@ -164,7 +164,7 @@ class World:
             session["cart"]["pear"] = 1
             assert self.storage.apply(ID, session, RENEWED)
 
-    # What is where.
+    # What the engines have.
 
     def at_target(self, session_id: str = ID) -> dict[str, Any] | None:
         session = self.storage.get_session(session_id, 1)
@@ -177,7 +177,7 @@ class World:
         return session.ttl_left
 
     def state(self) -> Any:
-        """All on which it depends what can happen next."""
+        """Return everything that determines the next steps."""
         seen = tuple(tuple((name, self._plain(told)) for name, told in actor.seen) for actor in self.actors)
         return self._plain(self.source.sessions), self._plain(self.at_target()), self.changed, seen
 
@@ -202,7 +202,7 @@ class _Lifetimes:
 AGE = _Lifetimes()
 
 
-# Those who take part.
+# Actors.
 
 
 def first_touch(world: World) -> Operation:
@@ -235,7 +235,7 @@ def sign_out(world: World) -> Operation:
 
 def sign_in(world: World) -> Operation:
     """A request that gives the session another key."""
-    # In one go, to keep the number of states small: that of a first touch is tried by others.
+    # The first touch is one step here, to keep the number of states small. Other actors try its steps.
     load = world.engine().find(KEY, ID, AGE)
     assert (yield functools.partial(world.alone, load)) is not None
     yield functools.partial(world.source.remove, [KEY])
@@ -248,7 +248,7 @@ def sign_in(world: World) -> Operation:
 
 
 def check(world: World, keeps: bool) -> None:
-    """Let a visitor come alone, and see what they find; `keeps` is whether somebody copies."""
+    """Check what a visitor finds who comes alone; `keeps` is whether an actor copies."""
     ended, changed = world.ended, world.changed
     found = world.visit()
     if ended == 2:
@@ -263,7 +263,7 @@ def check(world: World, keeps: bool) -> None:
 
 
 def check_refused(world: World) -> None:
-    """The same, where the target refuses the session."""
+    """Check the same if the target refuses the session."""
     ended = world.ended
     if ended == 0:
         with pytest.raises(ImproperlyConfigured, match="too large"):
@@ -277,7 +277,7 @@ def check_refused(world: World) -> None:
 
 
 def check_new(world: World) -> None:
-    """The same, where the session has got a new key by then."""
+    """Check the same if the session has a new key by then."""
     if world.ended == 2:
         assert world.visit(NEW_ID, "the-new-session-key") == DATA
         assert world.at_target(NEW_ID) == DATA, "no pair is left"
@@ -290,19 +290,19 @@ def explore(
     changes: bool = False,
     refuses: bool = False,
 ) -> int:
-    """Try all that can happen, and return the number of states that there are.
+    """Try all orders of all steps, and return the number of states.
 
     Args:
-        actors: who takes part.
+        actors: the actors.
         keeps: whether one of them copies.
-        changes: whether there is a visitor too who changes something, some time before the session ends.
+        changes: whether a visitor also saves a change, some time before the session ends.
         refuses: whether the target refuses the session.
     """
     met = set()
     paths: list[tuple[int, ...]] = [()]
     while paths:
         path = paths.pop()
-        # Of their own for each copy, and the same ones for the same path.
+        # Each copy has its own token, and the same path makes the same tokens.
         tokens = itertools.count()
         monkeypatch.setattr("secrets.token_hex", lambda size, tokens=tokens: f"token {next(tokens)}")
         try:

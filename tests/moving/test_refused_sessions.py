@@ -1,5 +1,5 @@
-"""A session that the target refuses is counted, named and left where it is; the others move, and nothing of it stays at
-the target. On real servers, which refuse by an error, by closing the connection, or without a word of why.
+"""The command counts, names and leaves a session that the target refuses. It leaves no part of it at the target, and
+moves the others. Real servers refuse with an error, by closing the connection, or without a reason.
 """
 
 import json
@@ -45,7 +45,7 @@ def any_server(alias: str) -> Iterator[None]:
 
 @contextmanager
 def small_packets(alias: str) -> Iterator[None]:
-    """Let MariaDB close a connection on which more than 100 kB come at once."""
+    """Let MariaDB close a connection that sends more than 100 kB at once."""
     with closing(database_servers.shared("mariadb").connect()) as control, control.cursor() as cursor:
         cursor.execute("SELECT @@max_allowed_packet")
         (before,) = cursor.fetchone()
@@ -80,7 +80,7 @@ def constraint(alias: str) -> Any:
 
 
 def procedure(alias: str) -> Any:
-    """Let PostgreSQL refuse what is stored in place of a session, with a word about what is in it."""
+    """Let PostgreSQL refuse to update a large session, with an error that quotes it."""
     return statements(
         alias,
         """
@@ -95,7 +95,7 @@ def procedure(alias: str) -> Any:
 
 
 def trigger(alias: str) -> Any:
-    """Let a database refuse what is stored in place of a session: it is created, and cannot be made certain."""
+    """Let a database create a large session, and refuse to update it: it cannot become ``certain``."""
     return statements(
         alias,
         "CREATE TRIGGER small BEFORE UPDATE ON gsession_django_session WHEN length(NEW.data) > 100000 "
@@ -131,13 +131,13 @@ class Refusal:
 
     Attributes:
         source, target: the engines.
-        data: what the session holds.
-        says: part of the reason.
-        kind: of the database that the source or the target is in.
-        limit: lets the target refuse it, for as long as it is entered; called with the alias of the database.
-        config: of the Redis server, which is one of its own then.
-        foreseen: whether the dry run knows.
-        key: the session key, where it has to be a certain one.
+        data: the session.
+        says: a part of the reason.
+        kind: the kind of the database that the source or the target is in.
+        limit: returns a context in which the target refuses the session, for the alias of the database.
+        config: the configuration of a Redis server of its own.
+        foreseen: whether the dry run foresees it.
+        key: the session key, if it matters.
         values: other settings.
     """
 
@@ -167,7 +167,7 @@ CASES = {
         DB, DATABASE, {"text": LARGE}, "Data too long for column 'data'", "mariadb", small_column
     ),
     "postgresql has a constraint": Refusal(
-        DB, DATABASE, {"text": LARGE}, "there is no session with this id", "postgresql", constraint
+        DB, DATABASE, {"text": LARGE}, "but no session has it", "postgresql", constraint
     ),
     "postgresql refuses a change": Refusal(
         DB, DATABASE, {"text": LARGE}, "too large to be changed", "postgresql", procedure
@@ -210,7 +210,7 @@ def server_of(case: Refusal) -> Iterator[str]:
 
 @contextmanager
 def site(case: Refusal, folder: Path) -> Iterator[str]:
-    """Yield the alias of the database of a site that is about to move its sessions."""
+    """Set up a site before the move, and yield the alias of its database."""
     values = dict(case.values)
     with server_of(case) as url, old_site(folder, case.kind, url, SESSION_COOKIE_AGE=1000):
         alias = settings.GSESSION["ENGINES"][DATABASE]["using"]
@@ -231,7 +231,7 @@ def session(engine: str, data: dict[Any, Any], key: str | None = None) -> str:
 
 
 def migrate(case: Refusal, *options: str) -> tuple[int, str, str]:
-    """Run the command; return its exit status, and what it prints to standard output and error."""
+    """Run the command. Return its exit status, standard output and standard error."""
     output = StringIO()
     try:
         call_command("migrate_sessions", "--from", case.source, "--to", case.target, *options, stdout=output)
@@ -245,7 +245,7 @@ def ids(engine: str) -> list[str]:
 
 
 def names_in_redis() -> set[bytes]:
-    """Return the keys on the server of the site, but for those of the source."""
+    """Return the keys on the site's server, without those of the source."""
     entry = settings.CACHES["sessions"]
     with Redis.from_url(entry["LOCATION"]) as client:
         names = {name for name in client.scan_iter() if b"gsession:" in name}
@@ -263,7 +263,7 @@ def files(folder: Path) -> list[str]:
 
 
 def has_nothing_else(case: Refusal, alias: str, folder: Path, sessions: int) -> None:
-    """Check what the target keeps, itself: no row, no key, no file of anything but these sessions."""
+    """Check the rows, keys and files of the target: it has nothing but these sessions."""
     assert len(ids(case.target)) == sessions
     assert rows(alias) == (sessions if case.target == DATABASE else 0)
     assert len(names_in_redis()) == (sessions if case.target in (REDIS, HASH) else 0)
@@ -289,7 +289,7 @@ def test_the_others_move_and_a_session_that_is_refused_is_left_and_named(case: R
                 assert status == 3
                 assert f"{case.target} refused 1 session, left at {case.source}: " in said
                 (line,) = [line for line in said.splitlines() if line.startswith(f"{name}: ")]
-                if "max" not in case.says:  # which the servers do not tell
+                if "max" not in case.says:  # the servers do not tell it
                     assert case.says in line
                 assert "secret" not in said
                 assert len(line) < len(name) + 400
@@ -331,7 +331,7 @@ def test_the_dry_run_foresees_what_can_be_foreseen(case: Refusal, tmp_path: Path
 
 
 def test_the_dry_run_counts_what_a_statement_makes_of_a_session(tmp_path: Path) -> None:
-    """The driver writes two characters for a byte, or for some bytes."""
+    """The driver writes two characters for a byte, always or sometimes."""
     case = CASES["mariadb closes the connection"]
     with site(case, tmp_path) as alias:
         for number in (50_000, 60_000):
@@ -378,7 +378,7 @@ def test_a_session_whose_expiry_is_more_than_redis_takes_is_moved_and_has_a_ttl(
         session(case.source, {"number": 1})
         session(case.source, case.data)
         assert "Moved 2 sessions" in migrate(case)[1]
-        assert [client.ttl(name) > 0 for name in names_in_redis()] == [True] * 3  # one has large values apart
+        assert [client.ttl(name) > 0 for name in names_in_redis()] == [True] * 3  # large values have a key of their own
 
 
 class WritesMore(JSONSerializer):
@@ -410,21 +410,21 @@ def test_what_the_serializer_writes_and_cannot_read_is_refused(
         has_nothing_else(case, alias, tmp_path, 0)
 
 
-# A storage of a site that stores a session pair by pair.
+# A site's storage that stores a session pair by pair.
 
 PARTS = {"first": 1, "text": LARGE, "last": 2}
-# One that does not tell what a session has to live, and one that does.
+# One that does not tell the TTL of a session, and one that does.
 PER_KEY = [engine_by_keys.__name__, engine_that_purges.__name__]
 
 each_per_key = pytest.mark.parametrize("target", PER_KEY)
 
 
 class TooLarge(Exception):
-    """What the storage raises, or the driver that it uses."""
+    """An error of the storage, or of its driver."""
 
 
 def store_in_parts(monkeypatch: pytest.MonkeyPatch, failures: int) -> None:
-    """Let its create() break off at a large value, so many times."""
+    """Let create() fail in the middle, at a large value, this many times."""
     left = failures
 
     def create(self: Any, session_id: str, session: Any, ttl: int) -> bool:

@@ -1,5 +1,5 @@
-"""What sessions are moved from: each engine says which there are, what they hold and how long they have to live; one
-that cannot be read is no empty one, and an outage no missing one.
+"""Each source lists its sessions, with their data and TTLs. It never takes an unreadable session for an empty one, nor
+an outage for a missing session.
 """
 
 import os
@@ -33,7 +33,7 @@ from tests.support.redis_servers import RedisServer, shared
 PICKLE = "tests.core.test_serializers.PickleSerializer"
 ENGINES = {**{f"Django's {name}": engine for name, engine in DJANGOS.items()}, **OURS}
 CACHES = [DJANGOS["cache"], DJANGOS["cache on Django's Redis"]]
-# The engines that decode with SESSION_SERIALIZER, and those of them that sign what they store.
+# The engines that decode with SESSION_SERIALIZER, and those of them that sign sessions.
 DECODING = {name: engine for name, engine in ENGINES.items() if engine not in CACHES}
 SIGNING = [DJANGOS["db"], DJANGOS["cached_db"], DJANGOS["file"]]
 
@@ -49,7 +49,7 @@ def site(tmp_path: Path) -> Iterator[None]:
 
 
 def read(engine: str, key: str) -> Found | None:
-    """Return a session that is there, as its source reads it."""
+    """Return a session as its source reads it."""
     source = source_of(engine)
     ref = source.ref_of(key)
     return source.read([ref])[ref]
@@ -61,7 +61,7 @@ def data_of(engine: str, key: str) -> dict[str, Any]:
     return found.data
 
 
-# What there is.
+# Sessions that are there.
 
 
 @each_engine
@@ -140,10 +140,10 @@ def test_a_key_that_no_session_can_have_is_unknown(site: None, engine: str, key:
 def test_more_than_a_database_takes_in_one_statement_is_no_problem(site: None) -> None:
     source = source_of(DJANGOS["db"])
     ref = source.ref_of(new_session(DJANGOS["db"], {"key": "value"}))
-    assert source.present([*map(str, range(250_000)), ref]) == {ref}  # more than SQLite takes
+    assert source.present([*map(str, range(250_000)), ref]) == {ref}  # more than SQLite takes at once
 
 
-# What cannot be read.
+# Sessions that cannot be read.
 
 
 @pytest.mark.parametrize("engine", DECODING.values(), ids=DECODING)
@@ -208,7 +208,7 @@ def test_a_session_is_read_where_the_router_writes_it(site: None, settings: Sett
     engine = DJANGOS["db"]
     key = new_session(engine, {"key": "value"})
     (router,) = settings.DATABASE_ROUTERS
-    with databases.connected(databases.sqlite_entry(tmp_path)) as replica:  # which has not even got the table yet
+    with databases.connected(databases.sqlite_entry(tmp_path)) as replica:  # it does not even have the table yet
         settings.DATABASE_ROUTERS = [Router(router._alias, replica)]
         source = source_of(engine)
         assert list(source.batches(5)) == [[key]]
@@ -244,7 +244,7 @@ source_of({DJANGOS["db"]!r})
     environment = {**os.environ, "DJANGO_SETTINGS_MODULE": "tests.settings", "PYTHONPATH": os.getcwd()}
     done = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=False)
     assert "ImproperlyConfigured: The engine 'django.contrib.sessions.backends.db' has no model" in done.stderr
-    assert "INSTALLED_APPS, for Django's own engines 'django.contrib.sessions'" in done.stderr
+    assert "INSTALLED_APPS: for Django's own engines, that is 'django.contrib.sessions'" in done.stderr
 
 
 @pytest.mark.parametrize("kind", ["postgresql", "mariadb"])
@@ -256,7 +256,7 @@ def test_it_reads_other_databases_too(tmp_path: Path, kind: str) -> None:
         source = source_of(engine)
         assert sorted(ref for batch in source.batches(2) for ref in batch) == sorted([*keys, expired])
         assert source.read([*keys, expired]).keys() == {*keys}
-        others = [key.upper() for key in keys]  # which some databases do not tell from these
+        others = [key.upper() for key in keys]  # to some databases these are the same
         assert source.read(others) == {}
         assert source.present(others) == set()
         source.remove(keys[:4])
@@ -315,7 +315,7 @@ def test_files_that_are_no_sessions_are_left_alone(site: None, tmp_path: Path) -
     engine = DJANGOS["file"]
     key = new_session(engine, {"key": "value"})
     for name in (f"sessionid{key}_out_1a2b3c", "other", "sessionid..", f"sessionid{key[::-1]}"):
-        (tmp_path / name).touch()  # the last is that of a session which is just being made
+        (tmp_path / name).touch()  # Django is creating the session of the last one
     source = source_of(engine)
     assert sorted(next(iter(source.batches(5)))) == sorted([key, key[::-1]])
     assert source.read([key, key[::-1]]).keys() == {key}
@@ -434,7 +434,7 @@ def test_a_storage_that_cannot_list_its_sessions_says_so() -> None:
 
 
 def fails(source: Any, ref: str) -> list[str]:
-    """Return what each call says, each of which has to fail."""
+    """Check that each call fails, and return the messages."""
     calls: list[Callable[[], Any]] = [
         lambda: list(source.batches(5)),
         lambda: source.read([ref]),
@@ -461,7 +461,7 @@ def test_a_redis_that_is_gone_is_an_outage(tmp_path: Path, engine: str) -> None:
 
 
 def test_a_cache_that_is_gone_removes_nothing(tmp_path: Path) -> None:
-    """Or the session would come back from there, once the cache is."""
+    """Otherwise the session would come back from the cache, once that is up."""
     engine = DJANGOS["cached_db"]
     with RedisServer() as server, old_site(tmp_path, url=server.url()):
         source, key = source_of(engine), new_session(engine, {"key": "value"})
@@ -492,18 +492,18 @@ def test_a_folder_that_is_gone_is_an_outage(site: None, tmp_path: Path) -> None:
     assert source.present([key]) == {key}
 
 
-# What sessions cannot be moved from.
+# Engines that sessions cannot be moved from.
 
 
 @pytest.mark.parametrize(
     ("engine", "says"),
     [
-        ("no.such.engine", "'no.such.engine' is no session engine: No module named"),
-        ("", "'' is no session engine: it is not the dotted name of a module"),
-        ("gsession_django.core.conf", "'gsession_django.core.conf' is no session engine: .*SessionStore"),
-        ("django.contrib.sessions.backends.base", "'django.contrib.sessions.backends.base' is no session engine"),
-        ("gsession_django.core.store", "'gsession_django.core.store' is neither an engine of gsession_django"),
-        ("django.contrib.sessions.backends.signed_cookies", "in the visitors' cookies and nothing on a server"),
+        ("no.such.engine", "'no.such.engine' is not a session engine: No module named"),
+        ("", "'' is not a session engine: it is not the dotted name of a module"),
+        ("gsession_django.core.conf", "'gsession_django.core.conf' is not a session engine: .*SessionStore"),
+        ("django.contrib.sessions.backends.base", "'django.contrib.sessions.backends.base' is not a session engine"),
+        ("gsession_django.core.store", "from 'gsession_django.core.store': it is not an engine of gsession_django"),
+        ("django.contrib.sessions.backends.signed_cookies", "in the visitors' cookies, and none on a server"),
     ],
 )
 def test_an_engine_that_is_none_of_these_is_refused(engine: str, says: str) -> None:
@@ -516,18 +516,18 @@ def test_an_engine_that_is_none_of_these_is_refused(engine: str, says: str) -> N
     [
         (
             {"BACKEND": "django.core.cache.backends.locmem.LocMemCache"},
-            r"LocMemCache, which cannot list them, nor tell",
+            r"LocMemCache, which can neither list them nor tell",
         ),
         (
             {"BACKEND": "django_redis.cache.RedisCache", "OPTIONS": {"CLIENT_CLASS": "django_redis.client.HerdClient"}},
-            "with the CLIENT_CLASS HerdClient, from which they cannot be moved",
+            "with the CLIENT_CLASS HerdClient. Sessions can only be moved from",
         ),
         (
             {
                 "BACKEND": "django_redis.cache.RedisCache",
                 "OPTIONS": {"CLIENT_CLASS": "django_redis.client.ShardClient"},
             },
-            "with the CLIENT_CLASS ShardClient, from which they cannot be moved",
+            "with the CLIENT_CLASS ShardClient. Sessions can only be moved from",
         ),
         ({"BACKEND": "django_redis.cache.RedisCache", "KEY_FUNCTION": f"{__name__}.hashed"}, "KEY_FUNCTION of its"),
     ],

@@ -1,15 +1,16 @@
 """The documentation: its examples run, its names exist, its links lead somewhere.
 
-A page's Python blocks run in order and share their names. A block is one of these:
+A page's Python blocks run in order and share their names. A page with `<!-- continues: other.md -->` can import the
+modules of that page. A block is one of these:
 
-* `python` after `<!-- file: mysite/module.py -->`: that module; it is written, imported, and its names are taken over;
-* `python` after `<!-- part of: mysite/module.py -->`: some lines of a module that is on the page as a whole;
+* `python` after `<!-- file: mysite/module.py -->`: that module, whose names the later blocks share;
 * `python`, indented: more of the class in the block before it;
-* `python` that does nothing but set upper-case names: settings, which hold from there to the end of the page;
-* any other `python`: run as it is, and the test cases that it defines are run too;
+* `python` that only sets upper-case names: settings, which hold to the end of the page;
+* any other `python`: code, whose test cases run too;
 * `pycon`: a doctest.
 """
 
+import argparse
 import ast
 import doctest
 import importlib
@@ -40,17 +41,19 @@ from gsession_django.backends.redis_hash import RedisHashStorage
 from gsession_django.core import conf
 from gsession_django.core.storage import Storage
 from tests.support.databases import connected
-from tests.support.pages import DOCS, ROOT, STORAGE_PAGE, Block, blocks_of, tokens_of
+from tests.support.pages import DOCS, ROOT, STORAGE_PAGE, Block, blocks_of, page_before, tokens_of
 
 pytestmark = pytest.mark.once
 
 README = ROOT / "README.md"
 CHECKS_PAGE = DOCS / "checks.md"
 ENGINES_PAGE = DOCS / "engines.md"
+METHODS_PAGE = DOCS / "storage-methods.md"
 SETTINGS_PAGE = DOCS / "settings.md"
 PAGES = [README, *sorted(DOCS.glob("*.md"))]
 TESTED = {
-    "writing-a-storage.md": ["SQLiteStorageTests", "CompleteStorageTests"],
+    "writing-a-storage.md": ["SQLiteStorageTests"],
+    "extending-a-storage.md": ["CompleteStorageTests"],
     "per-key-storages.md": ["PairStorageTests"],
     "async-storages.md": ["HTTPStorageTests"],
 }
@@ -80,7 +83,7 @@ def inline_of(page: Path) -> Iterator[Token]:
 
 
 def commands_in(page: Path) -> Iterator[str]:
-    """Yield what may be a command: inline code, and blocks that are not Python."""
+    """Yield inline code, and the lines of blocks that are not Python: each may be a command."""
     yield from (token.content for token in inline_of(page) if token.type == "code_inline")
     yield from (line for block in blocks_of(page) if not block.language.startswith("py") for line in lines_of(block))
 
@@ -95,7 +98,7 @@ def anchors_of(page: Path) -> set[str]:
 
 
 def rows_under(page: Path, heading: str) -> list[list[str]]:
-    """Return the rows of the tables under a heading, without the head; of each cell its text, code marks removed."""
+    """Return the rows of the tables under a heading, without the head and without code marks."""
     rows: list[list[str]] = []
     section, here = "", False
     for token, after in pairwise(tokens_of(page)):
@@ -128,8 +131,6 @@ class Page:
     def run(self, block: Block) -> None:
         if block.language == "pycon":
             self.run_doctest(block)
-        elif block.part_of is not None:
-            assert any(block.part_of == other.file and block.text in other.text for other in blocks_of(self.path))
         elif block.file is not None:
             self.run_file(block, block.file)
         elif block.text.startswith("    "):
@@ -146,12 +147,15 @@ class Page:
         self.names.update(test.globs)
 
     def run_file(self, block: Block, name: str) -> None:
+        self.write(block, name)
+        module = importlib.import_module(name.removesuffix(".py").replace("/", "."))
+        self.take(vars(module))
+
+    def write(self, block: Block, name: str) -> None:
         file = self.folder / name
         file.parent.mkdir(exist_ok=True)
         file.write_text(block.text, "utf-8")
         importlib.invalidate_caches()
-        module = importlib.import_module(name.removesuffix(".py").replace("/", "."))
-        self.take(vars(module))
 
     def run_code(self, source: str) -> None:
         self.before = source
@@ -165,7 +169,8 @@ class Page:
         new = {name: value for name, value in names.items() if self.names.get(name) is not value}
         self.names.update({name: value for name, value in new.items() if not name.startswith("__")})
         for value in new.values():
-            if isinstance(value, type) and issubclass(value, unittest.TestCase) and hasattr(value, "store_class"):
+            is_test_case = isinstance(value, type) and issubclass(value, unittest.TestCase)
+            if is_test_case and value.__module__ == names["__name__"]:  # not one that is imported
                 run_test_case(value)
                 self.tested.append(value.__name__)
 
@@ -182,7 +187,7 @@ class Page:
 
 
 def settings_in(source: str) -> list[str]:
-    """Return the names that `source` sets, if it does nothing but set upper-case names."""
+    """Return the names that `source` sets, if it only sets upper-case names."""
     names: list[str] = []
     for statement in ast.parse(source).body:
         match statement:
@@ -234,6 +239,10 @@ def runner(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Itera
 
 @each_page
 def test_examples_run(page: Path, runner: Page) -> None:
+    before = page_before(page)
+    for block in blocks_of(before) if before is not None else ():
+        if block.file is not None:
+            runner.write(block, block.file)
     for block in blocks_of(page):
         if block.language in ("python", "pycon"):
             runner.run(block)
@@ -245,7 +254,7 @@ def test_blocks_are_in_languages_that_are_known(page: Path) -> None:
     assert {block.language.partition(" ")[0] for block in blocks_of(page)} <= LANGUAGES | DIRECTIVES
 
 
-# The storage that is built up step by step.
+# The storage that a page builds step by step.
 
 
 def test_final_listing_is_the_demo_storage() -> None:
@@ -266,7 +275,8 @@ def test_steps_add_up_to_the_final_listing() -> None:
 
 def test_every_method_of_the_interface_is_in_the_tables() -> None:
     methods = {name for name, _ in inspect.getmembers(Storage, inspect.isfunction) if not name.startswith("_")}
-    rows = rows_under(STORAGE_PAGE, "The eleven methods") + rows_under(STORAGE_PAGE, "The extensions")
+    rows = rows_under(METHODS_PAGE, "The eleven methods") + rows_under(METHODS_PAGE, "The extensions")
+    rows += rows_under(METHODS_PAGE, "Whose sessions, and one at a time")
     signatures = [row[0] for row in rows]
     for signature in signatures:
         name, _, parameters = signature.rstrip(")").partition("(")
@@ -326,9 +336,15 @@ def test_management_commands_and_their_options_exist(page: Path) -> None:
     for text in commands_in(page):
         for name, arguments in MANAGE.findall(text):
             command = load_command_class(app_with_command(name), name)
-            usage = command.create_parser("manage.py", name).format_help()
+            usage = usage_of(command.create_parser("manage.py", name))
             for option in re.findall(r"--[a-z-]+", arguments):
                 assert re.search(rf"{option}\b", usage), f"{text}: {name} has no {option}"
+
+
+def usage_of(parser: argparse.ArgumentParser) -> str:
+    """Return the help of a command, and of the commands below it."""
+    below = [action.choices for action in parser._actions if isinstance(action, argparse._SubParsersAction)]
+    return parser.format_help() + "".join(usage_of(each) for choices in below for each in choices.values())
 
 
 def app_with_command(name: str) -> str:
@@ -341,7 +357,7 @@ def app_with_command(name: str) -> str:
     pytest.fail(f"there is no command {name!r}")
 
 
-# Links, and what a later change has to find.
+# Links.
 
 
 @each_linking_page
@@ -362,7 +378,7 @@ def test_pages_that_messages_name_exist() -> None:
         assert (ROOT / page).exists(), f"a message of the package names {page}"
 
 
-def test_place_for_the_figures_is_kept() -> None:
+def test_the_page_of_engines_has_a_place_for_the_figures() -> None:
     assert "figures" in anchors_of(ENGINES_PAGE)
     assert re.search(r"^<!-- figures -->$", ENGINES_PAGE.read_text("utf-8"), re.MULTILINE)
 

@@ -1,4 +1,4 @@
-"""Tests whose program is not installed are skipped, and said to be, in one line; under ``CI=true`` they fail."""
+"""Tests whose program is not installed are skipped, with one line about them; under ``CI=true`` they fail."""
 
 import os
 import subprocess
@@ -13,15 +13,15 @@ MARIADB = "not run: 3 tests (MariaDB is not installed; Debian: apt-get install m
 CHROMIUM = "not run: 1 tests (Chromium is not installed; Debian: apt-get install chromium chromium-driver)"
 ON_MARIADB = (
     "tests/database/test_contract.py::MariaDBTests::test_what_is_stored_is_read_back",
-    "tests/database/test_servers.py::test_mariadb_is_durable_where_that_is_asked_for",
-    "tests/database/test_servers.py::test_nothing_is_left_of_them_when_the_test_process_is_killed[mariadb]",
+    "tests/database/test_servers.py::test_mariadb_is_durable_on_request",
+    "tests/database/test_servers.py::test_a_killed_test_process_leaves_no_server_behind[mariadb]",
 )
 IN_A_BROWSER = "tests/demo/test_demo_browser.py::test_cart_survives_signing_in"
 ON_NEITHER = "tests/site/test_checks.py"
 
 
 def on_a_machine_without_them(folder: Path, **environ: str) -> subprocess.CompletedProcess[str]:
-    """Run a few tests where no program is found."""
+    """Run a few tests on a machine that has none of the programs."""
     code = (
         "import sys, pytest, tests.support.programs; tests.support.programs.BESIDE_PATH = ''; "
         "sys.exit(pytest.main(['-q', '-p', 'no:cacheprovider', *sys.argv[1:]]))"
@@ -40,7 +40,7 @@ def test_they_are_skipped_and_the_last_lines_say_so(tmp_path: Path) -> None:
     assert "passed, 4 skipped" in lines[-1]
 
 
-def test_in_ci_they_fail(tmp_path: Path) -> None:
+def test_they_fail_in_ci(tmp_path: Path) -> None:
     done = on_a_machine_without_them(tmp_path, CI="true")
     assert done.returncode == pytest.ExitCode.TESTS_FAILED, done.stdout + done.stderr
     assert "not run" not in done.stdout

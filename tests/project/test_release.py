@@ -1,4 +1,4 @@
-"""What `make release-check` tries: the lowest version of each dependency."""
+"""`make release-check` tries the lowest version of each dependency."""
 
 import pytest
 
@@ -12,6 +12,6 @@ def test_the_lowest_version_is_the_bound() -> None:
     assert lowest('msgspec>=0.19; extra == "typed"') == "msgspec==0.19"
 
 
-def test_a_dependency_has_to_have_one() -> None:
+def test_a_dependency_without_a_lowest_version_is_refused() -> None:
     with pytest.raises(ValueError, match="'tqdm<5'"):
         lowest("tqdm<5")

@@ -1,7 +1,7 @@
-"""Runs mypy on the code of the pages about storages as somebody does who copied it: strict, with no plugin.
+"""Runs mypy on the code of the pages about storages as somebody who copied it would: strict, without a plugin.
 
-The modules of the pages stand where they say. The other blocks after the first of them make up one more,
-``mysite/variants.py``; those before it are its parts.
+Each module gets the name that its page gives. The blocks before the first module are its parts. All other blocks make
+up one more module, ``mysite/variants.py``.
 """
 
 import os
@@ -18,7 +18,7 @@ def write_modules(folder: Path) -> list[str]:
     """Write the code of the pages to files, and return their names."""
     modules = {"mysite/__init__.py": ""}
     blocks = chain.from_iterable(map(blocks_of, STORAGE_PAGES))
-    code = [block for block in blocks if block.language == "python" and block.part_of is None]
+    code = [block for block in blocks if block.language == "python"]
     for block in dropwhile(lambda block: block.file is None, code):
         name = block.file or "mysite/variants.py"
         modules[name] = f"{modules.get(name, '')}\n{block.text}"

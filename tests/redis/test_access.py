@@ -1,4 +1,4 @@
-"""The ways to reach a Redis server: TLS, a Unix socket, and a user who may do no more than sessions need."""
+"""Sessions over TLS, a Unix socket, and as a user with no more rights than sessions need."""
 
 import asyncio
 import gc
@@ -47,7 +47,7 @@ def site(module: ModuleType, url: str, entry: Any = None, **options: Any) -> Ite
 
 
 def use_all(store_class: type[SessionStore]) -> None:
-    """Let sessions go through everything that the engines do, over kept connections."""
+    """Let sessions go through all operations of the engines, over kept connections."""
     store = store_class(visitor(store_class, {"name": "ada", "cart": {"plum": 1}, "notes": LARGE}))
     other = store_class(store.session_key)
     other["cart"]["pear"] = 2
@@ -94,13 +94,13 @@ async def ause_all(store_class: type[SessionStore]) -> None:
 
 
 @both_engines
-def test_what_is_no_more_used_is_closed_at_once(module: ModuleType) -> None:
-    """What waits for the garbage collector is closed late, and perhaps with a warning."""
+def test_a_connection_that_is_not_needed_any_more_is_closed_at_once(module: ModuleType) -> None:
+    """The garbage collector would close it late, and perhaps with a warning."""
     gc.disable()
     try:
         with RedisServer() as server, server.client() as client:
             with site(module, server.url()) as store_class:
-                use_all(store_class)  # the server knows no script yet: some of its answers are errors
+                use_all(store_class)  # the server knows no script yet, so some answers are errors
                 check_deployment()
                 there = weakref.ref(storage_of(store_class).client)
             assert there() is None
@@ -133,7 +133,7 @@ def tls_site(
 
 
 @both_engines
-def test_tls_on_connections_that_are_kept_and_come_back(module: ModuleType, tmp_path: Path) -> None:
+def test_tls_works_on_kept_connections_and_after_a_cut(module: ModuleType, tmp_path: Path) -> None:
     async def use() -> None:
         await ause_all(store_class)
         before = proxy.connections
@@ -154,7 +154,7 @@ def test_tls_on_connections_that_are_kept_and_come_back(module: ModuleType, tmp_
         asyncio.run(use())
 
 
-def test_a_certificate_of_nobody_we_know_is_an_outage(tmp_path: Path) -> None:
+def test_an_untrusted_certificate_is_an_outage(tmp_path: Path) -> None:
     other = str(tmp_path / "other.pem")
     trustme.CA().cert_pem.write_to_path(other)
     with tls_site(redis_engine, tmp_path, ssl_ca_certs=other) as (_, store_class):
@@ -164,7 +164,7 @@ def test_a_certificate_of_nobody_we_know_is_an_outage(tmp_path: Path) -> None:
 
 
 def reply_to_load(module: ModuleType, store_class: type[SessionStore], key: str) -> bytes:
-    """Return what the server answers when a session is loaded."""
+    """Return the server's answer to a load."""
     name = storage_of(store_class)._keys(str(store_class(key).session_id))[0]
     with socket.create_connection(("127.0.0.1", shared().port)) as plain:
         plain.sendall(Batch(("GET" if module is redis_engine else "HGETALL", name), ("PTTL", name)).packed())
@@ -176,8 +176,8 @@ def reply_to_load(module: ModuleType, store_class: type[SessionStore], key: str)
 
 @pytest.mark.parametrize("pool", [{}, {"socket_read_size": 1}], ids=["", "left in the TLS layer"])
 @both_engines
-def test_a_surplus_reply_is_nobodys_under_tls(module: ModuleType, pool: dict[str, Any], tmp_path: Path) -> None:
-    """It comes with the answer to another load, in the same TLS record: nothing of it is on the socket any more."""
+def test_nobody_gets_a_surplus_reply_under_tls(module: ModuleType, pool: dict[str, Any], tmp_path: Path) -> None:
+    """It comes in one TLS record with the answer to another load, so none of it is left on the socket."""
 
     def add(surplus: bytes) -> Callable[[bytes], bytes]:
         def added(data: bytes) -> bytes:
@@ -206,7 +206,7 @@ def test_a_surplus_reply_is_nobodys_under_tls(module: ModuleType, pool: dict[str
 
 
 @both_engines
-def test_a_unix_socket(module: ModuleType, tmp_path: Path) -> None:
+def test_sessions_work_over_a_unix_socket(module: ModuleType, tmp_path: Path) -> None:
     path = str(tmp_path / "redis.sock")
     with RedisServer(unixsocket=path) as server, site(module, f"unix://{path}?db=1") as store_class:
         assert check_settings() == []
@@ -222,12 +222,12 @@ def test_a_unix_socket(module: ModuleType, tmp_path: Path) -> None:
         assert dict(store_class(key).items()) == {}, "it keeps nothing on disk"
 
 
-# A user who may do no more than sessions need.
+# A user with no more rights than sessions need.
 
 
 @contextmanager
 def acl_server() -> Iterator[RedisServer]:
-    """Yield a server with the user that the documentation creates, and no other that may do anything."""
+    """Yield a server whose only user is the one that the documentation creates."""
     text = PAGE.read_text("utf-8").replace("\\\n", "")
     rules = [shlex.split(line)[1:] for line in text.splitlines() if line.startswith("redis-cli ACL SETUSER")]
     assert rules
@@ -241,7 +241,7 @@ def acl_server() -> Iterator[RedisServer]:
 
 @pytest.mark.parametrize("way", ["in the URL", "in OPTIONS"])
 @both_engines
-def test_a_user_who_may_do_no_more_than_sessions_need(module: ModuleType, way: str) -> None:
+def test_the_user_of_the_docs_has_all_rights_that_sessions_need(module: ModuleType, way: str) -> None:
     with acl_server() as server:
         if way == "in the URL":
             url, entry = f"redis://sessions:secret@127.0.0.1:{server.port}/0", {}
@@ -257,7 +257,7 @@ def test_a_user_who_may_do_no_more_than_sessions_need(module: ModuleType, way: s
             is_outage(store_class, "permissions")
 
 
-def test_a_wrong_password_is_an_outage_and_is_not_told() -> None:
+def test_a_wrong_password_is_an_outage_and_is_not_shown() -> None:
     with (
         acl_server() as server,
         site(redis_engine, f"redis://sessions:sesame@127.0.0.1:{server.port}/0") as store_class,

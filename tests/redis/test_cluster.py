@@ -51,8 +51,8 @@ pytestmark = pytest.mark.once
 MODULES = {"redis": redis_engine, "redis_hash": redis_hash}
 both_engines = pytest.mark.parametrize("module", MODULES.values(), ids=MODULES)
 LARGE = "x" * 100_000
-PAGE = Path(__file__).resolve().parents[2] / "docs" / "redis.md"
-# All sessions of a site are in one slot: the hash tag comes before everything else.
+PAGES = [Path(__file__).resolve().parents[2] / "docs" / name for name in ("redis.md", "redis-cluster.md")]
+# The hash tag comes first, so all sessions are in one slot.
 ONE_SLOT = {"KEY_PREFIX": "{one slot}"}
 
 
@@ -82,7 +82,7 @@ class RedisHashInClusterTests(ClusterContract, SimpleTestCase):
 def site(
     module: ModuleType, cluster: RedisCluster | None = None, entry: Any = None, location: Any = None, **options: Any
 ) -> Iterator[type[SessionStore]]:
-    """Yield the SessionStore of an engine that has a prefix of its own."""
+    """Yield the SessionStore of an engine with its own prefix."""
     options.setdefault("prefix", f"{random.getrandbits(64):x}:")
     location = location or (cluster or shared()).url()
     with override_settings(**cluster_settings(module.__name__, location, entry, **options)):
@@ -113,7 +113,7 @@ def name_of(store_class: type[SessionStore], key: str | None) -> str:
 
 
 class Turns:
-    """Counts what is sent to any node, each a write and its replies: redirections and questions about slots too."""
+    """Counts the batches to all nodes, with redirections and questions about slots."""
 
     def __init__(self, nodes: Any) -> None:
         self.count = self._seen = 0
@@ -126,7 +126,7 @@ class Turns:
         return self._find(node)
 
     def since(self) -> int:
-        """Return how many there were since this was last asked."""
+        """Return how many there were since the last call."""
         self._seen, before = self.count, self._seen
         return self.count - before
 
@@ -140,7 +140,7 @@ def aturns(store_class: type[SessionStore]) -> Turns:
 
 
 def warm_up(store_class: type[SessionStore]) -> None:
-    """Let every node know the scripts, and this process the nodes: some of these sessions are on each."""
+    """Let every node know the scripts, and this process the nodes, by sessions on each."""
     for _ in range(20):
         store = store_class(visitor(store_class, a=1))
         store["b"] = {}
@@ -154,7 +154,7 @@ def warm_up(store_class: type[SessionStore]) -> None:
 
 
 @both_engines
-def test_round_trips(module: ModuleType) -> None:
+def test_round_trips_are_as_promised(module: ModuleType) -> None:
     with site(module) as store_class:
         warm_up(store_class)
         since = turns(store_class).since
@@ -195,7 +195,7 @@ def test_round_trips(module: ModuleType) -> None:
 
 
 @both_engines
-def test_round_trips_async(module: ModuleType) -> None:
+def test_round_trips_are_as_promised_under_async(module: ModuleType) -> None:
     async def use() -> None:
         store = store_class()
         await store.aset("user", 1)
@@ -241,7 +241,7 @@ def anodes_of(store_class: type[SessionStore]) -> Nodes:
 
 @pytest.mark.parametrize(("signed_in", "expected"), [({SESSION_KEY: "1"}, 3), ({}, 4)], ids=["", "anonymous"])
 def test_large_values_cost_a_move_one_round_trip_more(signed_in: dict[str, str], expected: int) -> None:
-    """And another where they may have to be stored anew, as another sign-in was faster."""
+    """It costs another one if a faster sign-in makes them be stored again."""
     with site(redis_hash) as store_class:
         warm_up(store_class)
         for _ in range(20):  # let every node know the script that reads large values, too
@@ -289,7 +289,7 @@ def test_fifty_tasks_lose_nothing(module: ModuleType) -> None:
 
 
 class StepByStep:
-    """A move that is stopped before each thing that it sends."""
+    """A move that stops before each batch."""
 
     def __init__(self, store_class: type[SessionStore], key: str) -> None:
         self._client = client_of(store_class)
@@ -300,7 +300,7 @@ class StepByStep:
         self._batch = next(self._operation)
 
     def step(self) -> bool | None:
-        """Send the next batch; return what the move returns, once it does."""
+        """Send the next batch, and return the result of the move if it has ended."""
         try:
             self._batch = self._operation.send(self._client.send(self._batch))
         except StopIteration as stop:
@@ -308,7 +308,7 @@ class StepByStep:
         return None
 
     def lose_reply(self) -> None:
-        """Send the next batch as if the reply got lost, so that it is to be sent again."""
+        """Send the next batch, and lose its reply."""
         assert self._batch.repeat
         self._client.send(self._batch)
 
@@ -333,7 +333,7 @@ each_holding = pytest.mark.parametrize("held", [True, False], ids=["held", "not 
 def moving(
     module: ModuleType, data: dict[str, Any], held: bool
 ) -> Iterator[tuple[type[SessionStore], str, StepByStep, SessionStore]]:
-    """Yield a move that has copied the session and is about to remove it at its old id, and a store that holds it."""
+    """Yield a move between its copy and its removal of the old session, and a store that holds the session."""
     with site(module) as store_class:
         key = visitor(store_class, **data)
         store = store_class(key)
@@ -408,7 +408,7 @@ def test_a_process_that_dies_during_a_move_leaves_the_old_session(
 
 
 @each_session
-def test_a_lost_reply_to_a_move_is_no_lost_session(module: ModuleType, data: dict[str, Any]) -> None:
+def test_a_lost_reply_to_a_move_loses_no_session(module: ModuleType, data: dict[str, Any]) -> None:
     with moving(module, data, True) as (store_class, key, move, _):
         move.lose_reply()
         assert move.run()
@@ -433,7 +433,7 @@ def test_a_move_keeps_the_ttl(module: ModuleType, data: dict[str, Any]) -> None:
 
 
 @both_engines
-def test_of_eight_that_cycle_the_key_at_once_one_wins(module: ModuleType) -> None:
+def test_one_of_eight_cycle_keys_at_once_wins(module: ModuleType) -> None:
     def request(store: SessionStore) -> str | None:
         together.wait()
         store.cycle_key()
@@ -458,7 +458,7 @@ def test_of_eight_that_cycle_the_key_at_once_one_wins(module: ModuleType) -> Non
 
 @both_engines
 def test_saves_that_overlap_a_move_are_kept_or_refused(module: ModuleType) -> None:
-    """Nobody is told that a change is stored which is then not in the session."""
+    """Each acknowledged change is in the session."""
 
     def write(number: int) -> list[str]:
         kept: list[str] = []
@@ -495,14 +495,14 @@ def test_saves_that_overlap_a_move_are_kept_or_refused(module: ModuleType) -> No
 
 @both_engines
 def test_nobody_notices_that_a_slot_moves(module: ModuleType) -> None:
-    """Visitors read, write, sign in and out while the slot of all their sessions moves twice."""
+    """The slot of all sessions moves twice while visitors read, write, sign in and out."""
     errors: list[BaseException] = []
     wrong: list[Any] = []
     loads = threading.Semaphore(0)
     ended = threading.Event()
 
     class Visits:
-        """One visitor's sessions: each has its name in it, and what was stored last."""
+        """One visitor's sessions, each with its name and the last stored value in it."""
 
         def __init__(self, number: int) -> None:
             self.number = number
@@ -624,7 +624,7 @@ def test_a_session_is_followed_while_its_slot_moves(module: ModuleType) -> None:
             assert stored(store_class, key) == {"user": 1}
             assert since() == 2, "one more, to where the first node says"
             asyncio.run(load())
-            if module is redis_engine:  # redis_hash changes nothing meanwhile
+            if module is redis_engine:  # redis_hash writes nothing meanwhile
                 store = store_class(visitor(store_class, user=1))
                 assert since() == 2
                 assert store["user"] == 1
@@ -637,7 +637,7 @@ def test_a_session_is_followed_while_its_slot_moves(module: ModuleType) -> None:
 
 
 def test_a_script_does_not_stop_half_way_while_its_slot_moves() -> None:
-    """Where a slot is moving away, Redis refuses to make a key anew: in the middle of a script, if it gets there."""
+    """Redis refuses to create a key in a slot that moves away, even in the middle of a script."""
     with site(redis_hash, entry=ONE_SLOT) as store_class, ThreadPoolExecutor() as threads:
         key = visitor(store_class, user=1, notes={"large": LARGE})
         store = store_class(key)
@@ -674,7 +674,7 @@ def test_a_move_that_never_ends_is_an_outage(module: ModuleType, monkeypatch: py
         with shared().moving(name_of(store_class, key)):
             assert store_class(key)["user"] == 1
             start = time.monotonic()
-            # The source says ASK, and then the target TRYAGAIN; the time may be over after either.
+            # The source says ASK, the target TRYAGAIN. The time may be over after either.
             with pytest.raises(StorageUnavailable, match=r"TryAgainError|AskError"):
                 held.cycle_key()
             assert time.monotonic() - start < 20
@@ -685,7 +685,7 @@ def test_a_move_that_never_ends_is_an_outage(module: ModuleType, monkeypatch: py
 
 
 class Confirmed(logging.Handler):
-    """Sees whether a replica has acknowledged what was written, by the warning that says that none has."""
+    """Sees by the warning whether no replica has acknowledged a write."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -706,7 +706,7 @@ def confirmations() -> Iterator[Confirmed]:
 
 
 def test_a_failover_signs_nobody_out() -> None:
-    """A master is killed under load. What a replica has acknowledged is there afterwards, and nobody is a stranger."""
+    """After a master is killed under load, every change that a replica has acknowledged is there."""
     strangers: list[Any] = []
     lost: list[Any] = []
     done = refused = 0
@@ -829,8 +829,8 @@ def test_a_hung_node_is_asked_once() -> None:
 
 
 @both_engines
-def test_a_node_that_is_no_more_is_found_out(module: ModuleType) -> None:
-    """The process knows the slots as they were; where the node was, nobody listens."""
+def test_a_node_that_is_gone_is_noticed(module: ModuleType) -> None:
+    """The process knows the old slots, and nobody listens at the node's old place."""
 
     async def use_async() -> None:
         assert await store_class(key).aget("user") == 1
@@ -856,8 +856,8 @@ def send_to(store_class: type[SessionStore], node: tuple[str, int]) -> None:
 
 
 @both_engines
-def test_a_node_that_went_silent_is_found_out(module: ModuleType) -> None:
-    """The same, where the node's machine takes connections and answers nothing."""
+def test_a_node_that_went_silent_is_noticed(module: ModuleType) -> None:
+    """The node's machine takes connections and answers nothing."""
     entry = {"OPTIONS": {"SOCKET_TIMEOUT": 0.2}}
     with socket.create_server(("127.0.0.1", 0)) as silent, site(module, entry=entry) as store_class:
         key = visitor(store_class, user=1)
@@ -868,13 +868,13 @@ def test_a_node_that_went_silent_is_found_out(module: ModuleType) -> None:
         store = store_class(key)
         assert store["user"] == 1
         send_to(store_class, silent.getsockname())
-        with pytest.raises(StorageUnavailable):  # the copy may be stored, and is not stored twice
+        with pytest.raises(StorageUnavailable):  # the copy may be stored, but not twice
             store.cycle_key()
         assert stored(store_class, key) == {"user": 1}
 
 
-def test_what_went_wrong_is_not_left_to_the_garbage_collector() -> None:
-    """An error that is remembered holds the frames that it came through, and they hold all connections."""
+def test_an_error_leaves_nothing_to_the_garbage_collector() -> None:
+    """A remembered error would hold its frames, and these all connections."""
     gc.disable()
     try:
         entry = {"OPTIONS": {"SOCKET_TIMEOUT": 0.2}}
@@ -901,7 +901,7 @@ def test_what_went_wrong_is_not_left_to_the_garbage_collector() -> None:
         gc.enable()
 
 
-def test_a_cluster_of_one_node() -> None:
+def test_a_cluster_may_have_one_node() -> None:
     """It does not know its own address."""
     with Node(cluster_enabled="yes") as node:
         node.cluster("ADDSLOTS", *range(16384))
@@ -922,8 +922,8 @@ def test_a_cluster_of_one_node() -> None:
 
 
 @both_engines
-def test_a_user_who_may_do_no_more_than_the_docs_say(module: ModuleType) -> None:
-    text = PAGE.read_text("utf-8").replace("\\\n", "")
+def test_the_user_of_the_docs_has_all_rights_that_sessions_need(module: ModuleType) -> None:
+    text = "".join(page.read_text("utf-8") for page in PAGES).replace("\\\n", "")
     rules = re.findall(r"^redis-cli ACL SETUSER sessions (.*)$", text, re.MULTILINE)
     rights = [*shlex.split(" ".join(rules)), *re.findall(r"`([~+][a-z]+[:|*a-z]*)`", text), "~site:*"]
     entry = {"KEY_PREFIX": "site:", "OPTIONS": {"USERNAME": "visitors", "PASSWORD": "secret"}}
@@ -949,7 +949,7 @@ def test_a_user_who_may_do_no_more_than_the_docs_say(module: ModuleType) -> None
                 client.execute_command("ACL", "DELUSER", "visitors")
 
 
-def test_a_node_is_connected_to_as_the_entry_says() -> None:
+def test_nodes_are_connected_to_as_the_entry_says() -> None:
     with site(redis_engine, location="rediss://user:pass@localhost:7000?protocol=3"):
         entry = CacheEntry.of_sessions()
     assert entry.at(("redis.example", 7001)).url == "rediss://user:pass@redis.example:7001?protocol=3"
@@ -991,7 +991,7 @@ def test_a_cluster_that_is_down_for_a_moment_is_waited_for(module: ModuleType) -
         assert stored(store_class, store.session_key) == {"user": 2}
 
 
-def test_any_node_will_do_to_begin_with() -> None:
+def test_any_node_is_enough_to_begin_with() -> None:
     nobody = RedisCluster.nobody()
     location = [nobody, shared().nodes[4].url()]
     for given in (location, ",".join(location)):
@@ -1113,7 +1113,7 @@ def ids_of(messages: list[Any]) -> list[str]:
     return [message.id.removeprefix("gsession_django.") for message in messages]
 
 
-def test_checks_of_the_entry() -> None:
+def test_the_checks_report_wrong_entries() -> None:
     url = shared().url()
     with site(redis_engine, location=url.removesuffix("/0")):
         assert ids_of(check_settings()) == []

@@ -1,4 +1,4 @@
-"""What the Redis engines send, byte for byte."""
+"""The bytes that the Redis engines send."""
 
 import asyncio
 from collections.abc import Callable, Iterator
@@ -38,7 +38,7 @@ def test_hiredis_packs_as_python_does(command: Command) -> None:
     assert Batch(command).packed() == _pack_in_python(command)
 
 
-def test_a_script_is_sent_by_its_digest_and_in_full_where_it_is_not_known() -> None:
+def test_a_script_is_sent_by_its_digest_and_in_full_if_the_server_does_not_know_it() -> None:
     script = Script("return ARGV[1]")
     batch = Batch(script(("key",), "value"), ("GET", "key"), repeat=False)
     (name, sha, *rest), get = batch.commands
@@ -49,12 +49,12 @@ def test_a_script_is_sent_by_its_digest_and_in_full_where_it_is_not_known() -> N
     assert len(sha) == 40
 
 
-# hiredis 3.5.0 crashes the process when a signal handler raises while it converts an int.
+# hiredis 3.5.0 crashes the process if a signal handler raises while it converts an int.
 
 
 @contextmanager
 def packing() -> Iterator[list[Any]]:
-    """Yield the names of the commands that hiredis packs meanwhile, each of which is text and bytes alone."""
+    """Yield the names of the commands that hiredis packs meanwhile. Each must be text and bytes only."""
     names: list[Any] = []
     pack: Callable[[Any], bytes] = hiredis.pack_command
 
@@ -117,7 +117,7 @@ def test_hiredis_is_never_given_a_number(module: ModuleType, where: str) -> None
 
 @pytest.mark.once
 @pytest.mark.parametrize("master", ["redis://localhost/2", "redis://mymaster/2"])
-def test_what_redis_py_sends_by_itself_is_not_packed_by_hiredis(master: str) -> None:
+def test_hiredis_does_not_pack_redis_pys_own_commands(master: str) -> None:
     sentinel = {
         "CLIENT_CLASS": "django_redis.client.SentinelClient",
         "CONNECTION_FACTORY": "django_redis.pool.SentinelConnectionFactory",

@@ -1,6 +1,6 @@
-"""The connections of the Redis engines, disturbed at one point each: none is used again with a reply still to come.
+"""A connection of the Redis engines that is disturbed is not used again while a reply is still to come.
 
-tests/redis/test_hunt.py disturbs all of them at random.
+Each test disturbs one point; test_hunt.py disturbs at random.
 """
 
 import asyncio
@@ -43,12 +43,12 @@ PATIENCE = 30.0
 
 
 class Interrupted(BaseException):
-    """What a signal handler may raise anywhere."""
+    """Stands for the exception of a signal handler, anywhere."""
 
 
 @contextmanager
 def site(client: str, url: str | None = None, storage: Any = None, **options: Any) -> Iterator[tuple[str, str]]:
-    """Let sessions be on a server, through one of the clients; yield the session keys of Ada and Bob."""
+    """Store sessions through one of the clients, and yield the session keys of Ada and Bob."""
     query, kind = CLIENTS[client]
     arguments = {**kind.get("CONNECTION_POOL_KWARGS", {}), **options.pop("CONNECTION_POOL_KWARGS", {})}
     entry, own = (
@@ -84,7 +84,7 @@ def the_client() -> RedisClient:
 
 
 class LateReply:
-    """Holds the reply to the next request back, until the request after that, of any connection, is there."""
+    """Holds back the reply to the next request until the request after that arrives, on any connection."""
 
     def __init__(self, proxy: Proxy) -> None:
         self.arrived, self._go_on, self._requests = threading.Event(), threading.Event(), 0
@@ -112,7 +112,7 @@ def proxy() -> Iterator[Proxy]:
 
 
 @every_client
-def test_a_reply_that_comes_after_the_timeout_is_nobodys(client: str, proxy: Proxy) -> None:
+def test_nobody_gets_a_reply_after_the_timeout(client: str, proxy: Proxy) -> None:
     with site(client, proxy.url(), SOCKET_TIMEOUT=0.7) as (ada, bob):
         LateReply(proxy)
         with pytest.raises(StorageUnavailable, match="TimeoutError"):
@@ -121,8 +121,8 @@ def test_a_reply_that_comes_after_the_timeout_is_nobodys(client: str, proxy: Pro
 
 
 @every_client
-def test_a_reply_that_comes_after_a_signal_is_nobodys(client: str, proxy: Proxy) -> None:
-    """Such as Ctrl-C, or the time limit of a task queue."""
+def test_nobody_gets_a_reply_after_a_signal(client: str, proxy: Proxy) -> None:
+    """Such as Ctrl-C, or a task queue's time limit."""
 
     def interrupt(*args: object) -> None:
         raise Interrupted
@@ -141,7 +141,7 @@ def test_a_reply_that_comes_after_a_signal_is_nobodys(client: str, proxy: Proxy)
 
 @every_client
 @pytest.mark.parametrize("how", ["SOCKET_TIMEOUT", "asyncio.timeout()", "cancel()"])
-def test_a_reply_that_comes_after_the_task_has_gone_is_nobodys(client: str, proxy: Proxy, how: str) -> None:
+def test_nobody_gets_a_reply_after_the_task_has_gone(client: str, proxy: Proxy, how: str) -> None:
     async def use(ada: str, bob: str) -> None:
         assert await aname_of(bob) == "bob"
         late, limits = LateReply(proxy), []
@@ -153,7 +153,7 @@ def test_a_reply_that_comes_after_the_task_has_gone_is_nobodys(client: str, prox
 
         task = asyncio.create_task(limited())
         await asyncio.to_thread(late.arrived.wait, PATIENCE)
-        for _ in range(10):  # the request is sent; whoever sent it comes to read
+        for _ in range(10):  # the request is sent, and its sender begins to read
             await asyncio.sleep(0)
         if how == "cancel()":
             task.cancel()
@@ -168,12 +168,12 @@ def test_a_reply_that_comes_after_the_task_has_gone_is_nobodys(client: str, prox
         asyncio.run(use(*keys))
 
 
-# A reply too many.
+# A surplus reply.
 
 
 @every_client
-def test_a_reply_that_lies_unread_on_an_idle_connection_is_nobodys(client: str) -> None:
-    """What another visitor's load would be answered, there before anything looks at the connection."""
+def test_nobody_gets_an_unread_reply_on_an_idle_connection(client: str) -> None:
+    """The answer to another visitor's load is there before the engine looks at the connection."""
 
     def surplus(ada: str) -> bytes:
         storage: Any = redis_engine.SessionStore.get_storage()
@@ -199,8 +199,8 @@ def test_a_reply_that_lies_unread_on_an_idle_connection_is_nobodys(client: str) 
 
 
 @every_client
-def test_a_reply_too_many_that_came_with_the_last_one_is_nobodys(client: str, proxy: Proxy) -> None:
-    """What Ada's load was answered, once more, in one piece with it, so that a parser holds it."""
+def test_nobody_gets_a_second_reply_that_came_with_the_last_one(client: str, proxy: Proxy) -> None:
+    """The answer to Ada's load comes twice in one piece, so a parser holds the second."""
 
     def twice(number: int, data: bytes) -> Passed:
         proxy.on_reply = lambda number, data: (data, False)
@@ -220,8 +220,8 @@ def test_a_reply_too_many_that_came_with_the_last_one_is_nobodys(client: str, pr
 
 
 @every_client
-def test_a_reply_too_many_that_came_with_a_repeated_one_is_nobodys(client: str, proxy: Proxy) -> None:
-    """The same where the connection was opened for it, as the one before was cut."""
+def test_nobody_gets_a_second_reply_that_came_with_a_repeated_one(client: str, proxy: Proxy) -> None:
+    """The same on a connection that was just opened, after another was cut."""
 
     def cut(number: int, data: bytes) -> Passed:
         proxy.on_request = let_the_next_have_one_more
@@ -250,8 +250,8 @@ def test_a_reply_too_many_that_came_with_a_repeated_one_is_nobodys(client: str, 
 
 
 @pytest.mark.parametrize("client", ["kept, RESP3", "lent, RESP3"])
-def test_what_the_server_tells_while_a_connection_is_opened_is_no_reply(client: str, proxy: Proxy) -> None:
-    """A server that is to be maintained may tell of it behind any reply."""
+def test_an_announcement_while_a_connection_opens_is_not_a_reply(client: str, proxy: Proxy) -> None:
+    """A server may announce its maintenance after any reply."""
 
     def with_news(number: int, data: bytes) -> Passed:
         return data + b">3\r\n+MIGRATING\r\n:1\r\n:10\r\n", False
@@ -267,8 +267,8 @@ def test_what_the_server_tells_while_a_connection_is_opened_is_no_reply(client: 
 
 
 @pytest.mark.parametrize("client", ["kept, RESP3", "kept, RESP2"])
-def test_a_slow_server_is_not_asked_with_one_more_where_the_timeout_is_pythons(client: str, proxy: Proxy) -> None:
-    """redis-py sets one on the socket where the server has told that it is going to be slow, and takes it back."""
+def test_a_slow_server_is_asked_once_if_redis_py_has_changed_the_timeout(client: str, proxy: Proxy) -> None:
+    """redis-py sets a timeout on the socket if the server announces that it will be slow, and resets it."""
     asked = 0
 
     def count(number: int, data: bytes) -> Passed:
@@ -292,8 +292,8 @@ def test_a_slow_server_is_not_asked_with_one_more_where_the_timeout_is_pythons(c
 
 
 @pytest.mark.parametrize("client", ["kept, RESP3", "lent, RESP3"])
-def test_what_the_server_tells_of_its_own_accord_is_no_reply(client: str) -> None:
-    """With CLIENT TRACKING it tells who has read a key of its being written, here in the middle of the replies."""
+def test_an_announcement_of_the_server_is_not_a_reply(client: str) -> None:
+    """With CLIENT TRACKING the server announces that a key was written, here in the middle of the replies."""
     batch = Batch(
         ("CLIENT", "TRACKING", "ON"), ("SET", "told", "1"), ("GET", "told"), ("SET", "told", "2"), ("GET", "told")
     )
@@ -310,20 +310,20 @@ _OURS_AND_REDIS_PYS = f"{os.sep}redis{os.sep}"
 
 
 def interrupted(number: int, use: Callable[[], object], before: Callable[[], object] = lambda: None) -> bool:
-    """Call it, and raise Interrupted at the line of ours or redis-py's that comes as the so-manieth; whether one did.
+    """Call `use`, raise Interrupted at one line of ours or redis-py's, and return whether that line came.
 
-    In a thread of its own, as tracing can leave a thread with an exception that is being handled for ever.
+    It runs in its own thread, because tracing can leave a thread with an exception in handling.
 
     Args:
-        number: which line.
-        use: what to call.
-        before: called at that line, before it is raised.
+        number: the number of the line.
+        use: the function.
+        before: called at that line, before the exception.
     """
     count, lock = 0, vars(the_client()._way)["_lock"]
 
     def trace(frame: Any, event: str, arg: Any) -> Any:
         nonlocal count
-        # A trace can raise between the end of a block under a lock and the release of the lock. No signal handler can.
+        # A trace can raise between a block and the release of its lock. No signal handler can.
         if _OURS_AND_REDIS_PYS not in frame.f_code.co_filename or lock._is_owned():
             return trace
         if event == "line":
@@ -353,12 +353,12 @@ def interrupted(number: int, use: Callable[[], object], before: Callable[[], obj
     ],
 )
 def test_an_exception_at_any_line_leaves_nothing_to_others(client: str, warm: bool) -> None:
-    """And no connection that is kept is counted in max_connections for ever, as redis-py's own pools do."""
+    """max_connections does not count a lost connection for ever, as in redis-py's own pools."""
 
     def read_bob() -> Any:
         try:
             return name_of(bob)
-        except StorageUnavailable:  # all are in use: one was lost between two lines
+        except StorageUnavailable:  # all are in use, so one was lost
             gc.collect()
         return name_of(bob)
 
@@ -377,13 +377,13 @@ def test_an_exception_at_any_line_leaves_nothing_to_others(client: str, warm: bo
 
 @pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning")
 def test_an_exception_at_any_line_keeps_nobody_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Who waits for the only connection gets another, if the exception has lost it."""
+    """Whoever waits for the only connection gets another if the exception has lost it."""
 
     def wait_for_it() -> None:
         reading.append(promised(name_of, bob))
         deadline = time.monotonic() + PATIENCE
         while not connections._waiting and not reading[-1].done() and time.monotonic() < deadline:
-            time.sleep(0.0001)  # nothing tells that it waits
+            time.sleep(0.0001)  # no event tells that it waits
 
     monkeypatch.setattr("gsession_django.redis.connections._LOOKED_EVERY", 0.01)
     with site("kept, RESP3", CONNECTION_POOL_KWARGS={"max_connections": 1}, SOCKET_CONNECT_TIMEOUT=5) as (ada, bob):
@@ -395,8 +395,8 @@ def test_an_exception_at_any_line_keeps_nobody_waiting(monkeypatch: pytest.Monke
         assert len(reading) > 50
 
 
-def test_the_exception_that_a_caller_is_about_keeps_its_traceback(proxy: Proxy) -> None:
-    """A page for an error may be the first to need the session, and finds an outage."""
+def test_the_exception_that_a_caller_handles_keeps_its_traceback(proxy: Proxy) -> None:
+    """An error page may be the first to use the session, and meet an outage."""
 
     def view() -> None:
         raise LookupError
@@ -417,7 +417,7 @@ def test_the_exception_that_a_caller_is_about_keeps_its_traceback(proxy: Proxy) 
 
 @pytest.mark.parametrize("engine", ["redis", "redis_hash"])
 def test_a_signal_handler_that_raises_while_commands_are_packed_crashes_nothing(engine: str) -> None:
-    """As hiredis 3.5.0 does within a tenth of a second, if it is handed a number."""
+    """hiredis 3.5.0 crashes within a tenth of a second if it gets a number."""
     run_program("tests.support.redis_signals", shared().url(db=1), f"gsession_django.backends.{engine}")
 
 
@@ -446,17 +446,17 @@ def test_a_task_cancelled_at_any_step_leaves_nothing_to_others(client: str) -> N
                 assert await task == "ada"
             assert tuple(await asyncio.gather(aname_of(bob), aname_of(ada))) == ("bob", "ada")
 
-    # Ever more of them would be lost if one were.
+    # If each cancellation lost one, none would be left.
     with site(client, CONNECTION_POOL_KWARGS={"max_connections": 3}) as keys:
         asyncio.run(use(*keys))
 
 
-# What ends a connection.
+# Connections that end.
 
 
 @contextmanager
 def resetting_proxy(port: int) -> Iterator[tuple[str, Callable[[], None]]]:
-    """Yield the URL of a proxy, and what resets its connections: a client then meets an error, and not an end."""
+    """Yield the URL of a proxy and a function that resets its connections, so clients meet an error, not an end."""
     listener, (said, say), was_reset = socket.create_server(("127.0.0.1", 0)), socket.socketpair(), threading.Event()
     others: dict[socket.socket, socket.socket] = {}
 
@@ -513,12 +513,12 @@ def wait_until_connections_are(number: int, server: RedisServer) -> None:
     with server.client() as control:
         while len(control.client_list(_type="normal")) - 1 != number:
             assert time.monotonic() < deadline, control.client_list(_type="normal")
-            time.sleep(0.01)  # nothing tells when the server has seen it
+            time.sleep(0.01)  # no event tells when the server has seen it
 
 
 @pytest.mark.parametrize("client", ["kept, RESP3", "lent, RESP3"])
-def test_a_connection_that_is_to_be_checked_is(client: str) -> None:
-    """health_check_interval: redis-py sends a PING first where there has been no reply for longer."""
+def test_a_connection_with_a_health_check_is_checked(client: str) -> None:
+    """With health_check_interval, redis-py sends a PING first after a long idle time."""
 
     def pings() -> int:
         with shared().client() as other:
@@ -544,8 +544,8 @@ def test_a_connection_that_is_to_be_checked_is(client: str) -> None:
         asyncio.run(use())
 
 
-def test_a_kept_connection_that_the_server_wants_to_be_rid_of_is_opened_anew() -> None:
-    """redis-py marks it when a server that is to be maintained has said so."""
+def test_a_kept_connection_that_redis_py_marks_is_replaced() -> None:
+    """redis-py marks the connections of a server that announces maintenance."""
     who = Batch(("CLIENT", "ID"))
     with site("kept, RESP3"):
         before = the_client().send(who)
@@ -610,8 +610,8 @@ def test_a_connection_that_cannot_be_made_says_so_each_time() -> None:
 
 @every_client
 @pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning")
-def test_an_event_loop_that_was_closed_without_ado_leaves_nothing(client: str) -> None:
-    """Neither an open connection nor one that another event loop would use. Python warns of it, as it should."""
+def test_an_event_loop_that_was_just_closed_leaves_nothing(client: str) -> None:
+    """No connection stays open or reaches another event loop. Python warns of it, as it should."""
     with RedisServer() as server, site(client, server.url()) as (ada, bob):
         loop = asyncio.new_event_loop()
         loop.run_until_complete(aname_of(ada))

@@ -1,4 +1,4 @@
-"""What the Redis engines do at the edges: TTLs that are over, odd keys, and settings that are seldom given."""
+"""The Redis engines at the edges: TTLs that are over, odd keys, rare settings."""
 
 import asyncio
 import random
@@ -67,7 +67,7 @@ def test_a_large_value_whose_key_is_empty_does_not_take_the_place_of_the_bookkee
 
 
 def test_large_values_do_not_outlive_a_session_that_ends_while_it_is_saved() -> None:
-    # What the script meets if its own work takes longer than the session has to live.
+    # As if the script took longer than the session has to live.
     ends = "redis.call('PEXPIRE', KEYS[1], 5) for _ = 1, 4000000 do end"
     with site(redis_hash) as store_class, shared().client() as client:
         store = store_class(saved(store_class(), {"large": LARGE}))
@@ -113,7 +113,7 @@ def test_no_report_of_an_error_shows_the_password_of_an_entry() -> None:
 
 
 @pytest.mark.parametrize("pool", ["ConnectionPool", "BlockingConnectionPool"])
-def test_what_must_not_be_repeated_is_not_either_after_the_server_had_forgotten_the_script(pool: str) -> None:
+def test_a_batch_that_must_not_be_repeated_is_not_repeated_after_a_forgotten_script(pool: str) -> None:
     name = f"{random.getrandbits(64):x}"
     batch = Batch(Script("return redis.call('INCR', KEYS[1]) -- once")((name,)), repeat=False)
     with Proxy(shared().port) as proxy, shared().client() as client:
@@ -157,7 +157,7 @@ def test_the_reason_of_an_outage_is_a_sentence_of_its_own() -> None:
 
 
 @both_engines
-def test_what_another_task_of_the_request_changes_during_a_save_is_saved_by_the_next(module: ModuleType) -> None:
+def test_a_change_of_another_task_during_a_save_is_saved_by_the_next_save(module: ModuleType) -> None:
     async def view(store: SessionStore) -> None:
         await store.aset("a", 2)
         (await store.aget("cart"))["pear"] = 1
@@ -176,7 +176,7 @@ def test_what_another_task_of_the_request_changes_during_a_save_is_saved_by_the_
         assert dict(store_class(key).items()) == {"a": 2, "b": 3, "cart": {"pear": 1, "plum": 1}}
 
 
-def test_a_field_that_no_key_of_ours_has_is_absent(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_field_that_is_not_a_key_of_ours_is_absent(caplog: pytest.LogCaptureFixture) -> None:
     with site(redis_hash) as store_class, shared().client() as client:
         store = store_class(saved(store_class(), {"a": 1}))
         name = store_class.get_storage()._keys(store.session_id)[0]  # type: ignore[attr-defined]
@@ -189,12 +189,12 @@ def test_a_field_that_no_key_of_ours_has_is_absent(caplog: pytest.LogCaptureFixt
 
 
 @pytest.mark.parametrize("key", ["plain", "{tag}rest", "a{b", "}{tag}"])
-def test_where_a_session_went_is_remembered_beside_it(key: str) -> None:
+def test_the_new_place_of_a_session_is_remembered_beside_it(key: str) -> None:
     assert key_slot(beside(key).encode()) == key_slot(key.encode())
 
 
 @pytest.mark.parametrize("prefix", ["x}y:", "{}:", "a{}b:"])
-def test_braces_that_are_no_hash_tag_are_refused_in_a_cluster(prefix: str) -> None:
+def test_braces_that_are_not_a_hash_tag_are_refused_in_a_cluster(prefix: str) -> None:
     client = {"OPTIONS": {"CLIENT_CLASS": "gsession_django.redis.cluster.ClusterClient"}}
     with (
         override_settings(**settings_for(redis_engine.__name__, "redis://127.0.0.1:1", client, prefix=prefix)),
@@ -204,6 +204,6 @@ def test_braces_that_are_no_hash_tag_are_refused_in_a_cluster(prefix: str) -> No
 
 
 @pytest.mark.parametrize("replicas", ["1", -1, 1.5, True])
-def test_what_is_no_number_of_replicas_is_told(replicas: Any) -> None:
+def test_a_wrong_number_of_replicas_is_reported(replicas: Any) -> None:
     with site(redis_engine, wait_replicas=replicas):
         assert [message.id for message in check_settings()] == ["gsession_django.E023"]

@@ -39,7 +39,7 @@ pytestmark = pytest.mark.once
 MODULES = {"redis": redis_engine, "redis_hash": redis_hash}
 both_engines = pytest.mark.parametrize("module", MODULES.values(), ids=MODULES)
 POOL_LENDS = {"OPTIONS": LENT}
-# What is not about time does not fail on a machine that has something else to do.
+# Tests that are not about time must not fail on a busy machine.
 PATIENT = {"OPTIONS": {"SOCKET_CONNECT_TIMEOUT": 30, "SOCKET_TIMEOUT": 30}}
 LARGE = "x" * 1_000_000
 
@@ -89,7 +89,7 @@ class RedisHashOnLentConnectionsTests(RedisContract, SimpleTestCase):
 def site(
     module: ModuleType, server: RedisServer | None = None, entry: Any = None, **options: Any
 ) -> Iterator[type[SessionStore]]:
-    """Yield the SessionStore of an engine that has a prefix of its own."""
+    """Yield the SessionStore of an engine with its own prefix."""
     entry = PATIENT if entry is None else entry
     options.setdefault("prefix", f"{random.getrandbits(64):x}:")
     with override_settings(**settings_for(module.__name__, (server or shared()).url(), entry, **options)):
@@ -105,9 +105,9 @@ def stored(store_class: type[SessionStore], key: str | None) -> dict[str, Any]:
 
 
 def turns(store_class: type[SessionStore]) -> Callable[[], int]:
-    """Count the batches that are sent from now on: each is one write and its replies."""
+    """Count the batches from now on: each is one write and its replies."""
     connections, count = client_of(store_class)._way, 0
-    # Not the object itself, which would hold itself and so wait for the garbage collector.
+    # The object itself would make a cycle, and wait for the garbage collector.
     exchange = functools.partial(type(connections).exchange, weakref.proxy(connections))
 
     def counted(batch: Batch) -> Steps[list[Any]]:
@@ -125,7 +125,7 @@ def client_of(store_class: type[SessionStore]) -> RedisClient:
     return storage.client
 
 
-# What is on the server.
+# The stored session.
 
 
 def test_a_session_is_the_json_object_that_goframe_stores() -> None:
@@ -142,7 +142,7 @@ def test_a_session_is_the_json_object_that_goframe_stores() -> None:
 
 
 @pytest.mark.parametrize("foreign", [b"[1, 2]", b"\x00garbage"], ids=["a list", "garbage"])
-def test_what_is_no_session_is_unknown_and_logged(foreign: bytes, caplog: pytest.LogCaptureFixture) -> None:
+def test_data_that_is_not_a_session_is_unknown_and_logged(foreign: bytes, caplog: pytest.LogCaptureFixture) -> None:
     with site(redis_engine, prefix="foreign:", hash_ids=False) as store_class, shared().client() as client:
         client.set("foreign:abcdefgh", foreign)
         assert stored(store_class, "abcdefgh") == {}
@@ -173,7 +173,7 @@ def test_no_key_collides_with_the_bookkeeping(key: str) -> None:
         assert stored(store_class, session_key) == {} if key == "_gsession" else {key: [1]}
 
 
-def test_thousands_of_fields() -> None:
+def test_a_session_may_have_thousands_of_keys() -> None:
     with site(redis_hash) as store_class:
         data = {f"key {number}": number for number in range(20_000)}
         store = store_class(visitor(store_class, **data))
@@ -283,7 +283,7 @@ def test_a_large_session_is_compared_by_its_stamp_and_stays_where_it_is() -> Non
 
 @pytest.mark.parametrize("size", [10, 10_000])  # a large session is compared by its stamp
 @both_engines
-def test_round_trips(module: ModuleType, size: int) -> None:
+def test_round_trips_are_as_promised(module: ModuleType, size: int) -> None:
     with site(module) as store_class:
         visitor(store_class)  # connections and scripts are warm
         warm = store_class(visitor(store_class, text="x" * size))
@@ -367,7 +367,7 @@ def test_fifty_tasks_lose_nothing(module: ModuleType) -> None:
         assert (len(found), len(found["cart"])) == (51, 50)
 
 
-# What goes wrong.
+# Failures.
 
 
 @both_engines
@@ -477,7 +477,7 @@ def test_too_few_replicas_are_a_warning_and_the_change_is_kept(caplog: pytest.Lo
 
 @both_engines
 def test_nobody_reads_a_reply_that_was_meant_for_another(module: ModuleType) -> None:
-    """Threads and cancelled tasks read sessions that hold their own names, while the server stops and goes on."""
+    """Threads and cancelled tasks read sessions with their own names, while the server stops and goes on."""
     wrong: list[Any] = []
     failed = cancelled = done = 0
 
@@ -538,8 +538,8 @@ def test_nobody_reads_a_reply_that_was_meant_for_another(module: ModuleType) -> 
 
 @pytest.mark.parametrize("query", ["?protocol=2", "?protocol=3"])
 @both_engines
-def test_a_surplus_reply_is_nobodys(module: ModuleType, query: str) -> None:
-    """What another session's load would be answered lies unread on the kept connection, before anything looks at it."""
+def test_nobody_gets_a_surplus_reply(module: ModuleType, query: str) -> None:
+    """The answer to another session's load lies unread on the kept connection."""
 
     def another_reply(store_class: type[SessionStore], key: str) -> bytes:
         name = store_class.get_storage()._keys(store_class(key).session_id)[0]  # type: ignore[attr-defined]
@@ -612,7 +612,7 @@ def ids_of(messages: list[Any]) -> list[str]:
     return [message.id.removeprefix("gsession_django.") for message in messages]
 
 
-def test_checks_of_the_entry() -> None:
+def test_the_checks_report_wrong_entries() -> None:
     good = settings_for("gsession_django.backends.redis", shared().url(db=1))
     with override_settings(**good):
         assert ids_of(check_settings()) == []
@@ -630,7 +630,7 @@ def test_checks_of_the_entry() -> None:
         assert ids_of(check_settings()) == ["W003"]
 
 
-def test_checks_of_the_server() -> None:
+def test_the_checks_report_a_wrong_server() -> None:
     with RedisServer(maxmemory_policy="allkeys-lru") as server, site(redis_hash, server):
         assert ids_of(check_deployment()) == ["W005", "W006"]
         with server.client() as client:
@@ -641,7 +641,7 @@ def test_checks_of_the_server() -> None:
         assert ids_of(check_deployment()) == ["W004"]
 
 
-def test_json_is_what_python_writes() -> None:
+def test_json_is_written_as_python_writes_it() -> None:
     with site(redis_engine, hash_ids=False, prefix="json:") as store_class, shared().client() as client:
         key = visitor(store_class, big=2**70, float=1.0, text="é")
         one, two = store_class(key), store_class(key)

@@ -1,4 +1,4 @@
-"""What the server refuses in the Redis engines that is no outage, and names under our prefix that are no sessions."""
+"""Refusals of the server that are not outages, and names under our prefix that are not sessions."""
 
 import asyncio
 import random
@@ -45,7 +45,7 @@ def name_of(store_class: type[SessionStore], key: str) -> str:
     return name
 
 
-# Another type of Redis where a session should be.
+# A key of another type.
 
 
 @both_engines
@@ -107,7 +107,7 @@ def test_large_values_of_another_type_leave_no_half_written_session() -> None:
         assert stored(store_class, store.session_key) == {"user": 2, "notes": LARGE}
 
 
-# What a server will never do.
+# Commands that a server never carries out.
 
 NEVER: dict[str, Command] = {
     "an expiry that is out of range": ("EXPIRE", "any", str(10**16)),
@@ -120,9 +120,7 @@ NEVER: dict[str, Command] = {
 
 @pytest.mark.parametrize("command", NEVER.values(), ids=NEVER)
 @pytest.mark.parametrize("program", ["redis", "valkey"])
-def test_a_mistake_in_what_the_server_is_asked_is_no_outage(
-    command: Command, program: str, request: pytest.FixtureRequest
-) -> None:
+def test_a_wrong_command_is_not_an_outage(command: Command, program: str, request: pytest.FixtureRequest) -> None:
     server: RedisServer = shared() if program == "redis" else request.getfixturevalue("valkey")
     with override_settings(**settings_for(redis_engine.__name__, server.url())), server.client() as client:
         client.set("any", "thing", ex=60)
@@ -145,7 +143,7 @@ def valkey() -> Iterator[RedisServer]:
         yield server
 
 
-def test_what_the_server_cannot_do_now_is_an_outage_in_a_script_too() -> None:
+def test_a_refusal_for_now_is_an_outage_in_a_script_too() -> None:
     write = Batch(Script("return redis.call('SET', KEYS[1], 'value')")(("any",)))
     for program in (RedisServer, ValkeyServer):
         with (
@@ -160,7 +158,7 @@ def test_what_the_server_cannot_do_now_is_an_outage_in_a_script_too() -> None:
 
 
 @both_engines
-def test_ids_pass_over_what_is_no_session(module: ModuleType) -> None:
+def test_ids_skip_keys_that_are_not_sessions(module: ModuleType) -> None:
     with site(module) as (store_class, prefix), shared().client() as client:
         key = new_session(store_class, {"user": 1, "large": LARGE})
         before, after = (prefix, "") if module is redis_engine else (f"{{{prefix}", "}")
@@ -198,7 +196,7 @@ def test_ids_need_no_memory_that_grows_with_the_sessions() -> None:
     assert peak < 1_000_000, "a set of these ids takes twice as much"
 
 
-# Entries of CACHES that connect to nothing.
+# Entries of CACHES that cannot be used.
 
 BROKEN = {
     "a parser's name of old": ({"OPTIONS": {"PARSER_CLASS": "redis.connection.HiredisParser"}}, "'PARSER_CLASS'.*Hir"),
@@ -226,7 +224,7 @@ BROKEN = {
 
 
 @pytest.mark.parametrize(("entry", "match"), BROKEN.values(), ids=BROKEN)
-def test_an_entry_that_cannot_be_used_is_told_without_its_password(entry: dict[str, Any], match: str) -> None:
+def test_an_entry_that_cannot_be_used_is_reported_without_its_password(entry: dict[str, Any], match: str) -> None:
     with override_settings(**settings_for(redis_engine.__name__, "redis://localhost/1", entry)):
         (message,) = check_settings()
         assert message.id == "gsession_django.E012"
@@ -249,7 +247,7 @@ def test_a_location_that_works_is_not_refused(url: str) -> None:
         assert check_settings() == []
 
 
-def test_a_broken_location_of_another_entry_is_no_mistake_of_ours() -> None:
+def test_a_broken_location_of_another_entry_is_not_reported() -> None:
     settings = settings_for(redis_engine.__name__, shared().url(db=1))
     settings["CACHES"]["other"] = {**settings["CACHES"]["sessions"], "LOCATION": "redis://:xq7#zk3@localhost:6379/1"}
     with override_settings(**settings):

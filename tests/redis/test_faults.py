@@ -1,6 +1,4 @@
-"""What a failing Redis does to visitors who are signed in, through Django's full handler: at worst a 503, and later on
-they are still signed in.
-"""
+"""When Redis fails, a visitor gets a 503 from Django's full handler at worst, and is still signed in later."""
 
 import asyncio
 import logging
@@ -48,7 +46,7 @@ pytestmark = pytest.mark.once
 FULL = (LOGIN_REQUIRED, MESSAGES, BETWEEN)
 
 either_mode = pytest.mark.parametrize("mode", ["sync", "async"])
-# Both engines on connections that are kept, and one on those that a pool lends.
+# Both engines on kept connections, and one on connections that a pool lends.
 engines_and_clients = pytest.mark.parametrize(
     ("engine", "options"),
     [(ENGINES[0], {}), (ENGINES[1], {}), (ENGINES[0], LENT)],
@@ -58,25 +56,25 @@ engines_and_clients = pytest.mark.parametrize(
 
 @contextmanager
 def site(mode: str, *args: Any, **kwargs: Any) -> Iterator[asyncio.Runner | None]:
-    """Yield what keeps an event loop, and the connections in it, from one request to the next; nothing where sync."""
+    """Yield a runner that keeps the event loop and its connections between requests, or nothing for sync."""
     with sites.site(*args, **kwargs):
         if mode == "sync":
             yield None
         else:
             factory = uvloop.new_event_loop if mode == "uvloop" else None
-            with asyncio.Runner(debug=False, loop_factory=factory) as runner:  # debugging costs more than all else
+            with asyncio.Runner(debug=False, loop_factory=factory) as runner:  # debugging costs most of the time
                 yield runner
 
 
 @pytest.fixture
 def no_logs() -> Iterator[None]:
-    """Thousands of requests that fail would each be logged with its traceback."""
+    """Silence the tracebacks of thousands of requests."""
     logging.disable()
     yield
     logging.disable(logging.NOTSET)
 
 
-# What a request asks of the storage, and for that: what is done, by whom, and what comes of it.
+# Operations of a request: who does what, and with which result.
 SIGNED_IN, SOMEBODY, NOBODY = "ada 1 1", "nobody 1 1", "nobody 0 0"
 KINDS = {
     "load and touch": ("read", SIGNED_IN, SIGNED_IN),
@@ -91,7 +89,7 @@ KINDS = {
 
 @dataclass
 class Deed:
-    """One of the things above, and somebody who does it."""
+    """One of the operations, and the visitor who asks for it."""
 
     visitor: Visitor
     what: str
@@ -99,7 +97,7 @@ class Deed:
     after: str
 
     def attempt(self) -> bool:
-        """Return whether it is done; if not, it is a 503, and the browser keeps its cookie or gets a new key."""
+        """Return whether it is done. If not, the answer is a 503 that keeps the cookie or sends a new key."""
         key = self.visitor.key
         response = self.visitor.does(self.what)
         if response.status_code == 200:
@@ -142,7 +140,7 @@ def server() -> Iterator[RedisServer]:
 
 @either_mode
 @engines_and_clients
-def test_a_server_that_is_killed_and_started_again(
+def test_a_server_may_be_killed_and_started_again(
     engine: str, options: Any, mode: str, server: RedisServer, monkeypatch: Any
 ) -> None:
     with site(mode, engine, server.url(), entry={"OPTIONS": options}, more=FULL) as runner:
@@ -166,10 +164,10 @@ def test_a_server_that_is_killed_and_started_again(
 
 @either_mode
 @engines_and_clients
-def test_a_server_that_hangs_and_goes_on(
+def test_a_server_may_hang_and_go_on(
     engine: str, options: Any, mode: str, server: RedisServer, monkeypatch: Any
 ) -> None:
-    """What it was asked meanwhile it may do later on. Nobody knows then whether the session has got the new key."""
+    """The server may carry out commands later on. Nobody knows then whether the session has the new key."""
     entry = {"OPTIONS": options}
     with site(mode, engine, server.url(), entry=entry, more=FULL) as runner:
         those = [deed for deed in deeds(runner) if deed.before != NOBODY]
@@ -198,7 +196,7 @@ def test_a_server_that_hangs_and_goes_on(
 
 @either_mode
 def test_a_server_that_hangs_costs_a_request_two_seconds(mode: str, server: RedisServer) -> None:
-    """With no timeout configured, where redis-py would wait for five: who waits for four sees it answered."""
+    """Without a configured timeout; redis-py would wait for five seconds."""
     with site(mode, ENGINES[0], server.url(), more=FULL) as runner:
         visitor = Visitor(runner).signed_in()
         with redis.Redis(port=server.port, socket_timeout=4, retry=Retry(NoBackoff(), 0)) as client:
@@ -213,18 +211,18 @@ def test_a_server_that_hangs_costs_a_request_two_seconds(mode: str, server: Redi
         assert visitor.sees("modify") == "ada 2 2"
 
 
-# The server is killed in the middle of what many do.
+# The server is killed under load.
 
 
 class Counters:
-    """Visitors on one session, each of whom counts under a name of its own for as long as they are let.
+    """Visitors on one session, who count under their own names until the end.
 
     Attributes:
-        last: what each was answered last.
-        failed: how often each was answered 503.
+        last: the last answer to each.
+        failed: how often each got a 503.
         wrong: answers that are neither 503 nor right.
-        is_up: to be cleared before the server is killed; who meets that waits for it to be set.
-        end: to be set in the end.
+        is_up: clear it before killing the server; visitors wait until it is set.
+        end: set it to stop them.
     """
 
     def __init__(self, mode: str, key: str, count: int) -> None:
@@ -274,7 +272,7 @@ class Counters:
         return done
 
     def may_be(self, number: int, found: int) -> bool:
-        """Whether what was acknowledged is there; what failed may be, too."""
+        """Return whether the acknowledged changes are there. Failed ones may be there too."""
         return self.last[number] <= found <= self.last[number] + self.failed[number]
 
     def wait_for(self, numbers: list[int], of: Callable[[list[int]], int], least: int) -> None:
@@ -285,7 +283,7 @@ class Counters:
 
 @either_mode
 @each_engine
-def test_a_server_that_is_killed_again_and_again_under_load(engine: str, mode: str, server: RedisServer) -> None:
+def test_a_server_may_be_killed_again_and_again_under_load(engine: str, mode: str, server: RedisServer) -> None:
     count, rng = 6, random.Random(engine + mode)
     with sites.site(engine, server.url(), more=FULL):
         visitor = Visitor().signed_in()
@@ -307,7 +305,7 @@ def test_a_server_that_is_killed_again_and_again_under_load(engine: str, mode: s
             assert counters.may_be(number, session[str(number)])
 
 
-# The server goes on, and will not.
+# The server runs, and refuses.
 
 
 @contextmanager
@@ -335,7 +333,7 @@ def _too_few_replicas(server: RedisServer) -> Iterator[None]:
 
 @contextmanager
 def _a_replica(server: RedisServer) -> Iterator[None]:
-    """Of a master that is not there, whose place this server takes in the end."""
+    """Make it a replica of a missing master, and a master again in the end."""
     with server.client() as client, socket.create_server(("127.0.0.1", 0)) as nobody:
         client.replicaof("127.0.0.1", str(nobody.getsockname()[1]))
         yield
@@ -350,7 +348,7 @@ def _a_replica_that_does_not_answer_either(server: RedisServer) -> Iterator[None
 
 @contextmanager
 def _busy(server: RedisServer) -> Iterator[None]:
-    """With a script that does not end."""
+    """Keep it busy with an endless script."""
 
     def run() -> None:
         with server.client() as client, pytest.raises(ResponseError):
@@ -386,7 +384,7 @@ def _no_more_clients(server: RedisServer) -> Iterator[None]:
         client.config_set("maxclients", "1000")
 
 
-# What is wrong with a server, and whether it still lets sessions be read.
+# Faults of a server, and whether sessions can still be read.
 TROUBLES: dict[str, tuple[Callable[[RedisServer], AbstractContextManager[None]], bool]] = {
     "OOM": (_out_of_memory, True),
     "NOREPLICAS": (_too_few_replicas, True),
@@ -401,7 +399,7 @@ TROUBLES: dict[str, tuple[Callable[[RedisServer], AbstractContextManager[None]],
 @pytest.mark.parametrize("trouble", TROUBLES)
 @either_mode
 @engines_and_clients
-def test_a_server_that_refuses(engine: str, options: Any, mode: str, trouble: str) -> None:
+def test_a_server_may_refuse(engine: str, options: Any, mode: str, trouble: str) -> None:
     refuses, reads = TROUBLES[trouble]
     with (
         RedisServer() as server,
@@ -411,7 +409,7 @@ def test_a_server_that_refuses(engine: str, options: Any, mode: str, trouble: st
         with refuses(server):
             done = [deed.attempt() for deed in those]
         assert done[0] is reads
-        assert not all(done)  # some let a session end, or a script write that they do not know to write
+        assert not all(done)  # some let a session end, or run a script without knowing that it writes
         assert reads or not any(done)
         for deed, is_done in zip(those, done, strict=True):
             if is_done:
@@ -424,8 +422,8 @@ def test_a_server_that_refuses(engine: str, options: Any, mode: str, trouble: st
 
 @either_mode
 @each_engine
-def test_a_server_that_loads_its_data(engine: str, mode: str) -> None:
-    """Slowly, and so many megabytes that it answers meanwhile."""
+def test_a_server_may_be_loading_its_data(engine: str, mode: str) -> None:
+    """Load many megabytes slowly, so the server answers meanwhile."""
     quick = {"CONNECTION_POOL_KWARGS": {"protocol": 2, "driver_info": None}}
     with (
         RedisServer(rdbcompression="no", key_load_delay="30000") as server,
@@ -446,7 +444,7 @@ def test_a_server_that_loads_its_data(engine: str, mode: str) -> None:
             return False
 
         def attempt_all() -> list[bool]:
-            """Return what was done while the server was loading all the time."""
+            """Return the operations that were done while the server was loading."""
             done = []
             for deed in those:
                 is_done = deed.attempt()
@@ -475,12 +473,12 @@ def test_a_server_that_loads_its_data(engine: str, mode: str) -> None:
             deed.is_done()
 
 
-# What nobody notices.
+# Faults that nobody notices.
 
 
 @either_mode
 @engines_and_clients
-def test_scripts_that_are_flushed_before_every_command(engine: str, options: Any, mode: str) -> None:
+def test_scripts_may_be_flushed_before_every_command(engine: str, options: Any, mode: str) -> None:
     flushed = 0
 
     def flush(connection: int, data: bytes) -> Passed:
@@ -506,7 +504,7 @@ def test_scripts_that_are_flushed_before_every_command(engine: str, options: Any
 @pytest.mark.parametrize("reset", [False, True], ids=["closed", "reset"])
 @pytest.mark.parametrize("mode", ["sync", "async", "uvloop"])
 @engines_and_clients
-def test_idle_connections_that_are_cut(engine: str, options: Any, mode: str, reset: bool, monkeypatch: Any) -> None:
+def test_idle_connections_may_be_cut(engine: str, options: Any, mode: str, reset: bool, monkeypatch: Any) -> None:
     """Between two requests, and between two commands of one."""
     with (
         Proxy(shared().port) as proxy,
@@ -524,7 +522,7 @@ def test_idle_connections_that_are_cut(engine: str, options: Any, mode: str, res
 
 
 @pytest.mark.parametrize("mode", ["sync", "async", "uvloop"])
-def test_a_connection_that_is_reset_after_it_was_looked_at(mode: str, monkeypatch: Any) -> None:
+def test_a_connection_may_be_reset_after_the_engine_looked_at_it(mode: str, monkeypatch: Any) -> None:
     async def look(self: Any) -> bool:
         return False
 
@@ -541,10 +539,10 @@ def test_a_connection_that_is_reset_after_it_was_looked_at(mode: str, monkeypatc
 
 @either_mode
 @engines_and_clients
-def test_idle_connections_of_many_that_the_server_kills(
+def test_the_server_may_kill_the_idle_connections_of_many(
     engine: str, options: Any, mode: str, server: RedisServer, monkeypatch: Any
 ) -> None:
-    """All of them have loaded their session by then, and none has saved it."""
+    """All of them have loaded their session then, and none has saved it."""
     count = 8
 
     def kill() -> None:
@@ -581,7 +579,7 @@ def test_idle_connections_of_many_that_the_server_kills(
         assert found == ["ada 2 2"] * count
 
 
-# What is answered, and said.
+# The answer and the log.
 
 
 TEMPLATES = [
@@ -595,10 +593,10 @@ TEMPLATES = [
 @pytest.mark.parametrize(("templates", "page"), [([], b"Please try again"), (TEMPLATES, b"<h1>Later</h1>")])
 @either_mode
 @pytest.mark.parametrize("what", ["read", "stream"])
-def test_the_page_and_the_log(
+def test_the_page_and_the_log_name_the_outage(
     what: str, mode: str, templates: Any, page: bytes, server: RedisServer, monkeypatch: Any, caplog: Any
 ) -> None:
-    """The load fails, or the save of a view whose answer would have been streamed."""
+    """The load fails, or the save of a view with a streaming answer."""
     with site(mode, ENGINES[1], server.url(), more=FULL, TEMPLATES=templates) as runner:
         visitor = Visitor(runner).signed_in()
         if what == "stream":
@@ -643,7 +641,7 @@ class Knife:
     """Cuts the connections of a proxy.
 
     Attributes:
-        passed: how many bytes have come, by way, since it was last told what to do.
+        passed: how many bytes have come each way since the last order.
     """
 
     def __init__(self, proxy: Proxy) -> None:
@@ -656,12 +654,12 @@ class Knife:
         self.cut("", 0)
 
     def cut(self, way: str, byte: int, again: bool = False) -> None:
-        """Cut the connection on which this byte comes, before it; the first that comes from now on is 0.
+        """Cut the connection before this byte.
 
         Args:
             way: ``"requests"`` or ``"replies"``.
-            byte: its number.
-            again: whether later connections are cut, too: at the same place of what comes once they have been opened.
+            byte: its number, counted from now on, from 0.
+            again: whether later connections are cut too, at the same byte after they have been opened.
         """
         with self._lock:
             self._way, self._byte, self._again = way, byte, again
@@ -689,12 +687,12 @@ class Knife:
             return data[:at], at < len(data)
 
 
-# What redis-py says when it opens a connection.
+# Bytes of redis-py as it opens a connection.
 _OPENING = re.compile(rb"\*\d+\r\n\$\d+\r\n(HELLO|CLIENT|AUTH|SELECT)\r\n")
 
 
 def copies(template: str, count: int) -> list[str]:
-    """Return the keys of so many sessions that are as another one is."""
+    """Return the keys of so many copies of a session."""
     engine = engine_of(store_class())
     storage = engine.storage
     assert isinstance(storage, BaseRedisStorage)
@@ -709,13 +707,13 @@ def copies(template: str, count: int) -> list[str]:
 
 
 class Cuts:
-    """Visitors of the site who do one of the things above, while a proxy cuts the connections.
+    """Visitors who do one of the operations while a proxy cuts the connections.
 
     Attributes:
-        load: how many bytes a load takes, by way, if the operation begins after one.
+        load: how many bytes a load takes each way, if the operation begins after one.
         whole: how many the request takes.
-        anew: how many it takes where there is no connection.
-        knife: cuts them.
+        anew: how many it takes on a new connection.
+        knife: cuts the connections.
     """
 
     def __init__(self, kind: str, proxy: Proxy, runner: asyncio.Runner | None) -> None:
@@ -724,7 +722,7 @@ class Cuts:
         self._template = Visitor(runner)
         for step in ("modify",) if self.before == SOMEBODY else ("modify", "sign_in"):
             self._template.does(step)
-        self._sent(self.what)  # the server knows the scripts from now on
+        self._sent(self.what)  # the server knows the scripts now
         nothing = {"requests": 0, "replies": 0}
         self.load = nothing if kind == "load and touch" or self.before == NOBODY else self._sent("peek")
         self.whole = self._sent(self.what)
@@ -742,12 +740,12 @@ class Cuts:
         return [Visitor(self._runner, key) for key in keys]
 
     def _connect(self) -> None:
-        """Let a connection be there, which those who have no session do not care for."""
+        """Open a connection, also for visitors without a session."""
         if self.before == NOBODY:
             self._template.sees()
 
     def once(self, visitor: Visitor, way: str, byte: int) -> None:
-        """What was under way is done again, and nobody notices."""
+        """The engine sends the batch again, and nobody notices."""
         self._connect()
         self.knife.cut(way, byte)
         assert visitor.sees(self.what) == self.after
@@ -755,13 +753,13 @@ class Cuts:
         assert visitor.sees() == self.after
 
     def again(self, visitor: Visitor, way: str, byte: int) -> None:
-        """It is a 503. What was not sent whole is not done; of what is answered every part is done."""
+        """The answer is a 503. A batch that was not sent whole is not done; one that was answered is done whole."""
         self._connect()
         key = visitor.key
         self.knife.cut(way, byte, again=True)
         response = visitor.does(self.what)
         self.knife.put_away()
-        if response.status_code == 200:  # "taken", said of a key that was created before, is shorter than "created"
+        if response.status_code == 200:  # "taken", of a key that was created before, is shorter than "created"
             assert self.what in ("modify", "sign_in")
             assert (self.before, way) == (NOBODY, "replies")
             assert visitor.sees() == self.after
@@ -773,7 +771,7 @@ class Cuts:
         else:
             assert response.cookies == SimpleCookie()
         if moves and way == "replies" and key == visitor.key:
-            # Nobody knows the new key: only where the server had moved the session and could not say so, in four bytes.
+            # Nobody knows the new key only if the cut is in the four bytes of the answer to the move.
             assert byte - self.load[way] in range(4)
             assert visitor.sees() == NOBODY
         elif self.before == NOBODY:
@@ -782,10 +780,10 @@ class Cuts:
             assert visitor.sees() == (self.before if way == "requests" else self.after)
 
     def everywhere(self, step: int) -> None:
-        """Cut at every byte of the replies, and at each so many bytes of the requests; in turns once, and again too."""
+        """Cut at every byte of the replies, and at every few bytes of the requests, in turns once and twice."""
         places = [("requests", byte) for byte in range(self.load["requests"], self.whole["requests"], step)]
         replies = [("replies", byte) for byte in range(self.load["replies"], self.whole["replies"])]
-        if self.load["replies"]:  # these are few
+        if self.load["replies"]:  # a few bytes
             places += replies
         places += replies if len(places) % 2 else replies[1:]
         for turn, (visitor, (way, byte)) in enumerate(zip(self.visitors(len(places)), places, strict=True)):
@@ -796,10 +794,10 @@ class Cuts:
 @pytest.mark.parametrize("kind", KINDS)
 @either_mode
 @each_engine
-def test_a_connection_is_cut_at_every_byte(engine: str, mode: str, kind: str) -> None:
-    """Once, or again where what was under way is done again. One engine has RESP2 and the other RESP3.
+def test_a_connection_may_be_cut_at_every_byte(engine: str, mode: str, kind: str) -> None:
+    """Cut once, or twice where the engine sends again. One engine has RESP2 and the other RESP3.
 
-    At every fourth byte of a request where it is async, or does what others do too: signing in.
+    Async requests, and operations that others contain too, are cut at every fourth byte of a request.
     """
     options = {"protocol": 2 + ENGINES.index(engine), "driver_info": None}
     with (
@@ -807,7 +805,7 @@ def test_a_connection_is_cut_at_every_byte(engine: str, mode: str, kind: str) ->
         site(
             *(mode, engine, proxy.url()),
             entry={"OPTIONS": {"CONNECTION_POOL_KWARGS": options}},
-            more=[] if mode == "async" else [LOGIN_REQUIRED],  # which needs a thread to load the session
+            more=[] if mode == "async" else [LOGIN_REQUIRED],  # it needs a thread to load the session
             SESSION_SAVE_EVERY_REQUEST=kind == "load and touch",
         ) as runner,
     ):
@@ -817,7 +815,7 @@ def test_a_connection_is_cut_at_every_byte(engine: str, mode: str, kind: str) ->
 @pytest.mark.usefixtures("no_logs")
 @pytest.mark.parametrize("kind", ["apply", "move and apply", "create"])
 @either_mode
-def test_a_lent_connection_is_cut(mode: str, kind: str) -> None:
+def test_a_lent_connection_may_be_cut(mode: str, kind: str) -> None:
     with (
         Proxy(shared().port) as proxy,
         site(mode, ENGINES[0], proxy.url(), entry={"OPTIONS": LENT}) as runner,
@@ -827,8 +825,8 @@ def test_a_lent_connection_is_cut(mode: str, kind: str) -> None:
 
 @pytest.mark.usefixtures("no_logs")
 @either_mode
-def test_a_connection_is_cut_while_it_is_opened(mode: str) -> None:
-    """At every byte of what redis-py says first. Opening is not repeated: whoever has just been cut off gets a 503."""
+def test_a_connection_may_be_cut_while_it_opens(mode: str) -> None:
+    """Cut at every byte of redis-py's first commands. The engine does not open a connection twice: a 503."""
     with Proxy(shared().port) as proxy, site(mode, ENGINES[1], proxy.url()) as runner:
         cuts = Cuts("load and touch", proxy, runner)
         (visitor,) = cuts.visitors(1)

@@ -1,4 +1,4 @@
-"""The Redis engines on gevent: what holds for threads holds for greenlets."""
+"""On gevent, greenlets get the promises of threads."""
 
 import pytest
 
@@ -8,6 +8,6 @@ pytestmark = pytest.mark.once
 
 
 @pytest.mark.parametrize("engine", ["redis", "redis_hash"])
-def test_greenlets_wait_for_connections_and_survive_what_networks_do(engine: str) -> None:
-    """Each scenario of tests/support/redis_gevent.py."""
+def test_greenlets_wait_for_connections_and_survive_network_failures(engine: str) -> None:
+    """Run each scenario of tests/support/redis_gevent.py."""
     run_program("tests.support.redis_gevent", f"gsession_django.backends.{engine}")

@@ -1,4 +1,4 @@
-"""What the fields of a session in a Redis hash hold: text itself, and of anything else the encoding."""
+"""The fields of a session in a Redis hash: text as it is, and the encoding of any other value."""
 
 import random
 from collections.abc import Iterator
@@ -21,7 +21,7 @@ OTHERS = [None, True, 4711, 1.5, [], ["x"], {}, {"text": "x"}, ["x" * 20_000]]
 
 
 class Reversed(JSONSerializer):
-    """A serializer whose texts nobody reads just so."""
+    """A serializer whose texts must not be stored as they are."""
 
     def dumps(self, obj: Any) -> bytes:
         return super().dumps(obj)[::-1]
@@ -42,7 +42,7 @@ def session(key: str) -> dict[str, Any]:
 
 
 def fields(key: str) -> dict[bytes, bytes]:
-    """Return what is on the server of a session: the fields of both hashes."""
+    """Return the fields of both hashes of a session."""
     storage: Any = redis_hash.SessionStore.get_storage()
     with shared().client() as client:
         small, large = (client.hgetall(name) for name in storage._keys(redis_hash.SessionStore(key).session_id))
@@ -56,7 +56,7 @@ def put(key: str, field: str, stored: bytes) -> None:
 
 
 @pytest.mark.parametrize("value", TEXTS)
-def test_text_is_itself(value: str) -> None:
+def test_text_is_stored_as_it_is(value: str) -> None:
     with site():
         key = saved(redis_hash.SessionStore(), {"key": value})
         assert fields(key)[b"key"] == value.encode("utf-8", "surrogatepass")
@@ -67,7 +67,7 @@ def test_text_is_itself(value: str) -> None:
 
 
 @pytest.mark.parametrize("value", OTHERS)
-def test_anything_else_is_marked(value: Any) -> None:
+def test_any_other_value_is_marked(value: Any) -> None:
     with site():
         key = saved(redis_hash.SessionStore(), {"key": value})
         assert fields(key)[b"key"] == b"\xff" + JSONSerializer().dumps(value)
@@ -76,7 +76,7 @@ def test_anything_else_is_marked(value: Any) -> None:
         assert storage.get(redis_hash.SessionStore(key).session_id, "key") == value
 
 
-def test_text_of_another_type_is_text() -> None:
+def test_text_of_another_type_is_stored_as_text() -> None:
     with site():
         assert fields(saved(redis_hash.SessionStore(), {"key": SafeString("<b>")}))[b"key"] == b"<b>"
 
@@ -112,7 +112,7 @@ def test_the_session_of_a_signed_in_user_is_kept_in_one_piece() -> None:
 
 @pytest.mark.parametrize("serializer", [JSONSerializer, Reversed])
 @pytest.mark.parametrize("before", [None, "", "text", 1, ["x"], {"pear": 1}])
-def test_a_dict_takes_the_place_of_whatever_was_there_in_one_turn(
+def test_a_dict_replaces_any_stored_value_in_one_turn(
     before: Any, serializer: type, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with site(SESSION_SERIALIZER=f"{serializer.__module__}.{serializer.__name__}"):
@@ -133,7 +133,7 @@ def test_a_dict_takes_the_place_of_whatever_was_there_in_one_turn(
 
 
 @pytest.mark.parametrize("meanwhile", ["", "text", 1, {"pear": 1}])
-def test_a_dict_meets_whatever_is_there_meanwhile(meanwhile: Any) -> None:
+def test_a_dict_merges_with_any_value_that_is_stored_meanwhile(meanwhile: Any) -> None:
     with site():
         key = saved(redis_hash.SessionStore(), {"key": {}})
         store = redis_hash.SessionStore(key)
@@ -147,7 +147,7 @@ def test_a_dict_meets_whatever_is_there_meanwhile(meanwhile: Any) -> None:
 def test_a_save_renews_the_ttl_that_set_expiry_has_given(expiry: Any) -> None:
     with site():
         store = redis_hash.SessionStore()
-        store.set_expiry(expiry)  # which makes a point in time of a timedelta
+        store.set_expiry(expiry)  # it turns a timedelta into a point in time
         key = saved(store, {"key": 1})
         storage: Any = redis_hash.SessionStore.get_storage()
         name = storage._key(redis_hash.SessionStore(key).session_id)
@@ -158,7 +158,7 @@ def test_a_save_renews_the_ttl_that_set_expiry_has_given(expiry: Any) -> None:
 
 
 @pytest.mark.parametrize("stored", [b"\x80\x04K\x01.", b"\xffno JSON", b'\xff"broken', b'\xff"te"xt"', b"\xff"])
-def test_what_is_neither_text_nor_encoded_is_absent(stored: bytes, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_field_that_is_neither_text_nor_encoded_is_absent(stored: bytes, caplog: pytest.LogCaptureFixture) -> None:
     with site():
         key = saved(redis_hash.SessionStore(), {"key": "value", "other": "text", "cart": {"pear": 1}})
         put(key, "key", stored)
@@ -171,7 +171,7 @@ def test_what_is_neither_text_nor_encoded_is_absent(stored: bytes, caplog: pytes
         assert session(key) == {"key": {"apple": 1}, "other": "text", "cart": {"pear": 1}}
 
 
-def test_a_single_value_that_is_neither_is_none() -> None:
+def test_a_single_value_that_is_neither_reads_as_none() -> None:
     with site():
         key = saved(redis_hash.SessionStore(), {"key": "value"})
         put(key, "key", b"\x80")

@@ -1,4 +1,4 @@
-"""Never another visitor's data: the hunt of tests/support/redis_hunt.py, at the length that GSESSION_HUNT asks for."""
+"""Nobody gets another visitor's data: the hunt of tests/support/redis_hunt.py, GSESSION_HUNT operations long."""
 
 import os
 import time
@@ -14,14 +14,14 @@ from tests.support.redis_servers import RedisServer
 
 pytestmark = pytest.mark.once
 
-# Operations that are carried out to their end, those that are disturbed not counted.
+# Operations that are carried out, without the disturbed ones.
 OPERATIONS = int(os.environ.get("GSESSION_HUNT", "10000"))
 
 
 def test_nobody_ever_reads_anothers_session(tmp_path: Path, record_property: Callable[[str, object], None]) -> None:
-    """What disturbs a thousand sessions of each engine, see HuntingProxy and Crew.
+    """HuntingProxy and Crew disturb a thousand sessions of each engine.
 
-    The process that the workers are forked from reads on with the connections that it had before, and loses none.
+    The parent of the forked workers reads on with its old connections, and loses none.
     """
     start = time.monotonic()
     with (

@@ -1,4 +1,4 @@
-"""The private names of redis-py that gsession_django.redis.link takes; `setup.cfg` bounds redis for their sake."""
+"""gsession_django.redis.link uses private names of redis-py; `setup.cfg` bounds redis for their sake."""
 
 import asyncio
 from typing import Any

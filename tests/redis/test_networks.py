@@ -1,4 +1,4 @@
-"""What production networks do to the connections of the Redis engines: bursts, failovers by address, silent drops."""
+"""Connections of the Redis engines in production networks: bursts, failovers by address, silent drops."""
 
 import asyncio
 import gc
@@ -52,7 +52,7 @@ def connections_of(store_class: type[SessionStore]) -> Connections:
 
 
 def in_threads(number: int, use: Callable[[], Any]) -> list[Any]:
-    """Return what `use` returns or raises in each of so many threads at once."""
+    """Return the results or exceptions of `use` in so many threads at once."""
     together = threading.Barrier(number, timeout=PATIENCE)
 
     def run(_: int) -> Any:
@@ -87,7 +87,7 @@ def test_a_burst_of_tasks_waits_for_free_connections() -> None:
 WANTED = r"all 1 connections were in use for 0\.2 seconds\. Raise max_connections in CONNECTION_POOL_KWARGS"
 
 
-def test_who_gets_no_connection_in_time_is_told_how_many_there_are() -> None:
+def test_a_request_without_a_connection_in_time_learns_how_many_there_are() -> None:
     limits = {"CONNECTION_POOL_KWARGS": {"max_connections": 1}, "SOCKET_CONNECT_TIMEOUT": 0.2}
 
     async def use(key: str) -> list[Any]:
@@ -128,7 +128,7 @@ def test_a_task_that_was_cancelled_while_it_waited_keeps_nobody_waiting() -> Non
 
 
 def test_a_task_that_is_cancelled_as_a_connection_fails_is_cancelled() -> None:
-    """What it is given at that moment is leave to open another, and goes to the next."""
+    """Its permission to open another connection goes to the next task."""
 
     async def use(key: str) -> list[Any]:
         await stores(key).aget("name")
@@ -147,7 +147,7 @@ def test_a_task_that_is_cancelled_as_a_connection_fails_is_cancelled() -> None:
 
         connections._free, proxy.on_reply = free_and_cancel, cut
         tasks = [asyncio.create_task(stores(key).aget("name")) for _ in range(3)]
-        for _ in range(10):  # the first has sent its request, and the others wait
+        for _ in range(10):  # the first has sent its request
             await asyncio.sleep(0)
         assert len(connections._waiting) == 2
         they_wait.set()
@@ -162,13 +162,13 @@ def test_a_task_that_is_cancelled_as_a_connection_fails_is_cancelled() -> None:
 
 
 @pytest.mark.parametrize("kind", [{}, LENT], ids=["kept", "lent"])
-def test_to_wait_for_a_connection_takes_nothing_from_the_time_for_an_answer(kind: dict[str, Any]) -> None:
-    """Each of six has its answer after 0.2 seconds, in parts, and the last has waited for 1 by then."""
+def test_the_wait_for_a_connection_does_not_shorten_the_time_for_an_answer(kind: dict[str, Any]) -> None:
+    """Each of six gets its answer in parts, in 0.2 seconds. The last waits for 1 second before."""
 
     def slowly(number: int, data: bytes) -> Passed:
         with suppress(OSError):
             proxy.send_to_client(number, data[:100])
-        time.sleep(0.2)  # it is the delay that is wanted
+        time.sleep(0.2)  # the delay is the point
         return data[100:], False
 
     arguments = {**kind.get("CONNECTION_POOL_KWARGS", {}), "max_connections": 1}
@@ -184,14 +184,14 @@ def test_to_wait_for_a_connection_takes_nothing_from_the_time_for_an_answer(kind
 def test_an_event_loop_ends_though_the_network_has_dropped_its_connections(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """With TLS the other side is to confirm the end. All connections wait for that together, and nothing is logged."""
+    """With TLS the other side confirms the end. All connections wait for that together, and the log stays empty."""
 
     async def use() -> None:
         await asyncio.gather(*(stores("abcdefgh").aget("name") for _ in range(5)))
         (connections, _), *_ = stores.get_storage().client._of_loops.values()  # type: ignore[attr-defined]
         assert len(connections._idle) > 1
         for link in connections._idle:
-            link.connection.socket_connect_timeout = 0.2  # how long it waits for the end, too
+            link.connection.socket_connect_timeout = 0.2  # also how long it waits for the end
         firewall.drop()
 
     with TlsProxy(shared().port, tmp_path) as tls, Proxy(tls.port) as proxy:
@@ -200,7 +200,7 @@ def test_an_event_loop_ends_though_the_network_has_dropped_its_connections(
             firewall = Firewall(proxy)
             asyncio.run(use())
             firewall.over.set()
-            gc.collect()  # what has not ended is closed now, and Python warns of it
+            gc.collect()  # Python closes the rest now, and warns of it
     assert [record.getMessage() for record in caplog.records if record.levelname == "ERROR"] == []
 
 
@@ -209,7 +209,7 @@ def test_an_event_loop_ends_though_the_network_has_dropped_its_connections(
 
 @contextmanager
 def failover(module: Any) -> Iterator[tuple[type[SessionStore], Callable[[], None]]]:
-    """Yield a site behind an address, and what moves the address to a new master and makes the old one its replica."""
+    """Yield a site behind an address, and a function that moves the address to a new master."""
     with RedisServer() as old, RedisServer() as new, Proxy(old.port) as address, site(address.url(), module) as stores:
 
         def fail_over() -> None:
@@ -221,8 +221,8 @@ def failover(module: Any) -> Iterator[tuple[type[SessionStore], Callable[[], Non
 
 
 @both_engines
-def test_a_server_that_is_no_master_any_more_is_not_read(module: Any) -> None:
-    """Its kept connections would say that a visitor who has just signed in at the new master is nobody."""
+def test_a_demoted_server_is_not_read(module: Any) -> None:
+    """Its kept connections do not know a visitor who has just signed in at the new master."""
     with failover(module) as (stores, fail_over):
         key = visitor(stores)
         in_threads(5, lambda: stores(key).get("name"))
@@ -232,14 +232,14 @@ def test_a_server_that_is_no_master_any_more_is_not_read(module: Any) -> None:
 
 
 @both_engines
-def test_a_process_that_only_reads_notices_at_once(module: Any) -> None:
+def test_a_process_that_only_reads_notices_a_demotion_at_once(module: Any) -> None:
     async def read(key: str) -> Any:
         return await stores(key).aget("name")
 
     async def use() -> None:
         assert await read(key) == "ada"
         fail_over()
-        assert await read(key) is None  # the new master does not have it: nothing was replicated
+        assert await read(key) is None  # nothing was replicated to the new master
 
     with failover(module) as (stores, fail_over):
         key = visitor(stores)
@@ -249,7 +249,7 @@ def test_a_process_that_only_reads_notices_at_once(module: Any) -> None:
 
 
 @both_engines
-def test_a_replica_says_of_nobody_that_there_is_no_session(module: Any) -> None:
+def test_a_replica_never_answers_that_there_is_no_session(module: Any) -> None:
     with RedisServer() as server, site(server.url(), module) as stores:
         key = visitor(stores)
         with server.client() as control:
@@ -279,7 +279,7 @@ def test_a_user_who_may_not_ask_who_is_master_reads_on(caplog: pytest.LogCapture
 
 
 class Firewall:
-    """Stops forwarding on the connections that there are, without a word."""
+    """Stops forwarding on its open connections, without a word."""
 
     def __init__(self, proxy: Proxy) -> None:
         self._proxy, self._until = proxy, 0
@@ -436,8 +436,8 @@ def test_with_fail_fast_after_0_each_request_tries() -> None:
             server.resume()
 
 
-def test_a_connection_that_the_kernel_gives_up_is_no_mistake_of_ours() -> None:
-    """ETIMEDOUT, without a timeout in the settings: what keepalive and retransmissions end in."""
+def test_a_connection_that_the_kernel_gives_up_is_an_outage() -> None:
+    """Keepalive and retransmissions end in ETIMEDOUT, without a timeout in the settings."""
 
     class Dead:
         def __init__(self, sock: Any) -> None:

@@ -1,4 +1,4 @@
-"""The Redis engines behind Sentinel: three real sentinels, a master and two replicas, and what a failover does."""
+"""The Redis engines behind three real sentinels, with a master and two replicas, and in failovers."""
 
 import asyncio
 import atexit
@@ -38,7 +38,7 @@ pytestmark = pytest.mark.once
 MODULES = {"redis": redis_engine, "redis_hash": redis_hash}
 both_engines = pytest.mark.parametrize("module", MODULES.values(), ids=MODULES)
 SHORT = {"SOCKET_TIMEOUT": 1, "SOCKET_CONNECT_TIMEOUT": 1}
-# Seconds that a load or a save may take at most, on a busy machine, where it waits a second for each thing it asks.
+# The most seconds of a load or a save on a busy machine. Each question may wait for one second.
 BOUND = 20
 
 
@@ -70,7 +70,7 @@ def stored(store_class: type[SessionStore], key: str | None) -> dict[str, Any]:
 
 
 def another(module: ModuleType) -> type[SessionStore]:
-    """Return the same engine as another process has it: with connections of its own."""
+    """Return the same engine with its own connections, as in another process."""
     made: type[SessionStore] = type("SessionStore", (module.SessionStore,), {"__module__": module.__name__})
     return made
 
@@ -178,19 +178,19 @@ def assert_e012(expected: str) -> None:
     ],
     ids=["no factory", "a pool alone", "no sentinels"],
 )
-def test_half_a_configuration_is_told(change: dict[str, Any], expected: str) -> None:
+def test_half_a_configuration_is_reported(change: dict[str, Any], expected: str) -> None:
     with override_settings(**settings_for(redis_engine, shared().entry(**change))):
         assert_e012(expected)
 
 
-def test_a_replica_in_the_first_place_is_told() -> None:
+def test_a_location_that_asks_for_a_replica_is_reported() -> None:
     entry = {**shared().entry(), "LOCATION": f"redis://{SERVICE}/0?is_master=0"}
     with override_settings(**settings_for(redis_engine, entry)):
         assert_e012("is_master=0")
 
 
-def test_tls_by_the_scheme_is_told() -> None:
-    """With it redis-py's pool would raise a TypeError where it connects; with 'ssl' it makes connections with TLS."""
+def test_tls_by_the_scheme_is_reported() -> None:
+    """redis-py's pool raises a TypeError with it as it connects. With 'ssl' it uses TLS."""
     with override_settings(**settings_for(redis_engine, {**shared().entry(), "LOCATION": f"rediss://{SERVICE}/0"})):
         assert_e012("'ssl': True")
     with override_settings(**settings_for(redis_engine, shared().entry(CONNECTION_POOL_KWARGS={"ssl": True}))):
@@ -223,7 +223,7 @@ def known_sentinels(store_class: type[SessionStore]) -> set[int]:
 
 
 def test_sentinels_that_are_gone_cost_little_and_are_not_forgotten() -> None:
-    """As many as look for the master at once, none of them drops a sentinel from the list."""
+    """However many look for the master at once, none drops a sentinel from the list."""
 
     def all_at_once(store_class: type[SessionStore], key: str) -> None:
         gate = threading.Barrier(20)
@@ -274,15 +274,15 @@ def test_sentinels_that_are_gone_cost_little_and_are_not_forgotten() -> None:
 
 @dataclass
 class Diary:
-    """What a visitor has done and found.
+    """The changes and findings of a visitor.
 
     Attributes:
         key: the session key.
-        tried: the highest number that may have been stored.
+        tried: the highest number that may be stored.
         sure: the highest that was acknowledged, by a replica too.
-        signed_in: keys of sessions that were made meanwhile, and as surely acknowledged.
-        outages, slowest: how often the storage did not answer, and the seconds that the longest turn took.
-        wrong: what should never have been found.
+        signed_in: keys of new sessions, acknowledged in the same way.
+        outages, slowest: how often the storage did not answer, and the seconds of the longest turn.
+        wrong: findings that must never happen.
     """
 
     store_class: type[SessionStore]
@@ -319,7 +319,7 @@ _diary: ContextVar[Diary] = ContextVar("_diary")
 
 
 class _Warnings(logging.Handler):
-    """Notes that too few replicas have acknowledged a change, in the diary of the visitor who made it."""
+    """Notes changes that too few replicas have acknowledged in their visitor's diary."""
 
     def emit(self, record: logging.LogRecord) -> None:
         if "wait_replicas" in record.getMessage() and (diary := _diary.get(None)):
@@ -368,7 +368,7 @@ async def all_come_and_go(diaries: list[Diary], end: threading.Event) -> None:
 
 
 class Load:
-    """Visitors of both engines, in threads and in tasks, who come again and again until the load is stopped."""
+    """Visitors of both engines, in threads and tasks, who come again and again until the end."""
 
     def __init__(self, stack: ExitStack) -> None:
         handler = _Warnings()
@@ -387,7 +387,7 @@ class Load:
         self._running.append(promised(lambda: asyncio.run(all_come_and_go(in_tasks, self._end))))
 
     def go_on(self) -> None:
-        """Wait until each visitor has had some more changes acknowledged."""
+        """Wait until each visitor has some more acknowledged changes."""
         marks = [diary.sure + 5 for diary in self.diaries]
         wait_until(
             lambda: all(diary.sure >= mark or diary.wrong for diary, mark in zip(self.diaries, marks, strict=True)),
@@ -395,7 +395,7 @@ class Load:
         )
 
     def stop(self) -> None:
-        """End it, and look at what everybody has found, and at what is stored."""
+        """End it, and check the diaries and the stored sessions."""
         self._end.set()
         for each in self._running:
             each.result(60)
@@ -415,7 +415,7 @@ ADA = User(pk=7, password="not a hash")
 
 
 class Accounts:
-    """The authentication backend: it knows one user."""
+    """An authentication backend with one user."""
 
     def get_user(self, pk: Any) -> AbstractBaseUser | None:
         return ADA if pk == ADA.pk else None
@@ -448,7 +448,7 @@ SITE = {
 
 
 class Browser:
-    """Somebody signed in, who asks for pages through Django's handler."""
+    """A signed-in user who asks for pages through Django's handler."""
 
     def __init__(self, module: ModuleType, client: Any) -> None:
         self._client = client
@@ -459,7 +459,7 @@ class Browser:
         }
         client.cookies[settings.SESSION_COOKIE_NAME] = visitor(module.SessionStore, data)
         with override_settings(SESSION_ENGINE=module.__name__):
-            self.statuses = [self.get("/who/")]  # the handler has read the engine's name by now
+            self.statuses = [self.get("/who/")]  # the handler has read the engine's name
 
     def get(self, url: str) -> int:
         answer = self._client.get(url)
@@ -510,7 +510,7 @@ def test_a_killed_master_signs_nobody_out_and_no_acknowledged_change_is_lost() -
 
 
 def test_a_master_that_stood_still_comes_back_as_a_replica() -> None:
-    """Between its coming back and being told that it is a replica, it takes itself for the master."""
+    """Until the sentinels tell it, it takes itself for the master."""
 
     async def name_of(key: str) -> Any:
         return await idle(key).aget("name")
@@ -536,8 +536,8 @@ def test_a_master_that_stood_still_comes_back_as_a_replica() -> None:
 
 
 @both_engines
-def test_what_a_demoted_server_refuses_is_asked_of_the_master(module: ModuleType) -> None:
-    """Sentinel cuts the connections to a server that it demotes. Here one is left that nothing has shown to be old."""
+def test_a_command_that_a_demoted_server_refuses_goes_to_the_master(module: ModuleType) -> None:
+    """Sentinel cuts the connections to a server that it demotes. Here one is left."""
 
     store_class = another(module)
     with override_settings(**settings_for(module, shared().entry(**SHORT))):

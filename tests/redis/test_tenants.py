@@ -1,4 +1,4 @@
-"""Sites with tenants in the Redis engines: the option `prefix` is a function, which is asked at each operation."""
+"""Tenants in the Redis engines: each operation calls the function in the option `prefix`."""
 
 import asyncio
 import random
@@ -32,7 +32,7 @@ pytestmark = pytest.mark.once
 MODULES = {"redis": redis_engine, "redis_hash": redis_hash}
 both_engines = pytest.mark.parametrize("module", MODULES.values(), ids=MODULES)
 LARGE = "x" * 20_000
-# Of this run, so that its keys are its own on a server that tests share.
+# Of this run, because tests share the server.
 RUN = f"{random.getrandbits(64):x}"
 TENANT: ContextVar[str] = ContextVar("tenant")
 
@@ -162,7 +162,7 @@ def test_an_operation_asks_once_however_many_batches_it_takes(module: ModuleType
         store["cart"]["apple"] = other["cart"]["pear"] = 1
         other.save()
         asked.clear()
-        store.save()  # which meets the other: two batches
+        store.save()  # it meets the other: two batches
         assert len(asked) == 1
         store.cycle_key()
         assert len(asked) == 2
@@ -170,7 +170,7 @@ def test_an_operation_asks_once_however_many_batches_it_takes(module: ModuleType
 
 
 @both_engines
-def test_ids_are_those_of_the_tenant_for_whom_they_were_asked_for(module: ModuleType) -> None:
+def test_ids_lists_the_sessions_of_the_tenant_at_the_call(module: ModuleType) -> None:
     with site(module) as store_class:
         expected = {}
         for name in ("list of ada", "list of bob"):
@@ -222,7 +222,7 @@ def test_a_cache_with_a_key_function_is_followed_on_first_touch(module: ModuleTy
                 assert stored(module.SessionStore, str(key)) == {"user": 1}
 
 
-# What is a path, and what is text.
+# Paths and text.
 
 
 @pytest.mark.parametrize(
@@ -240,7 +240,7 @@ def test_a_cache_with_a_key_function_is_followed_on_first_touch(module: ModuleTy
         "a b.",
     ],
 )
-def test_any_text_that_was_a_prefix_still_is_one(prefix: str) -> None:
+def test_text_that_is_not_the_path_of_a_function_is_a_prefix(prefix: str) -> None:
     with site(redis_engine, prefix, KEY_PREFIX=f"{RUN}-") as store_class, shared().client() as client:
         key = new_session(store_class, {"user": 1})
         assert problems() == []
@@ -256,7 +256,7 @@ def test_any_text_that_was_a_prefix_still_is_one(prefix: str) -> None:
         (f"{__name__}.RUN()", "names no function: it cannot be called"),
     ],
 )
-def test_a_path_that_is_none_is_told(prefix: str, match: str) -> None:
+def test_a_wrong_path_is_reported(prefix: str, match: str) -> None:
     with site(redis_engine, prefix) as store_class:
         assert problems() == ["E015"]
         with pytest.raises(ImproperlyConfigured, match=match):
@@ -264,7 +264,7 @@ def test_a_path_that_is_none_is_told(prefix: str, match: str) -> None:
 
 
 @pytest.mark.parametrize("prefix", [5, None, b"bytes:"])
-def test_what_is_neither_text_nor_a_function_is_told(prefix: Any) -> None:
+def test_a_prefix_that_is_neither_text_nor_a_function_is_reported(prefix: Any) -> None:
     with site(redis_engine, prefix):
         (message,) = check_settings()
         assert message.id == "gsession_django.E023"
@@ -273,7 +273,7 @@ def test_what_is_neither_text_nor_a_function_is_told(prefix: Any) -> None:
 
 @pytest.mark.parametrize("found", [None, b"bytes:", 5])
 @both_engines
-def test_a_function_that_returns_no_text_is_told(
+def test_a_function_that_returns_no_text_is_reported(
     module: ModuleType, found: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(f"{__name__}.NOT_TEXT", found)
@@ -289,7 +289,7 @@ def test_a_function_that_returns_no_text_is_told(
 
 
 @both_engines
-def test_what_a_function_raises_comes_through_and_says_where_it_was_raised(module: ModuleType) -> None:
+def test_the_exception_of_a_function_comes_through_with_its_origin(module: ModuleType) -> None:
     uses: list[Callable[[SessionStore], Any]] = [
         lambda store: store.load(),
         lambda store: asyncio.run(store.aload()),
@@ -303,7 +303,7 @@ def test_what_a_function_raises_comes_through_and_says_where_it_was_raised(modul
             assert any("option prefix" in note for note in raised.value.__notes__)
 
 
-# KEY_FUNCTION, which tells tenants apart in Django's `cache` engine.
+# KEY_FUNCTION, which separates tenants in Django's `cache` engine.
 
 
 @pytest.mark.parametrize("function", [key_of_tenant, f"{__name__}.key_of_tenant"], ids=["function", "path"])
@@ -328,7 +328,7 @@ def test_a_key_function_is_refused_where_there_is_no_option_at_all() -> None:
 
 
 @pytest.mark.parametrize("function", [None, default_key_func, "django.core.cache.backends.base.default_key_func"])
-def test_the_key_function_of_django_is_none(function: Any) -> None:
+def test_djangos_own_key_function_is_accepted(function: Any) -> None:
     with site(redis_engine, f"{RUN}:", KEY_FUNCTION=function) as store_class:
         assert problems() == []
         assert stored(store_class, new_session(store_class, {"user": 1})) == {"user": 1}
@@ -345,10 +345,10 @@ def cluster_site(module: ModuleType, prefix: Any = prefix_of_tenant) -> Iterator
 
 
 @both_engines
-def test_in_a_cluster_a_session_takes_nothing_of_another_tenants_along(
+def test_in_a_cluster_a_move_takes_nothing_of_another_tenant_along(
     module: ModuleType, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What one tenant's request holds of a session is what its move copies, and no other tenant's of the same id."""
+    """A move copies the session of its tenant, and not another tenant's of the same id."""
     sent: list[Batch] = []
 
     def counted(batch: Batch) -> Any:
@@ -385,7 +385,7 @@ def test_in_a_cluster_a_session_takes_nothing_of_another_tenants_along(
             ada.flush()
 
 
-def test_in_a_cluster_braces_in_what_the_function_returns_are_told() -> None:
+def test_in_a_cluster_braces_in_the_prefix_are_reported() -> None:
     with cluster_site(redis_engine, partial(str, "a{}b:")) as store_class:
         with pytest.raises(ImproperlyConfigured, match="braces"):
             store_class("abcdefgh").load()

@@ -41,7 +41,7 @@ class ValkeyHashTests(StorageContract, SimpleTestCase):
         super().setUp()
 
 
-def test_it_is_valkey_and_the_checks_have_nothing_against_it() -> None:
+def test_the_checks_accept_valkey() -> None:
     with server().client() as client:
         info: Any = client.info("server")
     assert info["server_name"] == "valkey"
@@ -51,7 +51,7 @@ def test_it_is_valkey_and_the_checks_have_nothing_against_it() -> None:
 
 @pytest.mark.parametrize("module", [redis_engine, redis_hash], ids=["redis", "redis_hash"])
 def test_a_master_without_replicas_may_refuse_writes(module: Any) -> None:
-    """With ``min-replicas-to-write``, so that one that was given up loses nothing. Redis 6.2 let scripts write."""
+    """``min-replicas-to-write`` stops the writes of a demoted master. Redis 6.2 let scripts write."""
     with ValkeyServer() as alone, override_settings(**settings_for(module.__name__, alone.url())):
         store = module.SessionStore(new_session(module.SessionStore, {"name": "ada"}))
         store["name"] = "bob"

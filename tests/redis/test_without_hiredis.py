@@ -1,4 +1,4 @@
-"""The Redis engines where hiredis is not installed: redis-py then reads the replies itself."""
+"""Without hiredis, redis-py reads the replies of the Redis engines itself."""
 
 import subprocess
 import sys
@@ -9,14 +9,14 @@ import pytest
 pytestmark = pytest.mark.once
 
 FILES = ["tests/redis/test_engines.py", "tests/redis/test_connections.py"]
-# What reads every kind of reply, and what is disturbed while it does.
+# Tests that read every kind of reply, and tests that are disturbed as they read.
 SELECTION = (
     "surplus or large or round_trips or (any_line and old_connection) or any_step or cancel or signal or reset or "
     "middle or thousands or lost_scripts or merges or goframe"
 )
 
 
-def test_redis_pys_own_parsers_do_as_well() -> None:
+def test_redis_pys_own_parsers_work_as_well() -> None:
     done = subprocess.run(
         [sys.executable, "-m", "tests.support.without_hiredis", "-p", "no:cacheprovider", "-k", SELECTION, *FILES],
         cwd=Path(__file__).parents[2],

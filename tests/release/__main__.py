@@ -1,7 +1,7 @@
-"""Builds the release in dist/, checks it, and tries the wheel in environments that hold nothing else.
+"""Builds the release in dist/, checks it, and tries the wheel in clean environments.
 
-``python -m tests.release`` in the checkout; ``make release-check`` runs it. The wheel is tried with the lowest version
-of each dependency that its metadata allows, and with the newest; without its extras, and with them.
+``make release-check`` runs ``python -m tests.release`` in the checkout. It tries the wheel with the lowest version that
+its metadata allows of each dependency, and with the newest; without its extras, and with them.
 """
 
 import shutil
@@ -19,7 +19,7 @@ from tests.support.redis_servers import RedisServer
 ROOT = Path(__file__).resolve().parents[2]
 DIST = ROOT / "dist"
 SMOKE = Path(__file__).with_name("smoke.py")
-# Some of them change meanwhile, as tests run.
+# Some of these change meanwhile, when tests run.
 NOT_COPIED = shutil.ignore_patterns(
     ".git", ".hypothesis", ".tox", ".venv", ".*_cache", "__pycache__", "*.egg-info", "build", "dist"
 )
@@ -34,7 +34,7 @@ def run(*command: object) -> None:
 
 
 def build(folder: Path) -> Path:
-    """Build from a copy without the files that .gitignore names, and return the path of the wheel."""
+    """Build the release from a copy without ignored files, and return the path of the wheel."""
     source = folder / "source"
     shutil.copytree(ROOT, source, ignore=NOT_COPIED)
     git = ("git", "-C", source)
@@ -58,11 +58,11 @@ def lowest(requirement: str) -> str:
     for each in parsed.specifier:
         if each.operator == ">=":
             return f"{parsed.name}=={each.version}"
-    raise ValueError(f"setup.cfg requires {requirement!r}. Add the lowest version that was tried, with >=.")
+    raise ValueError(f"setup.cfg requires {requirement!r} without a lowest version. Add one that passed, with >=.")
 
 
 def attempt(python: Path, wheel: Path, extras: list[str], constraints: Path, url: str) -> None:
-    """Install the wheel in a new environment, and sign in there."""
+    """Install the wheel in a new environment, and run ``smoke.py`` there."""
     venv.create(python.parents[1], clear=True, symlinks=True)
     pip = (sys.executable, "-m", "pip", "--disable-pip-version-check", "--python", python)
     package = f"{wheel}[{','.join(extras)}]" if extras else wheel

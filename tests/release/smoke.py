@@ -1,7 +1,7 @@
-"""What tests.release runs where the package is installed: a visitor signs in and out, on each engine.
+"""The check of an installed package: a visitor signs in and out on each engine. tests.release runs it.
 
-``python smoke.py URL EXTRA...``: the URL of a Redis server, and the extras that the package was installed with. At its
-end it prints the versions of what is installed.
+``python smoke.py URL EXTRA...``: the URL of a Redis server, and the installed extras of the package. At its end it
+prints the versions of all installed packages.
 """
 
 import sys
@@ -40,7 +40,7 @@ urlpatterns = [path("", who), path("sign-in/", sign_in), path("sign-out/", sign_
 
 
 def set_up_opentelemetry() -> None:
-    """Set up what does nothing, as a site does that has its own provider."""
+    """Set up a meter provider that does nothing, as a site sets up its own."""
     from opentelemetry import metrics
 
     class Provider(metrics.NoOpMeterProvider):
@@ -91,7 +91,7 @@ def main() -> None:
             SESSION_CACHE_ALIAS="sessions",
             SESSION_FILE_PATH=folder,
             SESSION_SERIALIZER=TYPED if "typed" in extras else JSON,
-            SILENCED_SYSTEM_CHECKS=["gsession_django.W001"],  # memory is for one process, as this is
+            SILENCED_SYSTEM_CHECKS=["gsession_django.W001"],  # the memory engine needs one process, and this is one
         )
         django.setup()
         call_command("migrate", verbosity=0)

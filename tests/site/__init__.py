@@ -1,1 +1,1 @@
-"""What a site has beside its engine: checks, middleware, commands, telemetry."""
+"""The parts of a site around its engine: checks, middleware, commands, telemetry."""

@@ -1,4 +1,4 @@
-"""System checks: what is wrong in the settings is said before a visitor meets it."""
+"""System checks find wrong settings before a visitor does."""
 
 import sys
 import types
@@ -29,7 +29,7 @@ class AnyOption(WholeMapStorage):
 
 @pytest.fixture
 def module(monkeypatch: pytest.MonkeyPatch) -> Callable[[type[Storage]], str]:
-    """Make an importable engine of a storage and return its module's name."""
+    """Make an importable engine with a storage, and return its module's name."""
 
     def make(storage_class: type[Storage]) -> str:
         engine = types.ModuleType(f"engine_on_{storage_class.__name__}")
@@ -84,13 +84,13 @@ def test_an_engine_of_djangos_is_none_of_our_business(settings: Settings, engine
             "E005",
             "names the engine 'no.such.engine', which cannot be imported: No module",
         ),
-        ({"ENGINES": {"django.contrib.sessions.backends.file": {}}}, "E006", "is no engine of gsession_django"),
+        ({"ENGINES": {"django.contrib.sessions.backends.file": {}}}, "E006", "is not an engine of gsession_django"),
         (
             {"ENGINES": {"gsession_django.core.conf": {}}},
             "E006",
-            "names 'gsession_django.core.conf', which is no engine",
+            "names 'gsession_django.core.conf', which is not an engine",
         ),
-        ({"ENGINES": {"gsession_django": {}}}, "E006", "is no engine"),
+        ({"ENGINES": {"gsession_django": {}}}, "E006", "is not an engine"),
         ({"ENGINES": {MEMORY: {"max": 5}}}, "E009", "has the option 'max' = 5, which MemoryStorage does not take"),
     ],
 )
@@ -118,11 +118,15 @@ async def takes_more(request: HttpRequest, *more: Any) -> HttpResponse:
 @pytest.mark.parametrize(
     ("unavailable", "check_id", "says"),
     [
-        ("no.such.view", "E027", "names no view: ModuleNotFoundError: No module named 'no'"),
-        ("no_module", "E027", "= 'no_module' names no view: ImportError"),
+        ("no.such.view", "E027", "does not name a view: ModuleNotFoundError: No module named 'no'"),
+        ("no_module", "E027", "= 'no_module' does not name a view: ImportError"),
         (f"{__name__}.no_view", "E027", 'does not define a "no_view"'),
-        (f"{__name__}.MEMORY", "E027", "names no view: TypeError: 'gsession_django.backends.memory' cannot be called"),
-        (5, "E027", "= 5 names no view"),
+        (
+            f"{__name__}.MEMORY",
+            "E027",
+            "does not name a view: TypeError: 'gsession_django.backends.memory' cannot be called",
+        ),
+        (5, "E027", "= 5 does not name a view"),
         (f"{__name__}.takes_one", "E028", "cannot be called with a request and an exception: too many positional"),
         ("django.views.View", "E028", "cannot be called with a request and an exception"),
     ],
@@ -137,7 +141,7 @@ def test_the_view_for_an_outage_is_one(settings: Settings, unavailable: Any, che
 
 @pytest.mark.parametrize("unavailable", [f"{__name__}.takes_two", f"{__name__}.takes_more", "builtins.max", None])
 def test_a_view_for_an_outage_that_is_in_order(settings: Settings, unavailable: str | None) -> None:
-    """Of a function that does not say what it takes, nothing is said either."""
+    """The check leaves a function without a signature alone."""
     settings.GSESSION = {"UNAVAILABLE": unavailable}
     assert check_settings() == []
 
@@ -149,7 +153,8 @@ def test_the_hints_say_what_would_be_right(settings: Settings) -> None:
     settings.GSESSION = {"ENGINE": {}}
     assert (
         only(check_settings()).hint
-        == "The keys of GSESSION are 'ENGINES', 'TOUCH_INTERVAL', 'FALLBACK_ENGINE', 'UNAVAILABLE'."
+        == "The keys of GSESSION are 'ENGINES', 'TOUCH_INTERVAL', 'FALLBACK_ENGINE', 'UNAVAILABLE', "
+        "'ANONYMOUS_AGE', 'MAX_SESSIONS_PER_USER', 'REFUSE_SIGN_IN', 'RECORD_CLIENT', 'INTERRUPTED'."
     )
 
 
@@ -193,7 +198,7 @@ class CountingStorage(Counting, AsyncStorage):
 
 
 class FromBelow(OverridesOne):
-    """Inherits what its base gets wrong."""
+    """Inherits the mistake of its base."""
 
 
 @pytest.mark.parametrize(
@@ -208,9 +213,9 @@ def test_an_override_that_async_requests_go_past(
     assert message.id == "gsession_django.E021"
     assert message.msg == (
         f"{storage_class.__name__}, the storage of the engine {name!r}, overrides {method}() and inherits a{method}() "
-        "from AsyncStorage: async requests go past the override."
+        "from AsyncStorage: async requests bypass the override."
     )
-    assert message.hint == f"Override a{method}() too, where you override {method}()."
+    assert message.hint == f"Override a{method}() in the same class."
 
 
 class OverridesBoth(OverridesOne):
@@ -219,7 +224,7 @@ class OverridesBoth(OverridesOne):
 
 
 class Twins:
-    """Native twins for whatever storage it is mixed into."""
+    """A mixin with native twins for any storage."""
 
     async def aget_session(self, *args: Any) -> Any:
         return self.get_session(*args)  # type: ignore[attr-defined]
@@ -316,6 +321,6 @@ def test_a_folder_that_is_not_there(settings: Settings, tmp_path: Any) -> None:
     settings.SESSION_FILE_PATH = tmp_path / "missing"
     message = only(check_settings())
     assert message.id == "gsession_django.E008"
-    assert f"SESSION_FILE_PATH = '{tmp_path}/missing': there is no such folder" in message.msg
+    assert f"SESSION_FILE_PATH = '{tmp_path}/missing': this folder does not exist" in message.msg
     settings.SESSION_FILE_PATH = tmp_path
     assert check_settings() == []

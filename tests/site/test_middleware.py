@@ -1,4 +1,4 @@
-"""SessionMiddleware: what Django's does, without a thread, and 503 where the sessions' storage does not answer."""
+"""SessionMiddleware does what Django's does, without a thread, and answers an outage of the storage with 503."""
 
 import asyncio
 import gc
@@ -89,7 +89,7 @@ def stream(request: HttpRequest) -> StreamingHttpResponse:
 
 
 class Stream(Iterator[str]):
-    """What a view answers with, which says when it is closed."""
+    """The content of a response, which records that it was closed."""
 
     def __next__(self) -> str:
         raise AssertionError("never sent")
@@ -280,7 +280,7 @@ def test_no_thread_is_entered(engine: str, monkeypatch: pytest.MonkeyPatch) -> N
 
     with site(engine):
         monkeypatch.setattr(SyncToAsync, "__call__", refuse)
-        for name in ("load", "save"):  # which would block the loop
+        for name in ("load", "save"):  # these would block the loop
             monkeypatch.setattr(BaseSessionStore, name, refuse)
         assert asyncio.run(visit(SessionMiddleware)) == [b"1", b"2"]
         with pytest.raises(AssertionError, match="a thread"):
@@ -370,7 +370,7 @@ def test_a_session_that_was_deleted_meanwhile_interrupts(sync: bool) -> None:
             respond(view, SessionMiddleware, store.session_key, sync)
 
 
-# On a storage in memory that can be told not to answer.
+# On a storage in memory that fails when the test wants it.
 
 
 @pytest.fixture
@@ -405,7 +405,7 @@ either_mode = pytest.mark.parametrize("sync", [True, False], ids=["sync", "async
 def test_which_key_is_sent_where_a_later_call_fails(
     storage: FailingStorage, key: str, sync: bool, failing: str
 ) -> None:
-    """After cycle_key(): the new key if that is the one that works, and nothing once the session was to end."""
+    """After cycle_key() the answer has the new key if that key works, and no key if the session was to end."""
     keys: list[str | None] = []
 
     def view(request: HttpRequest) -> HttpResponse:
@@ -471,7 +471,7 @@ def test_another_store_that_fails_is_not_the_requests_session(storage: FailingSt
 def test_what_the_view_answered_is_closed_and_the_request_ends_once(
     storage: FailingStorage, key: str, client_class: Any
 ) -> None:
-    """An async receiver too: a signal that is sent on the running loop cannot await it."""
+    """Also with an async receiver, which a signal on the running loop could not await."""
     finished: list[object] = []
 
     def receiver(sender: object, **kwargs: Any) -> None:
@@ -499,7 +499,7 @@ def test_what_the_view_answered_is_closed_and_the_request_ends_once(
 def test_it_is_logged_in_one_line_and_not_on_the_loop(
     storage: FailingStorage, key: str, client_class: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Neither the path nor the reason can begin another line, and no handler keeps other requests waiting."""
+    """Neither the path nor the reason can begin a line, and a slow handler does not delay other requests."""
     looping: list[bool] = []
 
     class Handler(logging.Handler):
@@ -524,7 +524,7 @@ def test_it_is_logged_in_one_line_and_not_on_the_loop(
 def test_a_failed_request_leaves_nothing_to_the_garbage_collector(
     storage: FailingStorage, key: str, sync: bool
 ) -> None:
-    """In an outage that is every request."""
+    """In an outage every request fails."""
     stores: list[Any] = []
 
     def view(request: HttpRequest) -> HttpResponse:
@@ -533,7 +533,7 @@ def test_a_failed_request_leaves_nothing_to_the_garbage_collector(
         stores.append(weakref.ref(request.session))
         return HttpResponse()
 
-    logging.disable()  # a captured record keeps the request
+    logging.disable()  # a captured record would keep the request alive
     gc.disable()
     try:
         assert is_503(respond(view, SessionMiddleware, key, sync))
@@ -557,7 +557,7 @@ def test_a_503_html_whose_parent_is_missing_is_logged(
 
 
 def test_the_servers_own_handlers_answer_503(storage: FailingStorage, key: str) -> None:
-    """Not the test client's, which have their own way with exceptions."""
+    """Those of the test client treat exceptions differently."""
     storage.answers = False
     cookie = f"{settings.SESSION_COOKIE_NAME}={key}"
     heads: list[Any] = []
@@ -573,7 +573,7 @@ def test_the_servers_own_handlers_answer_503(storage: FailingStorage, key: str) 
         scope["headers"] = [(b"host", b"127.0.0.1"), (b"cookie", cookie.encode())]
         events: list[Any] = []
         bodies = [{"type": "http.request", "body": b""}]
-        ended = asyncio.Event()  # a client that stays until it has its answer
+        ended = asyncio.Event()  # the client waits for its answer
 
         async def receive() -> Any:
             if bodies:
@@ -656,7 +656,7 @@ def test_what_a_subclass_overrides_is_called(storage: FailingStorage, key: str, 
 
 @pytest.mark.parametrize("method", ["load", "keys"])
 def test_a_session_still_in_the_storage_outlives_its_store(method: str) -> None:
-    """What load() and keys() return may be the last that holds the store, which is asked for the values."""
+    """The result of load() or keys() asks the store for values, and may hold its last reference."""
     store = engine(PerKeyStorage)()
     store["n"] = 1
     store.save()

@@ -1,4 +1,4 @@
-"""What is wrong with the name of an engine, or the value of an option, is an error in words, and no exception."""
+"""A wrong name of an engine, or a wrong value of an option, is an error that explains itself, and not an exception."""
 
 import sys
 import types
@@ -31,7 +31,7 @@ Modules = Callable[..., str]
 
 @pytest.fixture
 def module(monkeypatch: pytest.MonkeyPatch) -> Modules:
-    """Make an importable module with these names in it, and return its name."""
+    """Make an importable module with these attributes, and return its name."""
 
     def make(name: str = "engine_of_somebody", **names: Any) -> str:
         made = types.ModuleType(name)
@@ -44,7 +44,7 @@ def module(monkeypatch: pytest.MonkeyPatch) -> Modules:
 
 @pytest.fixture
 def raising(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str], str]]:
-    """Make a module that does this when it is imported, and return its name."""
+    """Make a module that runs this code when it is imported, and return its name."""
     monkeypatch.syspath_prepend(tmp_path)
 
     def make(code: str) -> str:
@@ -60,7 +60,7 @@ def store_on(storage_class: Any, name: str) -> type[SessionStore]:
 
 
 def errors() -> list[CheckMessage]:
-    """Return the errors of all checks of this package, those for deployment too."""
+    """Return the errors of all checks of this package, with those for deployment."""
     return [
         message
         for message in run_checks(tags=["gsession_django"], include_deployment_checks=True)
@@ -105,9 +105,7 @@ def test_so_is_one_among_the_options(settings: Settings, name: Any) -> None:
 def test_so_is_a_fallback(settings: Settings, name: Any) -> None:
     settings.GSESSION = {"FALLBACK_ENGINE": name}
     message = only("E018")
-    assert message.msg.startswith(
-        f'GSESSION["FALLBACK_ENGINE"] = {name!r} is no engine that sessions can be moved from.'
-    )
+    assert message.msg.startswith(f'GSESSION["FALLBACK_ENGINE"] = {name!r} cannot be used. ')
 
 
 @pytest.mark.parametrize("name", NAMES, ids=repr)
@@ -134,13 +132,13 @@ def test_so_is_a_module_that_raises_anything(settings: Settings, raising: Callab
 )
 def test_a_command_says_so_too(tmp_path: Path, command: tuple[str, str], name: str) -> None:
     more = ["--from", "django.contrib.sessions.backends.db"] if command[1] == "--to" else []
-    with old_site(tmp_path), pytest.raises(CommandError, match="is no session engine: "):
+    with old_site(tmp_path), pytest.raises(CommandError, match="is not a session engine: "):
         call_command(command[0], *more, f"{command[1]}={name}")
 
 
 @pytest.mark.parametrize("code", ["1 / 0", "raise SystemExit(3)"])
 def test_a_command_survives_a_module_that_raises(raising: Callable[[str], str], code: str) -> None:
-    with pytest.raises(CommandError, match="'engine_that_raises', which is no session engine: "):
+    with pytest.raises(CommandError, match="'engine_that_raises', which is not a session engine: "):
         call_command("purge_sessions", "--engine", raising(code))
 
 
@@ -155,7 +153,7 @@ def test_options_of_a_module_that_only_imports_its_store_are_refused(
     option: dict[str, Any] = {"prefix": "s:"} if store is redis_engine.SessionStore else {"fsync": True}
     with old_site(tmp_path, SESSION_ENGINE=name, GSESSION={"ENGINES": {name: option}}):
         message = only("E022")
-        assert f"takes its SessionStore from {store.__module__!r}: they would have no effect" in message.msg
+        assert f"takes its SessionStore from {store.__module__!r}: they have no effect" in message.msg
         assert f'GSESSION["ENGINES"][{store.__module__!r}]' in str(message.hint)
         with pytest.raises(ImproperlyConfigured) as raised:
             store().create()
@@ -305,7 +303,7 @@ def test_a_storage_that_does_not_say_what_it_takes_is_an_error(module: Modules, 
     settings.GSESSION = {"ENGINES": {name: {"url": 5}}}
     message = only("E025")
     assert (
-        "Unsigned, the storage of the engine 'engine_of_somebody', does not say which options it takes" in message.msg
+        "Unsigned, the storage of the engine 'engine_of_somebody', does not show which options it takes" in message.msg
     )
     assert "{'url': 5}" in message.msg
 

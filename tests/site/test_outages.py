@@ -1,4 +1,4 @@
-"""An outage of the sessions' storage: what is logged, what a visitor is sent, and who may say otherwise."""
+"""An outage of the storage: the log, the answer to the visitor, and how a site changes that answer."""
 
 import asyncio
 import threading
@@ -93,7 +93,7 @@ def use_another_session(request: HttpRequest) -> HttpResponse:
 
 
 def count(request: HttpRequest) -> HttpResponse:
-    """Change the session, of which the save fails."""
+    """Change the session; its save fails."""
     request.session["count"] = request.session.get("count", 0) + 1
     failing().answers = False
     return HttpResponse("counted")
@@ -243,7 +243,7 @@ class UseForATemplate:
 
 
 class Reporter:
-    """What an error tracker may bring, to be told of the exceptions of views."""
+    """The middleware of an error tracker, which gets the exceptions of views."""
 
     told: list[Exception]
 
@@ -273,7 +273,7 @@ def site(*more: str, middleware: str = OURS, **values: Any) -> Iterator[FailingS
 
 
 def visitor(client_class: Any, **options: Any) -> Any:
-    """Return the client of somebody who has a session, from when on the storage does not answer."""
+    """Return the client of a visitor with a session. From then on the storage does not answer."""
     store = SessionStore()
     store["count"] = 1
     store.save()
@@ -285,7 +285,7 @@ def visitor(client_class: Any, **options: Any) -> Any:
 
 @pytest.fixture
 def signals() -> Iterator[list[HttpRequest]]:
-    """The requests of which Django has said that their exception went uncaught."""
+    """The requests of Django's ``got_request_exception``."""
     found: list[HttpRequest] = []
 
     def receive(sender: object, request: HttpRequest, **kwargs: Any) -> None:
@@ -297,8 +297,8 @@ def signals() -> Iterator[list[HttpRequest]]:
 
 
 def logged(caplog: pytest.LogCaptureFixture) -> list[tuple[str, str, str]]:
-    """Return what was logged: logger, level and message; none with a traceback."""
-    records = [record for record in caplog.records if record.name != "asyncio"]  # which times what the tests do
+    """Return the logger, level and message of each record, and check that none has a traceback."""
+    records = [record for record in caplog.records if record.name != "asyncio"]  # it logs slow callbacks
     assert [record for record in records if record.exc_info] == []
     return [(record.name, record.levelname, record.getMessage()) for record in records]
 
@@ -405,7 +405,7 @@ def test_a_reporter_before_ours_is_not_told(client_class: Any) -> None:
 def test_any_other_exception_is_reported_as_ever(
     client_class: Any, view: str, caplog: pytest.LogCaptureFixture, signals: list[HttpRequest]
 ) -> None:
-    """A mistake of the site that an outage brings up, and a session that is not the request's."""
+    """A mistake of the site that shows in an outage, and a session other than the request's."""
     with site():
         response = get(visitor(client_class, raise_request_exception=False), f"/{view}/")
     assert response.status_code == (503 if view == "fail" else 500)
@@ -418,7 +418,7 @@ def test_any_other_exception_is_reported_as_ever(
 def test_what_stands_outside_ours_is_reported_as_ever(
     client_class: Any, values: Any, caplog: pytest.LogCaptureFixture, signals: list[HttpRequest]
 ) -> None:
-    """With Django's middleware nothing is ours, and what stands before ours in MIDDLEWARE comes after it here."""
+    """Django's own middleware, and a middleware above ours that uses the session afterwards."""
     with site(**values):
         response = get(visitor(client_class, raise_request_exception=False), "/read/")
     assert response.status_code == 500
@@ -471,7 +471,7 @@ async def araises(request: HttpRequest, exception: StorageUnavailable) -> HttpRe
 
 
 def returns_nothing(request: HttpRequest, exception: StorageUnavailable) -> None:
-    """Return no response, which is a mistake."""
+    """Return no response, by mistake."""
 
 
 def uses_the_session(request: HttpRequest, exception: StorageUnavailable) -> HttpResponse:
@@ -526,7 +526,8 @@ def test_a_view_of_the_site_that_fails_is_logged_and_the_default_page_is_sent(
     assert is_503(response)
     assert b"try again" in response.content
     failed, line = [record for record in caplog.records if record.name == "gsession_django"]
-    assert failed.getMessage() == f"GSESSION[\"UNAVAILABLE\"] = '{HERE}{view}' failed; the default page is sent."
+    setting = f"GSESSION[\"UNAVAILABLE\"] = '{HERE}{view}'"
+    assert failed.getMessage() == f"{setting} failed. The visitor gets the default page."
     assert failed.exc_info is not None
     assert line.exc_info is None
     assert signals == []
@@ -649,7 +650,7 @@ def test_a_touch_that_fails_does_not_undo_the_answer(client_class: Any, caplog: 
 @either_client
 @pytest.mark.parametrize("view", ["change_the_key", "report_with_a_new_key"])
 def test_the_answer_of_a_view_has_the_new_key_too(client_class: Any, view: str) -> None:
-    """Of the site's view for outages, and of one that answers itself."""
+    """The site's view for outages, and a view that answers itself."""
     with site(**by("later")) as storage:
         client = visitor(client_class)
         key = client.cookies[settings.SESSION_COOKIE_NAME].value

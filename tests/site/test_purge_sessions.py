@@ -1,4 +1,4 @@
-"""manage.py purge_sessions removes expired sessions and says what it did."""
+"""manage.py purge_sessions removes expired sessions, and says what it did."""
 
 import os
 import signal
@@ -91,16 +91,16 @@ def test_an_engine_may_be_named(folder: Path, settings: Settings) -> None:
 
 def test_a_medium_that_expires_by_itself_leaves_nothing_to_do(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
     monkeypatch.setattr(file.FileStorage, "expires_itself", True)
-    assert purge() == f"Nothing to do: expired sessions of {FILE} go by themselves.\n"
+    assert purge() == f"Nothing to do: sessions of {FILE} expire by themselves.\n"
 
 
 @pytest.mark.parametrize(
     ("engine", "says"),
     [
-        ("no.such.engine", "--engine names 'no.such.engine', which is no session engine: No module named"),
-        ("gsession_django.core.conf", "--engine names 'gsession_django.core.conf', which is no session engine"),
-        ("gsession_django", "--engine names 'gsession_django', which is no engine of gsession_django"),
-        ("django.contrib.sessions.backends.file", "which is no engine of gsession_django. Use clearsessions"),
+        ("no.such.engine", "--engine names 'no.such.engine', which is not a session engine: No module named"),
+        ("gsession_django.core.conf", "--engine names 'gsession_django.core.conf', which is not a session engine"),
+        ("gsession_django", "--engine names 'gsession_django', which is not an engine of gsession_django"),
+        ("django.contrib.sessions.backends.file", "which is not an engine of gsession_django. Use clearsessions"),
         ("tests.support.engine_that_cannot_purge", r"cannot remove expired sessions: WholeMapStorage has no purge\(\)"),
     ],
 )
@@ -196,4 +196,4 @@ def test_on_a_terminal_it_shows_a_progress_bar(folder: Path) -> None:
     said, shown = run_on_terminal(args, environment)
     assert said == f"Removed 2 expired sessions of {FILE}.\n"
     assert b" sessions/s]" in shown
-    assert b" 0/2 " in shown, "what there is to remove was counted, so that the bar tells how long it takes"
+    assert b" 0/2 " in shown, "the command has counted the sessions, so the bar tells how long it takes"

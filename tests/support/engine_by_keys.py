@@ -1,4 +1,4 @@
-"""A session engine whose sessions are fetched key by key, and can be moved to it."""
+"""A session engine that fetches sessions key by key. Sessions can be moved to it."""
 
 from collections.abc import Mapping
 from typing import Any

@@ -1,4 +1,4 @@
-"""Django's engine that keeps sessions in a cache, in another one than SESSION_CACHE_ALIAS names."""
+"""Django's cache engine, on another cache than SESSION_CACHE_ALIAS names."""
 
 from django.contrib.sessions.backends.cache import SessionStore as CacheStore
 from django.core.cache import caches

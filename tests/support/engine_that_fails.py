@@ -1,4 +1,4 @@
-"""An engine in memory that can be told not to answer."""
+"""An engine in memory that fails on demand."""
 
 from typing import Any
 
@@ -8,7 +8,7 @@ from gsession_django.backends import memory
 
 
 class FailingStorage(memory.MemoryStorage):
-    """Answers as long as `answers`. Each test has a new one."""
+    """Answers while `answers` is true. Each test has a new one."""
 
     reads_settings = True
     answers = True

@@ -1,4 +1,4 @@
-"""A session engine whose storage can create a session, and apply() no changes to one."""
+"""A session engine whose storage has create() and no apply()."""
 
 from gsession_django import SessionMap
 from gsession_django import SessionStore as BaseSessionStore

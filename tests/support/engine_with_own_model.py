@@ -1,4 +1,4 @@
-"""Django's engine that keeps sessions in a database, with a model and an encoding of the site's own."""
+"""Django's database engine with the site's own model and encoding."""
 
 import json
 from typing import Any

@@ -1,4 +1,4 @@
-"""The engines under test, each with a place of its own to keep sessions, and what visitors do with them."""
+"""The engines under test, each with its own medium, and the actions of their visitors."""
 
 import asyncio
 import hashlib
@@ -22,16 +22,16 @@ from tests.support import databases
 from tests.support.redis_servers import settings_for, shared
 
 SHARED = ["file", *databases.KINDS]
-"""Those that several processes share; the database engine is there once for each kind of database."""
+"""The engines that several processes can share. The database engine is there once for each kind of database."""
 ENGINES = ["memory", *SHARED]
 EACH_ENGINE = ["memory", "file", "sqlite", "redis", "redis_hash"]
-"""Each engine that ships, once: for what does not depend on the kind of database."""
+"""Each engine of the package, once: for tests that do not depend on the kind of database."""
 _MODULES = {"memory": memory, "file": file}
 
 
 @contextmanager
 def engine(name: str, folder: Path | str, **options: Any) -> Iterator[type[SessionStore]]:
-    """Yield the SessionStore of an engine that is new and empty, with these options."""
+    """Yield the SessionStore of a new and empty engine with these options."""
     if name in ("redis", "redis_hash"):
         module_name = f"gsession_django.backends.{name}"
         prefix = f"{random.getrandbits(64):x}:"
@@ -68,7 +68,7 @@ def empty(store_class: type[SessionStore]) -> None:
 
 @dataclass(frozen=True)
 class Place:
-    """The engine that this process has now, for another process to have it too."""
+    """The current engine of this process, for use in another process."""
 
     settings: Mapping[str, Any]
     databases: Mapping[str, Any]
@@ -90,7 +90,7 @@ class Place:
 
 
 def saved(store: SessionStore, data: Mapping[str, Any]) -> str:
-    """Let a request set these values and save its session, and return the session's key."""
+    """Set these values in a request's session, save it, and return its key."""
     store.update(data)
     store.save()
     assert store.session_key is not None
@@ -98,19 +98,19 @@ def saved(store: SessionStore, data: Mapping[str, Any]) -> str:
 
 
 def new_session(store_class: type[SessionStore], data: Mapping[str, Any]) -> str:
-    """Let a visitor have a session, and return its key."""
+    """Create a visitor's session, and return its key."""
     return saved(store_class(), data)
 
 
 def stored(store_class: type[SessionStore], key: str | None) -> dict[str, Any] | None:
-    """Return what a visitor's next request finds under a session key; ``None`` when there is no session."""
+    """Return the data that a visitor's next request reads; ``None`` when there is no session."""
     store = store_class(key)
     data = dict(store.items())
     return None if store.session_key is None else data
 
 
 def id_of(store_class: type[SessionStore], key: str) -> str:
-    """Return the id that the storage is given for a session key."""
+    """Return the session id for a session key."""
     session_id = store_class(key).session_id
     assert session_id is not None
     return session_id
@@ -123,7 +123,7 @@ def path_of(folder: Path, session_id: str) -> Path:
 
 
 def same_shard(count: int, seed: str = "") -> list[str]:
-    """Return ids that the file engine keeps in one and the same shard."""
+    """Return ids of one shard of the file engine."""
     ids: list[str] = []
     number = 0
     while len(ids) < count:
@@ -135,7 +135,7 @@ def same_shard(count: int, seed: str = "") -> list[str]:
 
 
 async def overlap(store_class: type[SessionStore], key: str, count: int) -> None:
-    """Let so many tasks read a session that has a cart, and then each set a key of its own and an item of the cart."""
+    """Let `count` tasks read a session with a cart, and then let each set its own key and an item of the cart."""
 
     async def request(store: SessionStore, number: int) -> None:
         await store.aset(f"task {number}", number)

@@ -1,8 +1,8 @@
-"""Runs a server for the tests, and ends it when they end: `python guard.py FOLDER USER PROGRAM ARGUMENT...`.
+"""Runs a server for the tests, and ends it with them: `python guard.py FOLDER USER PROGRAM ARGUMENT...`.
 
-Its standard input is a pipe that the tests hold. A byte on it ends the server by SIGKILL, with all processes that it
-has started. So does the end of the pipe, which comes when the test process has ended, however that was; the server's
-folder goes then too. It ends when the server has, and nothing of the server is left by then.
+Its standard input is a pipe that the tests hold. When a byte arrives, the guard kills the server and all processes that
+the server has started. At the end of the pipe, which comes when the test process ends for any reason, it does the same
+and removes the server's folder. The guard ends after the server, and then nothing of the server is left.
 """
 
 import ctypes
@@ -21,7 +21,7 @@ _PR_SET_CHILD_SUBREAPER, _IPC_RMID = 36, 0  # <linux/prctl.h>, <linux/ipc.h>
 
 
 def family(pid: int) -> list[int]:
-    """Return the processes that a process has started, and those that they have, parents first."""
+    """Return all descendants of a process, parents first."""
     found = [pid]
     for parent in found:
         with suppress(OSError):  # it has ended
@@ -31,14 +31,14 @@ def family(pid: int) -> list[int]:
 
 
 def send(pids: list[int], number: signal.Signals) -> None:
-    """Send a signal to those that have not ended meanwhile."""
+    """Send a signal to those processes that still run."""
     for pid in pids:
         with suppress(ProcessLookupError):
             os.kill(pid, number)
 
 
 def identity(user: str) -> dict[str, Any]:
-    """Return the arguments of ``Popen`` that let a program run as `user`; as the one who asks, if that is empty."""
+    """Return the arguments of ``Popen`` that run a program as `user`; as the current user if it is empty."""
     if not user:
         return {}
     entry = pwd.getpwnam(user)
@@ -48,7 +48,7 @@ def identity(user: str) -> dict[str, Any]:
 def main() -> None:
     folder, user, *command = sys.argv[1:]
     libc = ctypes.CDLL(None)
-    libc.prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)  # what the server's processes leave behind is ours
+    libc.prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)  # adopt the orphans of the server's processes
     server = subprocess.Popen(command, stdin=subprocess.DEVNULL, cwd=folder, **identity(user))
     readable, _, _ = select.select([0, os.pidfd_open(server.pid)], [], [])
     over = 0 in readable and not os.read(0, 1)
@@ -56,7 +56,7 @@ def main() -> None:
         while True:
             send(family(os.getpid()), signal.SIGKILL)
             os.wait()
-    # PostgreSQL has a few bytes of shared memory, which outlive it if it is killed.
+    # A killed PostgreSQL leaves a few bytes of shared memory.
     for line in Path("/proc/sysvipc/shm").read_text().splitlines()[1:]:
         _, segment, _, _, creator, _, attached, *_ = map(int, line.split())
         if creator == server.pid and not attached:

@@ -1,4 +1,4 @@
-"""A site that is about to move its sessions: Django's engines and ours, each with a place of its own to keep them."""
+"""A site before it moves its sessions: Django's engines and ours, each with its own medium."""
 
 import uuid
 from collections.abc import Iterator, Mapping
@@ -21,15 +21,15 @@ DJANGOS = {
     "cache": "django.contrib.sessions.backends.cache",
     "cache on Django's Redis": "tests.support.engine_in_djangos_redis",
 }
-"""Those of Django's that sessions can be moved from. ``cache`` and ``cached_db`` are on django-redis."""
+"""Django's engines that sessions can be moved from. ``cache`` and ``cached_db`` are on django-redis."""
 OURS = {name: f"gsession_django.backends.{name}" for name in ("file", "redis", "redis_hash", "database")}
 
 PATIENCE = 60.0
-"""Seconds for which a busy machine may let a server wait."""
+"""Seconds that a server may take on a busy machine."""
 
 
 class Router:
-    """Lets Django's sessions be in the database of this alias."""
+    """Routes Django's sessions to the database of this alias."""
 
     def __init__(self, alias: str, read_alias: str | None = None) -> None:
         self._alias = alias
@@ -44,12 +44,12 @@ class Router:
 
 @contextmanager
 def old_site(folder: Path, kind: str = "sqlite", url: str | None = None, **values: Any) -> Iterator[None]:
-    """Let the settings be those of such a site, whose sessions are in any of the engines above.
+    """Use the settings of such a site, with sessions in any of the engines above.
 
     Args:
-        folder: where files go.
-        kind: the database.
-        url: of the Redis server; by default the one of this process.
+        folder: the folder for all files.
+        kind: the kind of database.
+        url: the URL of the Redis server, by default that of this process.
         values: other settings.
     """
     prefix = f"site-{uuid.uuid4()}"
@@ -98,7 +98,7 @@ def old_site(folder: Path, kind: str = "sqlite", url: str | None = None, **value
 
 
 def _forget_folder() -> None:
-    """Let Django's file engine look at SESSION_FILE_PATH again."""
+    """Make Django's file engine read SESSION_FILE_PATH again."""
     if hasattr(FileStore, "_storage_path"):
         del FileStore._storage_path
 
@@ -109,7 +109,7 @@ def store_of(engine: str, key: str | None = None) -> Any:
 
 
 def new_session(engine: str, data: Mapping[str, Any], expiry: Any = None) -> str:
-    """Let a visitor have a session, and return its key."""
+    """Create a visitor's session, and return its key."""
     store = store_of(engine)
     store.update(data)
     if expiry is not None:
@@ -120,7 +120,7 @@ def new_session(engine: str, data: Mapping[str, Any], expiry: Any = None) -> str
 
 
 def stored(engine: str, key: str) -> dict[str, Any] | None:
-    """Return what a visitor's next request finds under a session key; ``None`` when there is no session."""
+    """Return the data that a visitor's next request reads; ``None`` when there is no session."""
     store = store_of(engine, key)
     data = dict(store.items())
     return None if store.session_key is None else data

@@ -1,4 +1,4 @@
-"""Reading the pages of the documentation: what is in which block."""
+"""Reads the blocks on the pages of the documentation."""
 
 import re
 from collections.abc import Iterator
@@ -12,8 +12,14 @@ from markdown_it.token import Token
 ROOT = Path(__file__).resolve().parents[2]
 DOCS = ROOT / "docs"
 STORAGE_PAGE = DOCS / "writing-a-storage.md"
-STORAGE_PAGES = [STORAGE_PAGE, DOCS / "per-key-storages.md", DOCS / "async-storages.md"]
-_MODULE = re.compile(r"<!-- (file|part of): (\S+) -->")
+STORAGE_PAGES = [
+    STORAGE_PAGE,
+    DOCS / "extending-a-storage.md",
+    DOCS / "per-key-storages.md",
+    DOCS / "async-storages.md",
+]
+_CONTINUES = re.compile(r"^<!-- continues: (\S+) -->$", re.MULTILINE)
+_MODULE = re.compile(r"<!-- file: (\S+) -->")
 
 
 @dataclass
@@ -21,19 +27,17 @@ class Block:
     """A fenced block, and the line on which its text begins, counted from 0.
 
     Attributes:
-        file: the module that it is, if any.
-        part_of: the module that it shows some lines of, if any.
+        file: the module whose whole text it is, if any.
     """
 
     language: str
     text: str
     line: int
     file: str | None = None
-    part_of: str | None = None
 
     @property
     def padded(self) -> str:
-        """The text with as many lines before it as on the page, so that tracebacks name the page's lines."""
+        """The text with as many lines before it as on the page: tracebacks then name the page's lines."""
         return "\n" * self.line + self.text
 
 
@@ -42,10 +46,16 @@ def tokens_of(page: Path) -> list[Token]:
     return MarkdownIt("commonmark").enable("table").parse(page.read_text("utf-8"))
 
 
+def page_before(page: Path) -> Path | None:
+    """Return the page whose modules this one imports, if any."""
+    found = _CONTINUES.search(page.read_text("utf-8"))
+    return DOCS / found[1] if found else None
+
+
 def blocks_of(page: Path) -> Iterator[Block]:
-    module: dict[str, str] = {}
+    file = None
     for token in tokens_of(page):
         if token.type == "fence" and token.map:
-            yield Block(token.info, token.content, token.map[0] + 1, module.get("file"), module.get("part of"))
+            yield Block(token.info, token.content, token.map[0] + 1, file)
         comment = _MODULE.search(token.content) if token.type == "html_block" else None
-        module = {} if comment is None else {comment[1]: comment[2]}
+        file = comment and comment[1]

@@ -1,4 +1,4 @@
-"""What the processes of the tests need that are forked: imported once, before they are."""
+"""Imports the modules that forked processes of the tests need, once and before the fork."""
 
 import os
 

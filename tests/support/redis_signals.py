@@ -1,6 +1,6 @@
-"""What `python -m tests.support.redis_signals URL ENGINE` does: signal handlers raise while commands are packed.
+"""In `python -m tests.support.redis_signals URL ENGINE` signal handlers raise while redis-py packs commands.
 
-Soft time limits do so. It is a program of its own, since hiredis may crash it.
+Soft time limits do so. It is a separate program, because hiredis may crash it.
 """
 
 import os
@@ -16,7 +16,7 @@ SIGNALS = 3000
 
 
 class TimeLimit(BaseException):
-    """What the signal handler raises."""
+    """The signal handler raises it."""
 
 
 def main(url: str, engine: str) -> None:
@@ -54,7 +54,7 @@ def main(url: str, engine: str) -> None:
 
     def limit(*_: object) -> None:
         nonlocal raised, armed
-        if armed:  # inside of the try
+        if armed:  # inside the try
             raised, armed = raised + 1, False
             raise TimeLimit
 
@@ -66,7 +66,7 @@ def main(url: str, engine: str) -> None:
             while True:
                 for batch in batches:
                     batch.packed()
-                packer.pack("SELECT", 1)  # redis-py sends a number there, when it connects
+                packer.pack("SELECT", 1)  # at a new connection redis-py sends a number here
         except TimeLimit:
             pass
     signal.setitimer(signal.ITIMER_REAL, 0)

@@ -1,5 +1,5 @@
-"""A site in the midst of a rollout: what was signed in to under the old release is now asked for by the new one, whose
-sessions are elsewhere and whose fallback is where they were.
+"""A site during a rollout: visitors signed in under the old release, and the new release keeps sessions elsewhere. Its
+fallback is the old engine.
 """
 
 from collections.abc import Callable, Iterator
@@ -22,7 +22,7 @@ from tests.support.old_sites import DJANGOS, OURS, old_site, store_of
 SOURCES = {name: DJANGOS[name] for name in ("db", "file", "cache")}
 TARGETS = {name: OURS[name] for name in ("redis_hash", "redis", "file")}
 
-# What the processes of a test have in common.
+# Settings that all processes of a test share.
 _SHARED = (
     *("INSTALLED_APPS", "DATABASE_ROUTERS", "SESSION_FILE_PATH", "SESSION_CACHE_ALIAS", "CACHES", "SESSION_ENGINE"),
     "GSESSION",
@@ -31,12 +31,12 @@ _SHARED = (
 
 @contextmanager
 def rollout(folder: Path, source: str, target: str, *, kind: str = "sqlite", **values: Any) -> Iterator[None]:
-    """Let the settings be those of the new release of the site in ``sites.py``.
+    """Use the settings of the new release of the site in ``sites.py``.
 
     Args:
-        folder: where files go.
-        source, target: the engines.
-        kind: of the database.
+        folder: the folder for all files.
+        source, target: the old and the new engine.
+        kind: the kind of database.
         values: other settings.
     """
     site = {
@@ -55,12 +55,12 @@ def rollout(folder: Path, source: str, target: str, *, kind: str = "sqlite", **v
 
 
 def old_release() -> Any:
-    """Let the settings be those of the release before."""
+    """Use the settings of the old release."""
     return override_settings(SESSION_ENGINE=settings.GSESSION["FALLBACK_ENGINE"], GSESSION={})
 
 
 def signed_in(things: int = 2) -> str:
-    """Let somebody sign in under the old release and put things into the cart; return the session key."""
+    """Let a visitor sign in under the old release and put things into the cart, and return the session key."""
     with old_release():
         return sites.Visitor().signed_in(things).key
 
@@ -69,13 +69,13 @@ def signed_in(things: int = 2) -> str:
 
 
 def here() -> tuple[dict[str, Any], dict[str, Any]]:
-    """Return what :func:`there` wants to know."""
+    """Return the arguments of :func:`there`."""
     return {name: getattr(settings, name) for name in _SHARED}, {alias(): connections.settings[alias()]}
 
 
 @contextmanager
 def there(values: dict[str, Any], entries: dict[str, Any]) -> Iterator[None]:
-    """Let the settings of this process be those where :func:`here` was called."""
+    """Use the settings of the process that called :func:`here`."""
     with ExitStack() as stack:
         for name, entry in entries.items():
             stack.enter_context(databases.connected(entry, name))
@@ -90,25 +90,25 @@ def alias() -> str:
     return router.db_for_write(Session)
 
 
-# Where a session is, and what is stored there.
+# The place of a session, and its stored data.
 
 
 def at_source(key: str) -> dict[str, Any] | None:
-    """Return the session that the old engine still has."""
+    """Return the session in the old engine; ``None`` if it has none."""
     with old_release():
         store = store_of(settings.SESSION_ENGINE, key)
         return dict(store.items()) if store.exists(key) else None
 
 
 def at_target(key: str) -> tuple[dict[str, Any], float] | None:
-    """Return all pairs that the new engine has stored of a session, those that no user sees too, and its TTL."""
+    """Return all stored pairs of a session in the new engine, hidden ones too, and its TTL."""
     engine = Engine(type(store_of(settings.SESSION_ENGINE)))
     session = engine.run(engine.load_all(engine.id_of(key), store_of(settings.SESSION_ENGINE), reserved=True))
     return None if session is None else (session.as_dict(), session.ttl_left)
 
 
 def new_engine() -> FallbackEngine:
-    """Return an engine as another process would have it."""
+    """Return a new engine object, as another process has."""
     return FallbackEngine(type(store_of(settings.SESSION_ENGINE)))
 
 
@@ -121,7 +121,7 @@ class Mover:
         self._call: Any = next(self._operation)
 
     def goes(self, steps: int = 1000) -> bool:
-        """Take so many steps; return whether there is any left."""
+        """Take up to so many steps, and return whether any are left."""
         for _ in range(steps):
             if self._call is None:
                 break
@@ -135,7 +135,7 @@ class Mover:
 
 
 def first_touch(engine: FallbackEngine, key: str) -> Operation:
-    """What a request does."""
+    """Return the operation of a request."""
     return engine.find(key, engine.id_of(key), store_of(settings.SESSION_ENGINE))
 
 

@@ -1,4 +1,4 @@
-"""A site whose visitors sign in, for tests of what an outage of Redis does to them; and what its tests share."""
+"""A site whose visitors sign in, for the tests of outages, and the helpers of those tests."""
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -44,18 +44,18 @@ def is_503(response: Any) -> bool:
     return bool(response.status_code == 503 and response.headers["Retry-After"] == str(RETRY_AFTER))
 
 
-# Who signs in. No database: that is another system, which has outages of its own.
+# The users. They are not in a database, because that has its own outages.
 
 
 class InMemoryUser(User):
-    """A user of Django's, checked by the hash of the password as any other, that is not in a database."""
+    """A Django user outside a database. Its password hash is checked as usual."""
 
     class Meta:
         app_label = "auth"
         proxy = True
 
     def save(self, *args: Any, **kwargs: Any) -> None:
-        """Keep ``last_login``, which signing in sets."""
+        """Keep ``last_login``, which a sign-in sets."""
 
 
 ada = InMemoryUser(pk=1, username="ada", password="a hash")
@@ -69,15 +69,15 @@ class Backend(BaseBackend):
         return self.get_user(user_id)
 
 
-_BACKEND = f"{__name__}.Backend"
+BACKEND = f"{__name__}.Backend"
 
 
-# What they do. Each answer says who the visitor is, and what the session holds: a number that one of these counts, and
-# as many things in the cart.
+# The views. Each reply names the visitor and the session's data: a number that a view counts up, and as many things in
+# the cart.
 
 
 def _saw(request: HttpRequest, user: Any) -> HttpResponse:
-    """The session has been loaded by then, and what is in it is small."""
+    """Return the reply. The session is loaded by now, and its values are small."""
     session = request.session
     return HttpResponse(f"{user.username or 'nobody'} {session.get('count', 0)} {len(session.get('cart', {}))}")
 
@@ -105,7 +105,7 @@ def modify(request: HttpRequest) -> HttpResponse:
 
 @login_not_required
 def sign_in(request: HttpRequest) -> HttpResponse:
-    login(request, ada, _BACKEND)
+    login(request, ada, BACKEND)
     return _saw(request, request.user)
 
 
@@ -131,14 +131,14 @@ async def aread(request: HttpRequest) -> HttpResponse:
 
 @login_not_required
 async def amodify(request: HttpRequest) -> HttpResponse:
-    user = await request.auser()  # which loads the session
+    user = await request.auser()  # loads the session
     _count(request)
     return _saw(request, user)
 
 
 @login_not_required
 async def asign_in(request: HttpRequest) -> HttpResponse:
-    await alogin(request, ada, _BACKEND)
+    await alogin(request, ada, BACKEND)
     return _saw(request, await request.auser())
 
 
@@ -169,7 +169,7 @@ async def astream(request: HttpRequest) -> StreamingHttpResponse:
 
 
 def count(request: HttpRequest, name: str) -> HttpResponse:
-    """Count under a name."""
+    """Count up the number of this name."""
     request.session[name] = request.session.get(name, 0) + 1
     return HttpResponse(f"{request.user.username} {request.session[name]}")
 
@@ -193,12 +193,12 @@ urlpatterns = [
 ]
 
 between: Callable[[], Any] = lambda: None  # noqa: E731
-"""Called by the middleware of that name; what it returns is awaited under ASGI, if it can be."""
+"""``call_between`` calls it. Under ASGI the middleware awaits an awaitable result."""
 
 
 @sync_and_async_middleware
 def call_between(get_response: Any) -> Any:
-    """A middleware that calls ``between`` once the session has been loaded, before the view."""
+    """A middleware that loads the session, and calls ``between`` before the view."""
     if not iscoroutinefunction(get_response):
 
         def middleware(request: HttpRequest) -> Any:
@@ -218,7 +218,7 @@ def call_between(get_response: Any) -> Any:
 
 
 class Visitor:
-    """Somebody with a browser, whose requests go through Django's full handler: WSGI's, or with a runner ASGI's."""
+    """A visitor whose requests go through Django's full handler: WSGI's, or with a runner ASGI's."""
 
     def __init__(self, runner: asyncio.Runner | None = None, key: str | None = None) -> None:
         self.runner = runner
@@ -228,7 +228,7 @@ class Visitor:
             self.client.cookies[settings.SESSION_COOKIE_NAME] = key
 
     def does(self, what: str, **more: Any) -> Any:
-        """Return the answer to a request for one of the views above."""
+        """Request one of the views above, and return the reply."""
         if self.runner is None:
             return self.client.get(f"/{what}/", **more)
         return self.runner.run(self.client.get(f"/a{what}/", **more))
@@ -241,12 +241,12 @@ class Visitor:
 
     @property
     def key(self) -> str:
-        """The session key that the browser holds; empty where there is none, or it was told to delete it."""
+        """The session key in the browser's cookie; empty if it has none, or had to delete it."""
         cookie = self.client.cookies.get(settings.SESSION_COOKIE_NAME)
         return "" if cookie is None else str(cookie.value)
 
     def signed_in(self, count: int = 1) -> Self:
-        """Sign in, with so many things in the cart."""
+        """Sign in, and put so many things into the cart."""
         for _ in range(count):
             self.does("modify")
         assert self.sees("sign_in") == f"ada {count} {count}"
@@ -257,14 +257,14 @@ class Visitor:
 def site(
     engine: str, url: str, *, entry: Any = None, middleware: str = OURS, more: Any = (), **values: Any
 ) -> Iterator[None]:
-    """Let the settings be those of the site above, with its sessions on the server at `url`.
+    """Use the settings of the site above, with its sessions on the server at `url`.
 
     Args:
         engine: the session engine.
-        url: goes to ``LOCATION``.
-        entry: what else the entry in ``CACHES`` has.
+        url: the ``LOCATION``.
+        entry: other values of the entry in ``CACHES``.
         middleware: the session middleware.
-        more: what comes after it and ``AuthenticationMiddleware``.
+        more: the middleware after it and ``AuthenticationMiddleware``.
         values: other settings.
     """
     found = settings_for(engine, url, entry)
@@ -274,10 +274,10 @@ def site(
 
 
 def settings_of_the_site(middleware: list[str]) -> dict[str, Any]:
-    """Return the settings of the site above, but for where its sessions are."""
+    """Return the settings of the site above, except for the medium of its sessions."""
     return {
         "ROOT_URLCONF": __name__,
-        "AUTHENTICATION_BACKENDS": [_BACKEND],
+        "AUTHENTICATION_BACKENDS": [BACKEND],
         "LOGIN_URL": "/sign_in/",
         "MIDDLEWARE": middleware,
     }

@@ -1,4 +1,4 @@
-"""Storages with some of the methods and not others, each of which records how it is called."""
+"""Storages with different sets of methods. Each records its calls."""
 
 import asyncio
 import threading
@@ -16,14 +16,14 @@ T = TypeVar("T")
 
 @dataclass
 class Row:
-    """A session on a medium that keeps single pairs."""
+    """A session on a medium that stores single pairs."""
 
     expires: float
     pairs: dict[str, bytes] = field(default_factory=dict)
 
 
 class Medium:
-    """Where the storages below keep their rows: as much of a database as they need."""
+    """The database of the storages below, as simple as they need it."""
 
     def __init__(self) -> None:
         self.rows: dict[str, Row] = {}
@@ -39,13 +39,13 @@ class Medium:
 
 
 class Recorded(Storage):
-    """Every call goes to `medium.calls`: the method's name and its arguments but for the session id."""
+    """Appends each call to `medium.calls`: the method's name, and its arguments without the session id."""
 
     def __init__(self) -> None:
         self.medium = Medium()
 
     def record(self, name: str, *args: Any) -> None:
-        # As bytes and back, since what is given may be changed later.
+        # A copy, because the caller may change an argument later.
         self.medium.calls.append((name, *(decode(encode(arg)) for arg in args)))
 
     def pairs(self, session_id: str) -> dict[str, Any] | None:
@@ -75,7 +75,7 @@ class WholeMapStorage(Recorded):
 
 
 class PerKeyStorage(Recorded):
-    """(b) The per-key methods, as gsession's Redis hash storage has them: a hash without fields is no hash."""
+    """(b) The per-key methods, as in gsession's Redis hash storage: a hash without fields does not exist."""
 
     def get_session(self, session_id: str, ttl: int, data: Mapping[str, Any] | None = None) -> dict[str, Any] | None:
         self.record("get_session", ttl, data)
@@ -199,7 +199,7 @@ class CompleteStorage(PerKeyStorage):
 
 
 class SometimesDisabledStorage(CompleteStorage):
-    """(d) One that overrides everything and finds out at run time that it can do but little."""
+    """(d) Overrides everything, and finds out at run time that it can do little."""
 
     def new(self, ttl: int) -> str:
         self.record("new", ttl)
@@ -231,7 +231,7 @@ class SometimesDisabledStorage(CompleteStorage):
 
 
 class OwnIdsStorage(WholeMapStorage):
-    """(e) One that makes its own ids, and recognises them: they end in a check digit."""
+    """(e) Makes its own ids, and recognises them: they end in a check digit."""
 
     hash_ids = False
     made: ClassVar[int] = 0
@@ -249,14 +249,14 @@ class OwnIdsStorage(WholeMapStorage):
 
 
 class IncapableStorage(Storage):
-    """(f) One that cannot hold a session."""
+    """(f) Cannot hold a session."""
 
     def get(self, session_id: str, key: str) -> Any:
         raise AssertionError("never called")
 
 
 class AsyncStorage(CompleteStorage):
-    """(g) One with native twins, which record their own names."""
+    """(g) Has native twins, which record their own names."""
 
     async def anew(self, ttl: int) -> str:
         return self.twin(self.new(ttl))
@@ -315,7 +315,7 @@ class AsyncStorage(CompleteStorage):
 
 
 class AsyncPerKeyStorage(AsyncStorage):
-    """One with native twins that is asked key by key and has none of the extensions."""
+    """Has native twins, reads key by key, and has no extensions."""
 
     new, anew = Storage.new, None  # type: ignore[assignment]
     exists = Storage.exists
@@ -331,7 +331,7 @@ class AsyncPerKeyStorage(AsyncStorage):
 
 
 class PairsOnlyStorage(Recorded):
-    """The least that keeps pairs: it can neither store a whole session nor remove one pair."""
+    """The smallest storage of pairs: it can neither store a whole session nor remove one pair."""
 
     def get_session(self, session_id: str, ttl: int, data: Mapping[str, Any] | None = None) -> dict[str, Any] | None:
         self.record("get_session", ttl, data)
@@ -348,10 +348,10 @@ class PairsOnlyStorage(Recorded):
 
 
 class VersionedStorage(WholeMapStorage):
-    """One whose ``apply`` compares versions, and that has no ``move``.
+    """Compares versions in ``apply``, and has no ``move``.
 
     Attributes:
-        after: what happens once, after the next call of a method: another process comes between two calls.
+        after: called once, after the next call of a method, as if another process came between two calls.
     """
 
     def __init__(self) -> None:
@@ -380,7 +380,7 @@ class VersionedStorage(WholeMapStorage):
 
     def apply(self, session_id: str, session: SessionMap, ttl: int) -> bool:
         self.record("apply", session.changed, sorted(session.removed), session.cleared, ttl)
-        with self.medium.lock:  # as a statement with the version in its WHERE
+        with self.medium.lock:  # atomic, as a statement with the version in its WHERE
             row, current = self.medium.live(session_id), self.pairs(session_id)
             if row is None or current is None:
                 return False
@@ -396,7 +396,7 @@ class VersionedStorage(WholeMapStorage):
 
 
 class AsyncVersionedStorage(VersionedStorage):
-    """The same with native twins, between two of which other tasks have their turn."""
+    """The same with native twins. Between two of them other tasks run."""
 
     async def aget_session(self, session_id: str, ttl: int, data: Any = None) -> SessionMap | None:
         found = self.get_session(session_id, ttl, data)
@@ -421,5 +421,5 @@ class AsyncVersionedStorage(VersionedStorage):
 
 
 def engine(storage_class: type[Storage]) -> type[SessionStore]:
-    """Return a new engine on this storage, with a Storage object of its own."""
+    """Return a new engine on this storage, with its own Storage object."""
     return type("SessionStore", (SessionStore,), {"storage_class": storage_class, "__module__": __name__})

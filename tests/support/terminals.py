@@ -1,4 +1,4 @@
-"""A command as somebody sees it who runs it on a terminal."""
+"""Runs a command on a terminal."""
 
 import os
 import pty
@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 
 
 def run_on_terminal(args: Sequence[str], environment: Mapping[str, str]) -> tuple[str, bytes]:
-    """Run a command whose standard error is a terminal; return its standard output, and what the terminal was sent."""
+    """Run a command whose standard error is a terminal, and return its standard output and the terminal's input."""
     ours, theirs = pty.openpty()
     termios.tcsetwinsize(theirs, (24, 80))
     with subprocess.Popen(args, env=environment, stdout=subprocess.PIPE, stderr=theirs, text=True) as process:
@@ -17,7 +17,7 @@ def run_on_terminal(args: Sequence[str], environment: Mapping[str, str]) -> tupl
         try:
             while part := os.read(ours, 4096):
                 shown += part
-        except OSError:  # how a terminal ends on Linux
+        except OSError:  # on Linux a terminal ends so
             pass
         os.close(ours)
         assert process.stdout is not None

@@ -1,4 +1,4 @@
-"""TLS in front of a real Redis server, which is built without it: certificates, and a proxy on loopback."""
+"""TLS in front of a real Redis server that has none: certificates, and a proxy on loopback."""
 
 import asyncio
 import ssl
@@ -15,18 +15,18 @@ T = TypeVar("T")
 
 
 class TlsProxy:
-    """Listens on a free port with TLS, and passes on what comes to a server without.
+    """Listens on a free port with TLS, and passes the data on to a server without.
 
     Args:
-        port: where the server listens.
-        folder: where the certificate of the authority is written to.
+        port: the port of the server.
+        folder: the folder for the certificate of the authority.
 
     Attributes:
-        port: where the proxy listens.
+        port: the port of the proxy.
         authority: the file with the certificate of the authority.
-        on_reply: is given bytes on their way to a client, and returns those that go on, in one TLS record if they are
-            few; may be set at any time.
-        connections: how many connections there have been.
+        on_reply: gets bytes on their way to a client, and returns the bytes to pass on, in one TLS record if they are
+            few. It may change at any time.
+        connections: the number of connections so far.
     """
 
     def __init__(self, port: int, folder: Path) -> None:
@@ -74,11 +74,11 @@ class TlsProxy:
             await writer.wait_closed()
 
     def cut_all(self) -> None:
-        """Cut every connection that is open, and wait until they are gone."""
+        """Cut every open connection, and wait until all are gone."""
 
         async def cut() -> None:
             for writer in self._open:
-                if not writer.is_closing():  # or Python 3.11.2 raises an error
+                if not writer.is_closing():  # otherwise Python 3.11.2 raises an error
                     writer.transport.abort()
             await asyncio.gather(*(task for task in self._tasks if task is not None))
 

@@ -1,4 +1,4 @@
-"""What `python -m tests.support.without_hiredis ...` does: pytest, where hiredis is not installed."""
+"""`python -m tests.support.without_hiredis ...` runs pytest as if hiredis were not installed."""
 
 import sys
 

@@ -1,7 +1,6 @@
-"""The site with the pages, and its database."""
-
 from collections.abc import Iterator
 from importlib import import_module
+from pathlib import Path
 
 import pytest
 from django.conf import settings
@@ -10,8 +9,18 @@ from django.core.management import call_command
 from django.db import connections
 from django.test import override_settings
 
-from tests.support.engines import empty
+from gsession_django import SessionStore
+from tests.support.engines import empty, engine
 from tests.users.site import SETTINGS
+
+INDEXED = ["memory"]
+"""The engines that list the sessions of a user."""
+
+
+@pytest.fixture(params=INDEXED)
+def store_class(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[type[SessionStore]]:
+    with engine(request.param, tmp_path) as store_class:
+        yield store_class
 
 
 @pytest.fixture(scope="module")

@@ -137,6 +137,13 @@ def test_a_new_sign_in_is_noted_anew(visitor: Visitor) -> None:
     assert (listed().signed_in_from, listed().last_seen_from) == (WORK, WORK)
 
 
+def test_a_sign_in_that_is_saved_at_once_is_noted(visitor: Visitor) -> None:
+    with override_settings(GSESSION={"RECORD_CLIENT": True, "MAX_SESSIONS_PER_USER": 3}):
+        for place in (HOME, WORK):  # the second time, the session is the user's already
+            visit(visitor, "sign_in", place)
+            assert (listed().signed_in_from, listed().last_seen_from) == (place, place)
+
+
 def test_a_new_key_does_not_change_where_the_user_signed_in(visitor: Visitor) -> None:
     visit(visitor, "sign_in", HOME)
     visit(visitor, "cycle", WORK)

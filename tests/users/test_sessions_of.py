@@ -1,7 +1,6 @@
 """The sessions of a user: listed, ended, and kept in step with the sessions themselves."""
 
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,48 +10,24 @@ from django.contrib.sessions.backends.base import UpdateError
 from gsession_django import SessionStore
 from gsession_django.signals import Ended, session_created, session_ended, session_moved
 from gsession_django.users import end_session, end_sessions, sessions_of
-from tests.support.engines import engine, stored
-
-INDEXED = ["memory"]
-
-
-@pytest.fixture(params=INDEXED)
-def store_class(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[type[SessionStore]]:
-    with engine(request.param, tmp_path) as store_class:
-        yield store_class
-
-
-def sign_in(store: SessionStore, user: str = "7") -> SessionStore:
-    """Do what Django's login() does to a session."""
-    if store.get(SESSION_KEY, user) != user:
-        store.flush()
-    else:
-        store.cycle_key()
-    store[SESSION_KEY] = user
-    store[BACKEND_SESSION_KEY] = "django.contrib.auth.backends.ModelBackend"
-    store[HASH_SESSION_KEY] = "hash"
-    store.save()
-    return store
-
-
-def keys_of(store_class: type[SessionStore], user: str = "7") -> set[str | None]:
-    return {session.session_id for session in sessions_of(user)}
+from tests.support.engines import stored
+from tests.support.sign_ins import ids_of, sign_in
 
 
 class TestListing:
     def test_a_user_has_the_sessions_in_which_they_signed_in(self, store_class: type[SessionStore]) -> None:
         one, two, other = sign_in(store_class()), sign_in(store_class()), sign_in(store_class(), "8")
-        assert keys_of(store_class) == {one.session_id, two.session_id}
-        assert keys_of(store_class, "8") == {other.session_id}
-        assert keys_of(store_class, "9") == set()
+        assert ids_of() == {one.session_id, two.session_id}
+        assert ids_of("8") == {other.session_id}
+        assert ids_of("9") == set()
 
     def test_nobody_is_listed_before_the_sign_in(self, store_class: type[SessionStore]) -> None:
         store = store_class()
         store["cart"] = 1
         store.save()
-        assert keys_of(store_class) == set()
+        assert ids_of() == set()
         sign_in(store)
-        assert keys_of(store_class) == {store.session_id}
+        assert ids_of() == {store.session_id}
 
     def test_a_session_that_gets_a_new_key_is_listed_by_that(self, store_class: type[SessionStore]) -> None:
         store = sign_in(store_class())
@@ -60,37 +35,37 @@ class TestListing:
         request = store_class(store.session_key)
         request.cycle_key()
         assert request.session_id != old_id
-        assert keys_of(store_class) == {request.session_id}
+        assert ids_of() == {request.session_id}
 
     def test_a_sign_out_ends_the_listing(self, store_class: type[SessionStore]) -> None:
         request = store_class(sign_in(store_class()).session_key)
         assert request[SESSION_KEY] == "7"
         request.flush()
-        assert keys_of(store_class) == set()
+        assert ids_of() == set()
 
     def test_a_session_that_goes_on_without_its_user_is_not_listed(self, store_class: type[SessionStore]) -> None:
         request = store_class(sign_in(store_class()).session_key)
         del request[SESSION_KEY]
         request.save()
-        assert keys_of(store_class) == set()
+        assert ids_of() == set()
         request = store_class(request.session_key)
         request[SESSION_KEY] = "8"
         request.save()
-        assert keys_of(store_class) == set()
-        assert keys_of(store_class, "8") == {request.session_id}
+        assert ids_of() == set()
+        assert ids_of("8") == {request.session_id}
 
     def test_a_session_whose_user_changes_is_listed_once(self, store_class: type[SessionStore]) -> None:
         request = store_class(sign_in(store_class()).session_key)
         request[SESSION_KEY] = "8"
         request.save()
-        assert keys_of(store_class) == set()
-        assert keys_of(store_class, "8") == {request.session_id}
+        assert ids_of() == set()
+        assert ids_of("8") == {request.session_id}
 
     def test_a_session_that_expired_is_not_listed(self, store_class: type[SessionStore]) -> None:
         store = sign_in(store_class())
         store.set_expiry(-1)
         store.save()
-        assert keys_of(store_class) == set()
+        assert ids_of() == set()
 
     def test_what_is_known_of_a_session_is_not_among_its_own_keys(self, store_class: type[SessionStore]) -> None:
         key = sign_in(store_class()).session_key
@@ -131,17 +106,17 @@ class TestEnding:
         assert stored(store_class, theirs.session_key) is None
         with pytest.raises(UpdateError):
             in_flight.save()
-        assert keys_of(store_class) == {mine.session_id}
+        assert ids_of() == {mine.session_id}
 
     def test_all_others_are_ended_at_once(self, store_class: type[SessionStore]) -> None:
         mine, *others = (sign_in(store_class()) for _ in range(5))
         foreign = sign_in(store_class(), "8")
         assert end_sessions("7", keep=mine) == 4
-        assert keys_of(store_class) == {mine.session_id}
+        assert ids_of() == {mine.session_id}
         assert all(stored(store_class, other.session_key) is None for other in others)
-        assert keys_of(store_class, "8") == {foreign.session_id}
+        assert ids_of("8") == {foreign.session_id}
         assert end_sessions("7") == 1
-        assert keys_of(store_class) == set()
+        assert ids_of() == set()
 
 
 class TestSignals:

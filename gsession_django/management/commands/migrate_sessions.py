@@ -1,8 +1,6 @@
 """``manage.py migrate_sessions``: moves sessions from one engine to another."""
 
 import json
-import math
-import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -17,10 +15,9 @@ from tqdm import tqdm
 from gsession_django.backends.memory import MemoryStorage
 from gsession_django.core.engine import Engine, engine_of
 from gsession_django.core.storage import StorageUnavailable
-from gsession_django.core.store import SessionStore
-from gsession_django.management.common import interrupt, positive, seconds, session_store
+from gsession_django.management.common import MORE_LEFT, add_limits, count, interrupt, session_store
 from gsession_django.moving import steps
-from gsession_django.moving.choice import source_of
+from gsession_django.moving.choice import check_places, source_of
 from gsession_django.moving.limits import Limit, limit_of
 from gsession_django.moving.our_engines import OurSource
 from gsession_django.moving.refused import refused_types
@@ -29,41 +26,27 @@ from gsession_django.moving.source import Found, Source
 from gsession_django.moving.steps import Refused
 
 BATCH_SIZE: Final = 500
-"""Sessions that are moved in one go, where nobody says otherwise."""
+"""How many sessions the command moves in one batch by default."""
 REFUSED: Final = 3
-"""The exit status of a run that got through, and of whose sessions the target has refused some."""
+"""The exit status of a run that got through, if the target has refused sessions."""
 
 
 class Command(BaseCommand):
     help = (
-        "Moves the live sessions of one engine to another, with their keys, their data and what they have left to "
-        "live, so that the visitors' cookies go on working. It never overwrites a session, and may be stopped and run "
-        "again at any time."
+        "Moves live sessions from one engine to another. They keep their keys, data and TTLs, so the visitors' cookies "
+        "go on working. It never overwrites a session. You may stop it and run it again at any time."
     )
 
     def add_arguments(self, parser: CommandParser) -> None:
         parser.add_argument(
-            "--from", dest="source", metavar="ENGINE", required=True, help="the session engine to move them from"
+            "--from", dest="source", metavar="ENGINE", required=True, help="the engine that has the sessions"
         )
         parser.add_argument(
-            "--to", dest="target", metavar="ENGINE", help="the one to move them to, if it is not SESSION_ENGINE"
+            "--to", dest="target", metavar="ENGINE", help="the engine that gets them, if it is not SESSION_ENGINE"
         )
-        parser.add_argument("--copy", action="store_true", help="leave them where they are, too")
-        parser.add_argument("--dry-run", action="store_true", help="change nothing, and say what would be done")
-        parser.add_argument(
-            "--batch-size",
-            type=positive,
-            default=BATCH_SIZE,
-            metavar="N",
-            help="how many sessions are moved in one go (default: %(default)s)",
-        )
-        parser.add_argument(
-            "--max-seconds",
-            type=seconds,
-            default=math.inf,
-            metavar="N",
-            help="begin no batch later than this; the next run goes on with the rest",
-        )
+        parser.add_argument("--copy", action="store_true", help="also leave them in the old engine")
+        parser.add_argument("--dry-run", action="store_true", help="change nothing, and say what it would do")
+        add_limits(parser, "moves", BATCH_SIZE)
         parser.add_argument("--json", action="store_true", help="print one JSON object at the end")
 
     def handle(self, *args: Any, **options: Any) -> None:
@@ -91,18 +74,15 @@ class Command(BaseCommand):
             for line in (report.summary(), *report.remarks()):
                 self.stdout.write(line)
             if late:
-                self.stdout.write(
-                    f"There may be more: it stopped after {options['max_seconds']:g} seconds, as asked for."
-                )
+                self.stdout.write(MORE_LEFT.format(**options))
         if refusals := report.refusals():
             raise CommandError("\n".join(refusals), returncode=REFUSED)
 
     def _carry_all(self, migration: "_Migration", options: dict[str, Any], interrupted: threading.Event) -> bool:
-        """Move all sessions, unless somebody interrupts it; return whether its time was over before."""
+        """Move all sessions until somebody interrupts it. Return whether its time ran out first."""
         size = options["batch_size"]
         migration.prepare()
-        # Whoever looks on wants to know how long it takes.
-        total = _count(migration.source, size, interrupted) if sys.stderr.isatty() else None
+        total = count(lambda: map(len, migration.source.batches(size)), interrupted)
         end = time.monotonic() + options["max_seconds"]
         with tqdm(total=total, unit=" sessions", disable=None, leave=False) as bar:
             for refs in () if interrupted.is_set() else migration.source.batches(size):
@@ -113,64 +93,39 @@ class Command(BaseCommand):
         return False
 
 
-def _count(source: Source, batch_size: int, interrupted: threading.Event) -> int:
-    """Return how many sessions there are to look at."""
-    found = 0
-    for refs in source.batches(batch_size):
-        found += len(refs)
-        if interrupted.is_set():
-            break
-    return found
-
-
 class _Migration:
-    """One run of the command: from where, to where and how.
-
-    Raises ``ImproperlyConfigured`` where sessions cannot be moved so.
-    """
+    """One run of the command. Raises ``ImproperlyConfigured`` if sessions cannot be moved this way."""
 
     def __init__(self, options: dict[str, Any]) -> None:
         self.source: Source = source_of(options["source"])
         named = options["target"] is not None
         target: str = options["target"] if named else settings.SESSION_ENGINE
-        store = session_store(
-            target,
-            "--to" if named else "SESSION_ENGINE",
-            "Sessions are moved to one of those: name it with --to.",
-        )
-        _check_engines(self.source, target, store)
+        store = session_store(target, "--to" if named else "SESSION_ENGINE", "Name one of those with --to.")
+        if issubclass(store.storage_class, MemoryStorage):
+            raise ImproperlyConfigured(
+                f"Sessions cannot be moved to {target!r}: it keeps them in the memory of a process, and they would end "
+                "with it."
+            )
         self.dry_run: bool = options["dry_run"]
         self.report = Report(self.source.name, target, options["copy"], self.dry_run, options["json"])
         self._engine: Engine = engine_of(store)
         if lacking := {"create", "apply"} - self._engine.able:
             raise ImproperlyConfigured(
-                f"No session can be moved to {self._engine.name}: its storage has no {'() and no '.join(lacking)}()."
+                f"Sessions cannot be moved to {self._engine.name}: its storage has no {'() and no '.join(lacking)}()."
             )
         self._id_of = _ids(self.source, self._engine)
-        self._lifetimes = store()
+        self._store, self._lifetimes = store, store()
         self._steps = steps.copy if options["copy"] else steps.move
         self._limit: Limit | None = None
 
     def prepare(self) -> None:
-        """Ask the target what has to be known before the first batch."""
+        """Ask the target what a run has to know before its first batch."""
+        check_places("--from", self.source, self.report.target, self._store, probing=not self.dry_run)
         if self.dry_run:
             self._limit = limit_of(self._engine.storage)
-        else:
-            self._check_places()
-
-    def _check_places(self) -> None:
-        """Refuse two engines that are one place under two names: a session would be taken for its own copy there."""
-        source = self.source
-        if isinstance(source, OurSource) and self._engine.run(
-            steps.probe(self._engine, lambda session_id: source.present([session_id]))
-        ):
-            raise ImproperlyConfigured(
-                f"The engines {source.name!r} and {self.report.target!r} keep their sessions in one and the same "
-                "place, so that there is nothing to move."
-            )
 
     def carry(self, refs: Sequence[str]) -> None:
-        """Move the sessions of one batch, or do what was asked for instead."""
+        """Move the sessions of one batch, or copy them, or say what a run would do with them."""
         found = self.source.read(refs)
         self.report.expired += len(refs) - len(found)
         batch: dict[str, tuple[str, Found]] = {}
@@ -191,7 +146,7 @@ class _Migration:
         self.report.add({batch[ref][0]: outcome for ref, outcome in outcomes.items()})
 
     def _foreseen(self, session_id: str, session: Found) -> Refused | None:
-        """Return what a dry run knows without trying it."""
+        """Return why the target would refuse a session, as far as a dry run knows."""
         if self._limit is not None:
             try:
                 self._limit(session_id, session.data)
@@ -200,25 +155,13 @@ class _Migration:
         return None
 
 
-def _check_engines(source: Source, target: str, store: type[SessionStore]) -> None:
-    if source.name == target:
-        raise ImproperlyConfigured(
-            f"Sessions are to be moved from {target!r} to the same engine. Name another one with --from or --to."
-        )
-    if issubclass(store.storage_class, MemoryStorage):
-        raise ImproperlyConfigured(
-            f"The engine {target!r} keeps sessions in the memory of a process, where no other can reach them, so that "
-            "they cannot be moved there."
-        )
-
-
 def _ids(source: Source, target: Engine) -> Callable[[str], str]:
-    """Return what makes the id at the target of what a session is known by at the source."""
+    """Return a function that makes a session's id at the target of its ref at the source."""
     if not isinstance(source, OurSource) or not source.engine.hash_ids:
         return target.id_of
     if target.hash_ids:
         return str
     raise ImproperlyConfigured(
         f"{source.engine.name} knows sessions by hashed session keys, and {target.name} by the session keys themselves "
-        "(hash_ids is off), which nobody can tell from the hashes. Leave hash_ids on at the target."
+        "(hash_ids is off). Nobody can tell a session key from its hash: leave hash_ids on at the target."
     )

@@ -1,8 +1,5 @@
 """``manage.py purge_sessions``: removes expired sessions."""
 
-import math
-import sys
-import threading
 import time
 from typing import Any, Final
 
@@ -11,34 +8,22 @@ from django.core.management.base import BaseCommand, CommandError, CommandParser
 from tqdm import tqdm
 
 from gsession_django.core.abilities import abilities
-from gsession_django.core.engine import Engine, engine_of
+from gsession_django.core.engine import engine_of
 from gsession_django.core.storage import Disabled, StorageUnavailable
-from gsession_django.core.store import PURGE_BATCH_SIZE, SessionStore
-from gsession_django.management.common import interrupt, positive, seconds, session_store
+from gsession_django.core.store import SessionStore
+from gsession_django.core.store_base import PURGE_BATCH_SIZE
+from gsession_django.management.common import MORE_LEFT, add_limits, count, interrupt, session_store
 
 _OTHERS: Final = "Use clearsessions for Django's own."
 
 
 class Command(BaseCommand):
-    help = "Removes expired sessions. It may run at any time, several times at once, beside live traffic."
+    help = "Removes expired sessions. You may run it at any time, beside live traffic, and several times at once."
 
     def add_arguments(self, parser: CommandParser) -> None:
         parser.add_argument("--engine", metavar="MODULE", help="the session engine, if it is not SESSION_ENGINE")
         parser.add_argument("--dry-run", action="store_true", help="count the expired sessions and remove none")
-        parser.add_argument(
-            "--batch-size",
-            type=positive,
-            default=PURGE_BATCH_SIZE,
-            metavar="N",
-            help="how many sessions are removed in one step (default: %(default)s)",
-        )
-        parser.add_argument(
-            "--max-seconds",
-            type=seconds,
-            default=math.inf,
-            metavar="N",
-            help="begin no step later than this; the next run goes on with the rest",
-        )
+        add_limits(parser, "removes", PURGE_BATCH_SIZE)
 
     def handle(self, *args: Any, **options: Any) -> None:
         named = options["engine"] is not None
@@ -46,17 +31,16 @@ class Command(BaseCommand):
         store = session_store(name, "--engine" if named else "SESSION_ENGINE", _OTHERS)
         engine = engine_of(store)
         if engine.storage.expires_itself:
-            self.stdout.write(f"Nothing to do: expired sessions of {name} go by themselves.")
+            self.stdout.write(f"Nothing to do: sessions of {name} expire by themselves.")
             return
         if "purge" not in abilities(store.storage_class):
             raise CommandError(_cannot(name, store))
-        removed, dry_run, late = 0, options["dry_run"], False
+        removed, late = 0, False
+        size, dry_run = options["batch_size"], options["dry_run"]
         with interrupt() as interrupted:
             try:
-                # Whoever looks on wants to know how long it takes.
-                counts = sys.stderr.isatty() and not dry_run
-                total = _count(engine, options["batch_size"], interrupted) if counts else None
-                steps = () if interrupted.is_set() else engine.calls.purge(options["batch_size"], dry_run=dry_run)
+                total = None if dry_run else count(lambda: engine.calls.purge(size, dry_run=True), interrupted)
+                steps = () if interrupted.is_set() else engine.calls.purge(size, dry_run=dry_run)
                 end = time.monotonic() + options["max_seconds"]
                 with tqdm(total=total, unit=" sessions", disable=None, leave=False) as bar:
                     for number in steps:
@@ -72,17 +56,7 @@ class Command(BaseCommand):
             raise CommandError(f"Interrupted. {_summary(name, removed, dry_run)}", returncode=130)
         self.stdout.write(_summary(name, removed, dry_run))
         if late:
-            self.stdout.write(f"There may be more: it stopped after {options['max_seconds']:g} seconds, as asked for.")
-
-
-def _count(engine: Engine, batch_size: int, interrupted: threading.Event) -> int:
-    """Return how many sessions there are to remove."""
-    found = 0
-    for number in engine.calls.purge(batch_size, dry_run=True):
-        found += number
-        if interrupted.is_set():
-            break
-    return found
+            self.stdout.write(MORE_LEFT.format(**options))
 
 
 def _cannot(name: str, store: type[SessionStore]) -> str:

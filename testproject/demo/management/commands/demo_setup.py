@@ -7,14 +7,14 @@ from django.core.management.base import BaseCommand
 
 
 class Command(BaseCommand):
-    help = "Makes the database of the test site and its demo user."
+    help = "Creates the database of the test site and its demo user."
 
     def handle(self, *args: Any, **options: Any) -> None:
         call_command("migrate", interactive=False, verbosity=0)
         user, _ = User.objects.get_or_create(
             username=settings.DEMO_USER, defaults={"is_staff": True, "is_superuser": True}
         )
-        # A password set anew, even to the same, would sign out everybody who is signed in.
+        # Setting the password again, even the same one, would sign everybody out.
         if not user.check_password(settings.DEMO_PASSWORD):
             user.set_password(settings.DEMO_PASSWORD)
             user.save()

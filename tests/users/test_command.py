@@ -1,0 +1,132 @@
+"""``manage.py sessions``."""
+
+import json
+from io import StringIO
+from typing import Any
+
+import pytest
+from django.conf import settings
+from django.contrib.auth import SESSION_KEY
+from django.contrib.auth.models import User
+from django.core.management import call_command
+from django.core.management.base import CommandError
+from django.test import override_settings
+
+from gsession_django import SessionStore
+from tests.support.engines import stored
+from tests.support.sign_ins import ids_of, sign_in
+
+pytestmark = pytest.mark.django_db
+
+
+def sessions(*arguments: str) -> str:
+    out = StringIO()
+    call_command("sessions", *arguments, stdout=out)
+    return out.getvalue()
+
+
+def as_json(*arguments: str) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in sessions(*arguments, "--json").splitlines()]
+
+
+@pytest.fixture
+def ada() -> User:
+    return User.objects.create_user("ada", password="a password")
+
+
+def test_all_sessions_are_listed(store_class: type[SessionStore]) -> None:
+    anonymous, signed_in = store_class(), sign_in(store_class())
+    anonymous["cart"] = 1
+    anonymous.save()
+    users = {row["id"]: row["user"] for row in as_json("list")}
+    assert users == {anonymous.session_id: None, signed_in.session_id: "7"}
+    assert {line.split()[0] for line in sessions("list").splitlines()[1:]} == set(users)
+
+
+def test_those_of_a_user_are_listed_by_name_and_by_primary_key(store_class: type[SessionStore], ada: User) -> None:
+    mine = sign_in(store_class(), str(ada.pk))
+    sign_in(store_class(), "another")
+    for name in ("ada", str(ada.pk)):
+        (row,) = as_json("list", "--user", name)
+        assert (row["id"], row["user"]) == (mine.session_id, str(ada.pk))
+        assert row["created"] is not None
+        assert row["last_seen"] is not None
+
+
+def test_no_session_key_is_shown(store_class: type[SessionStore], ada: User) -> None:
+    key = sign_in(store_class(), str(ada.pk)).session_key
+    (row,) = as_json("list")
+    assert key is not None
+    assert not any(key in sessions(*arguments) for arguments in (("list",), ("show", row["id"]), ("stats",)))
+
+
+def test_a_session_is_shown_with_what_is_in_it(store_class: type[SessionStore]) -> None:
+    store = sign_in(store_class())
+    store["cart"] = {"apple": 1}
+    store.save()
+    text = sessions("show", str(store.session_id))
+    assert "'cart': {'apple': 1}" in text
+    (row,) = as_json("show", str(store.session_id))
+    assert row["data"] == dict(store.items())
+
+
+def test_one_session_is_ended(store_class: type[SessionStore]) -> None:
+    mine, other = sign_in(store_class()), sign_in(store_class())
+    assert "Ended 1 session of" in sessions("end", str(other.session_id))
+    assert stored(store_class, other.session_key) is None
+    assert ids_of() == {mine.session_id}
+
+
+def test_all_sessions_of_a_user_are_ended(store_class: type[SessionStore], ada: User) -> None:
+    keys = [sign_in(store_class(), str(ada.pk)).session_key for _ in range(3)]
+    kept = sign_in(store_class(), "another")
+    assert "Ended 3 sessions of" in sessions("end", "--user", "ada")
+    assert all(stored(store_class, key) is None for key in keys)
+    assert ids_of("another") == {kept.session_id}
+
+
+def test_what_there_is_not_is_said(store_class: type[SessionStore]) -> None:
+    with pytest.raises(CommandError, match="no session 'nothing'"):
+        sessions("show", "nothing")
+    with pytest.raises(CommandError, match="no session 'nothing'"):
+        sessions("end", "nothing")
+    with pytest.raises(CommandError, match="no user with the username or primary key 'nobody'"):
+        sessions("list", "--user", "nobody")
+
+
+def test_sessions_are_counted(store_class: type[SessionStore]) -> None:
+    for user in ("7", "7", "8"):
+        sign_in(store_class(), user)
+    anonymous = store_class()
+    anonymous["cart"] = "x" * 1000
+    anonymous.save()
+    (figures,) = as_json("stats")
+    assert {name: figures[name] for name in ("sessions", "users", "signed_in", "of_one_user_at_most")} == {
+        "sessions": 4,
+        "users": 2,
+        "signed_in": 3,
+        "of_one_user_at_most": 2,
+    }
+    assert 1000 < figures["bytes_largest"] < 1100
+    assert figures["bytes_median"] < 300
+
+
+def test_an_engine_that_cannot_says_so(store_class: type[SessionStore], ada: User) -> None:
+    with override_settings(SESSION_ENGINE="tests.support.engine_that_keeps_pairs"):
+        for arguments in (("list",), ("list", "--user", "ada"), ("end", "--user", "ada"), ("stats",)):
+            with pytest.raises(CommandError, match=r"cannot list .*sessions"):
+                sessions(*arguments)
+    with override_settings(SESSION_ENGINE="django.contrib.sessions.backends.db"), pytest.raises(CommandError):
+        sessions("list")
+
+
+def test_where_ids_are_session_keys_a_session_goes_by_its_handle(store_class: type[SessionStore]) -> None:
+    given = settings.GSESSION["ENGINES"]
+    options = {name: {**options, "hash_ids": False} for name, options in given.items()}
+    with override_settings(GSESSION={**settings.GSESSION, "ENGINES": options}):
+        store = sign_in(store_class())
+        (row,) = as_json("list")
+        assert row["id"] != store.session_key
+        assert SESSION_KEY in sessions("show", row["id"])
+        sessions("end", row["id"])
+        assert ids_of() == set()

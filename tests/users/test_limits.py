@@ -1,0 +1,98 @@
+"""``GSESSION["MAX_SESSIONS_PER_USER"]``."""
+
+import asyncio
+import threading
+from typing import Any
+
+import pytest
+from django.conf import settings
+from django.contrib.auth import alogin, get_user, login
+from django.test import override_settings
+
+from gsession_django import SessionStore
+from gsession_django.signals import Ended, session_ended
+from gsession_django.users.limits import TooManySessions
+from tests.support.engines import stored
+from tests.support.sign_ins import ids_of, log_in, request_of
+from tests.support.sites import BACKEND, InMemoryUser
+
+_ADA = InMemoryUser(pk="7", username="ada", password="a hash")
+
+
+def limited(number: int, **more: Any) -> Any:
+    return override_settings(GSESSION={**settings.GSESSION, "MAX_SESSIONS_PER_USER": number, **more})
+
+
+def test_the_oldest_session_ends_at_a_sign_in_beyond_the_limit(store_class: type[SessionStore]) -> None:
+    reasons: list[Any] = []
+
+    def receive(reason: Any, **arguments: Any) -> None:
+        reasons.append(reason)
+
+    session_ended.connect(receive)
+    with limited(2):
+        first, second, third = (log_in(store_class()) for _ in range(3))
+    session_ended.disconnect(receive)
+    assert ids_of() == {second.session_id, third.session_id}
+    assert stored(store_class, first.session_key) is None
+    assert reasons == [Ended.REPLACED]
+
+
+def test_another_user_has_a_limit_of_their_own(store_class: type[SessionStore]) -> None:
+    with limited(1):
+        one, other = log_in(store_class(), "7"), log_in(store_class(), "8")
+    assert ids_of("7") == {one.session_id}
+    assert ids_of("8") == {other.session_id}
+
+
+def test_a_second_sign_in_of_the_same_session_counts_once(store_class: type[SessionStore]) -> None:
+    with limited(1):
+        one = log_in(store_class())
+        again = log_in(store_class(one.session_key))
+    assert ids_of() == {again.session_id}
+
+
+def test_a_sign_in_can_be_refused(store_class: type[SessionStore]) -> None:
+    with limited(1, REFUSE_SIGN_IN=True):
+        first = log_in(store_class())
+        request = request_of(store_class())
+        with pytest.raises(TooManySessions, match="MAX_SESSIONS_PER_USER"):
+            login(request, _ADA, BACKEND)
+    assert ids_of() == {first.session_id}
+    assert not request.user.is_authenticated
+    assert not get_user(request).is_authenticated
+    assert request.session.is_empty()
+
+
+def test_a_refused_async_sign_in_leaves_nobody_signed_in(store_class: type[SessionStore]) -> None:
+    request: Any = request_of(store_class())
+
+    async def nobody() -> Any:
+        return request.user
+
+    async def visit() -> bool:
+        request.auser = nobody
+        with pytest.raises(TooManySessions):
+            await alogin(request, _ADA, BACKEND)
+        return bool((await request.auser()).is_authenticated)
+
+    with limited(1, REFUSE_SIGN_IN=True):
+        log_in(store_class())
+        assert not asyncio.run(visit())
+
+
+def test_of_sign_ins_at_once_one_stays(store_class: type[SessionStore]) -> None:
+    barrier = threading.Barrier(6)
+    with limited(1):
+
+        def visit() -> None:
+            store = store_class()
+            barrier.wait(30)
+            log_in(store)
+
+        threads = [threading.Thread(target=visit) for _ in range(6)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(30)
+    assert len(ids_of()) == 1
