@@ -27,6 +27,7 @@ from gsession_django.backends import redis as redis_engine
 from gsession_django.backends import redis_hash
 from gsession_django.checks import check_deployment, check_settings
 from gsession_django.redis.link import AsyncLink, Link
+from gsession_django.redis.steps import take
 from gsession_django.redis.storage import BaseRedisStorage
 from gsession_django.testing import StorageContract
 from tests.support.engines import new_session as visitor
@@ -549,7 +550,7 @@ def test_a_command_that_a_demoted_server_refuses_goes_to_the_master(module: Modu
             connections._ask_at = time.monotonic() + BOUND
             (link,) = connections._idle
             link.connection.connect = lambda: link.connection.connect_to(replica)
-            link.open()
+            take(link.open())
             link.used = time.monotonic()
             del link.connection.connect
             connections._pool.proxy.master_address = replica
