@@ -1,8 +1,8 @@
 """The engine that keeps an index from users to sessions, if its storage can."""
 
 import time
-from contextlib import suppress
 from collections.abc import Iterator
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from django.contrib.auth import SESSION_KEY
