@@ -297,8 +297,8 @@ class Storage:
 
         Yields:
             After each step, the number of sessions that it removed, or with `dry_run` found; as a :class:`Removed` if
-            it knows their ids. It yields 0 too: the caller can stop only there. Between two steps it holds no lock and no transaction. A session that another
-            request renews or stores anew before the removal stays.
+            it knows their ids. It yields 0 too: the caller can stop only there. Between two steps it holds no lock and
+            no transaction. A session that another request renews or stores anew before the removal stays.
         """
         raise Disabled
 
