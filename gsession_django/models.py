@@ -31,7 +31,8 @@ class Session(models.Model):
 
     Attributes:
         id: the session id, by default the SHA-256 of the session key.
-        data: all pairs, as ``SESSION_SERIALIZER`` encoded them.
+        data: the tag of id, user and pairs (see :mod:`gsession_django.core.signing`), and behind it all pairs, as
+            ``SESSION_SERIALIZER`` encoded them.
         version: a number that each change replaces, and a touch does not.
         expires: when it expires, in milliseconds since 1970, UTC: a number, which no time zone moves.
         user_id: the user who is signed in, as ``gsession_django.database.rows.column_of`` returns it; ``None`` without

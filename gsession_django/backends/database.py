@@ -22,6 +22,10 @@ from gsession_django.recording import System
 class DatabaseStorage(Storage):
     """Keeps each session in a row of the table ``gsession_django_session``.
 
+    The row has a tag of its id, its user and its data: a row that something else than this site has changed, or has
+    copied to another id, raises ``DecodeError``. The tag covers neither the expiry nor the version: a touch does not
+    have the data. So whoever can write to the table can end a session, prolong it, or bring back what it once held.
+
     Args:
         using: the alias in ``DATABASES``. With ``None`` the engine reads and writes where the routers write.
     """
@@ -33,19 +37,18 @@ class DatabaseStorage(Storage):
     def system(self) -> System:
         return self.table.system
 
-    def _session(self, row: tuple[Any, ...] | None) -> SessionMap | None:
+    @available
+    def get_session(self, session_id: str, ttl: int, data: Any = None) -> SessionMap | None:
+        row = self.table.read(sql.READ, self.table.now(), session_id) if is_id(session_id) else None
+        return self._session(session_id, row)
+
+    def _session(self, session_id: str, row: tuple[Any, ...] | None) -> SessionMap | None:
         """Return the session in a row; ``None`` without a row, or when the session has expired."""
         if row is None or row[2] <= 0:
             return None
         data, version, left, user = row
-        return SessionMap(decode_pairs(self.table.data_of(data)), Version(version, user), left / 1000)
-
-    @available
-    def get_session(self, session_id: str, ttl: int, data: Any = None) -> SessionMap | None:
-        return self._read(session_id) if is_id(session_id) else None
-
-    def _read(self, session_id: str) -> SessionMap | None:
-        return self._session(self.table.read(sql.READ, self.table.now(), session_id))
+        pairs = decode_pairs(self.table.data_of(session_id, user, data))
+        return SessionMap(pairs, Version(version, user), left / 1000)
 
     @available
     def exists(self, session_id: str) -> bool:
@@ -61,7 +64,8 @@ class DatabaseStorage(Storage):
     @available
     def create(self, session_id: str, session: SessionMap, ttl: int) -> bool:
         check_new_id(session_id)
-        data, version = self.table.data(session.encoded()), Version(new_version(), user_of(session))
+        version = Version(new_version(), user_of(session))
+        data = self.table.data(session_id, version.user, session.encoded())
         for _ in range(2):  # the id may belong to an expired row, which this or a purge removes
             try:
                 with self.table.savepoint():
@@ -80,7 +84,7 @@ class DatabaseStorage(Storage):
             return False
         table, version, known = self.table, Version(new_version(), user_of(session)), session.version
         if session.cleared:
-            data = table.data(session.encoded())
+            data = table.data(session_id, version.user, session.encoded())
             now = table.now()
             there = table.change(sql.REPLACE, data, *version, now + 1000 * ttl, session_id, now) > 0
         elif known is None or not self._save(session_id, session.encoded(), version, ttl, known):
@@ -92,7 +96,7 @@ class DatabaseStorage(Storage):
 
     def _save(self, session_id: str, data: bytes, version: Version, ttl: int | None, known: Version) -> bool:
         """Write to the row if its version is still `known`. A `ttl` of ``None`` keeps its expiry."""
-        table, stored, now = self.table, self.table.data(data), self.table.now()
+        table, stored, now = self.table, self.table.data(session_id, version.user, data), self.table.now()
         expires = () if ttl is None else (now + 1000 * ttl,)
         user = () if version.user == known.user else (version.user,)
         statement = sql.SAVES[len(expires), len(user)]
@@ -100,7 +104,7 @@ class DatabaseStorage(Storage):
 
     def _merge(self, session_id: str, session: SessionMap, ttl: int) -> bool:
         number = new_version()
-        while (current := self._reread(session_id)) is not None:
+        while (current := self._session(session_id, self._reread(session_id))) is not None:
             renews = session.renews_ttl(current)
             merged = session.merged_onto(current)
             data, version = encode_pairs(merged, {}), Version(number, user_of(SessionMap(merged)))
@@ -109,12 +113,12 @@ class DatabaseStorage(Storage):
                 return True
         return False
 
-    def _reread(self, session_id: str) -> SessionMap | None:
+    def _reread(self, session_id: str) -> tuple[Any, ...] | None:
         """Read the row again. A transaction reads FOR UPDATE, because a plain read may show it the old row."""
         if not self.table.in_transaction:
-            return self._read(session_id)
+            return self.table.read(sql.READ, self.table.now(), session_id)
         rows = sql.columns(sql.one(self.table.rows, session_id).select_for_update(), self.table.now())
-        return self._session(next(iter(rows), None))  # first() adds a LIMIT, which Oracle refuses with FOR UPDATE
+        return next(iter(rows), None)  # first() adds a LIMIT, which Oracle refuses with FOR UPDATE
 
     @available
     def move(self, session_id: str, new_id: str, ttl: int) -> bool:
@@ -125,9 +129,19 @@ class DatabaseStorage(Storage):
         for _ in range(2):  # as in create()
             try:
                 with table.savepoint():
-                    return table.change(sql.MOVE, new_id, session_id, table.now()) > 0 or self.exists(new_id)
+                    return self._move(session_id, new_id) or self.exists(new_id)
             except IntegrityError:
                 table.change(sql.REMOVE_EXPIRED, new_id, table.now())
+        return False
+
+    def _move(self, session_id: str, new_id: str) -> bool:
+        """Give the row its new id, and the tag for that. If somebody saves between both statements, begin again."""
+        table = self.table
+        while (row := self._reread(session_id)) is not None and row[2] > 0:
+            data, version, _, user = row
+            data = table.data(new_id, user, table.data_of(session_id, user, data))
+            if table.change(sql.MOVE, new_id, data, session_id, table.now(), version):
+                return True
         return False
 
     @available

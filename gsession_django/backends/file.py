@@ -6,12 +6,13 @@ from collections.abc import Iterator
 from typing import Any
 
 from django.conf import settings
-from django.core.checks import CheckMessage, Error
+from django.core.checks import CheckMessage
 
 from gsession_django.core.documents import decode_pairs, encode_pairs
 from gsession_django.core.session_map import SessionMap
 from gsession_django.core.storage import Storage
 from gsession_django.core.store import SessionStore as BaseSessionStore
+from gsession_django.file import checks
 from gsession_django.file.folder import SessionFolder
 from gsession_django.file.locks import LockFolder
 from gsession_django.file.session_file import SessionFile
@@ -22,7 +23,9 @@ from gsession_django.recording import System
 class FileStorage(Storage):
     """Keeps each session in a file of its own, in ``SESSION_FILE_PATH``.
 
-    A stored session survives the death of the process.
+    A stored session survives the death of the process. A file that something other than this site has written, or has
+    copied from another session, raises ``DecodeError``: its tag says so, which covers the id and the data. It covers
+    neither the expiry nor the index of users and the locks.
 
     Args:
         fsync: whether a stored session also survives a power cut. Each save then waits for the disk.
@@ -111,13 +114,4 @@ class SessionStore(BaseSessionStore):
 
     @classmethod
     def check(cls) -> list[CheckMessage]:
-        path = settings.SESSION_FILE_PATH
-        if path is None or os.path.isdir(path):
-            return []
-        return [
-            Error(
-                f"SESSION_FILE_PATH = {os.fspath(path)!r}: this folder does not exist.",
-                hint="Create it, accessible only to the user that the site runs as, or mount its file system.",
-                id="gsession_django.E008",
-            )
-        ]
+        return list(checks.check_path(settings.SESSION_FILE_PATH))

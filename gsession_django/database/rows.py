@@ -45,6 +45,11 @@ def user_of(session: Mapping[str, Any]) -> str | None:
     return None if user is None else column_of(str(user))
 
 
+def signed_name(session_id: str, user: str | None) -> str:
+    """Return what a tag is made of beside the data of a row: an id and a user contain no line end."""
+    return f"{session_id}\n{user or ''}"
+
+
 class Version(NamedTuple):
     """What a session's row was when it was read or written.
 

@@ -121,6 +121,6 @@ SAVES: Final = {
 }
 REPLACE: Final = updating(_live, "data", "version", "user_id", "expires")  # data, version, user, expires; id, now
 TOUCH: Final = updating(_live, "expires")  # expires; id, now
-MOVE: Final = updating(_live, "id")  # the new id; id, now
+MOVE: Final = updating(_as_read, "id", "data")  # the new id, data; id, now, the version as read
 REMOVE: Final = deleting(one)  # id
 REMOVE_EXPIRED: Final = deleting(_expired)  # id, now

@@ -9,11 +9,14 @@ from django.db import connections, router, transaction
 from django.db.backends.base.base import BaseDatabaseWrapper
 
 from gsession_django import recording
+from gsession_django.core.signing import NOT_OURS, TAG_SIZE, has_tag, tag_of
 from gsession_django.core.transactions import SiteTransaction, blocks_of_tests, call_first
 from gsession_django.database import clock
 from gsession_django.database.failures import answered
+from gsession_django.database.rows import signed_name
 from gsession_django.database.statements import Sessions, Statement
 from gsession_django.models import Session
+from gsession_django.serializers import DecodeError
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -21,6 +24,7 @@ T = TypeVar("T")
 # OpenTelemetry's names of databases, where Django's differ. MariaDB counts as MySQL, as in Django.
 _SYSTEMS: Final = {"oracle": "oracle.db", "microsoft": "microsoft.sql_server"}
 
+_PURPOSE: Final = "database"
 _DATA: Any = Session._meta.get_field("data")
 _DATA_COLUMN = _DATA.get_col(Session._meta.db_table)
 
@@ -103,19 +107,26 @@ class SessionTable:
             cursor.execute(statement.sql(connection), parameters)
             return int(cursor.rowcount)
 
-    def data(self, stored: bytes) -> Any:
-        """Return encoded pairs as a parameter for the database."""
-        recording.written(len(stored))
-        return _DATA.get_db_prep_value(stored, self.connection)
+    def data(self, session_id: str, user: str | None, pairs: bytes) -> Any:
+        """Return the encoded pairs of a session, with their tag, as a parameter for the database."""
+        recording.written(len(pairs))
+        signed = tag_of(_PURPOSE, signed_name(session_id, user), pairs) + pairs
+        return _DATA.get_db_prep_value(signed, self.connection)
 
-    def data_of(self, column: Any) -> bytes:
-        """Return the encoded pairs in a column that the database returned."""
+    def data_of(self, session_id: str, user: str | None, column: Any) -> bytes:
+        """Return the encoded pairs in a column that the database returned with the session's id and user.
+
+        Raises ``DecodeError`` if this site has not stored all three together.
+        """
         connection = self.connection
         for convert in connection.ops.get_db_converters(_DATA_COLUMN):
             column = convert(column, _DATA_COLUMN, connection)
-        data = bytes(column)
-        recording.read(len(data))
-        return data
+        signed = bytes(column)
+        pairs = signed[TAG_SIZE:]
+        if not has_tag(_PURPOSE, signed_name(session_id, user), pairs, signed[:TAG_SIZE]):
+            raise DecodeError(NOT_OURS)
+        recording.read(len(pairs))
+        return pairs
 
     @property
     def in_transaction(self) -> bool:

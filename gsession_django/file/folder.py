@@ -12,13 +12,14 @@ import tempfile
 import time
 import zlib
 from collections.abc import Callable
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from typing import Any, Concatenate, NamedTuple, ParamSpec, Protocol, TypeVar
 
 from django.utils.crypto import salted_hmac
 
 from gsession_django.core.storage import Removed, StorageUnavailable
 from gsession_django.file.session_file import Damaged, FileLock, SessionFile, read_header, sync_folder, write_new
+from gsession_django.file.trust import open_to, takes_files_of_others
 from gsession_django.serializers import DecodeError
 
 P = ParamSpec("P")
@@ -82,7 +83,8 @@ def available(method: Callable[Concatenate[Any, P], T]) -> Callable[Concatenate[
         except OSError as error:
             raise StorageUnavailable(
                 f"The file session engine cannot use its folder {self.path!r} (SESSION_FILE_PATH): {error}. Check "
-                "that it exists, that this process's user owns it, and that its disk is neither full nor read-only."
+                "that it exists, that this process's user owns it, that nobody else can write to it, and that its disk "
+                "is neither full nor read-only."
             ) from error
 
     return wrapper
@@ -102,26 +104,48 @@ class SessionFolder:
         self.path = default_path() if path is None else path
         self._fsync = fsync
         self._checked = False
+        self._is_shared = False
 
     def check(self) -> None:
-        """Raise an ``OSError`` if the folder does not exist, or if the default folder is open to other users."""
+        """Raise an ``OSError`` if the folder does not exist, or if it is open to others: see :func:`.trust.open_to`.
+
+        The default folder must be closed to them for reading too.
+        """
         if self._own:
-            os.makedirs(self.path, 0o700, exist_ok=True)
-            status = os.lstat(self.path)
+            status = _own_folder(self.path)
             if not stat.S_ISDIR(status.st_mode) or status.st_mode & 0o077 or status.st_uid != os.geteuid():
                 raise PermissionError(f"it is not a folder that only the user {os.geteuid()} can use")
         elif not os.path.isdir(self.path):
             raise FileNotFoundError("this folder does not exist")
+        elif os.name == "posix":
+            status = os.stat(self.path)
+            _refuse_if_open(self.path, status)
+            self._is_shared = takes_files_of_others(status)
         self._checked = True
+
+    def inside(self, name: str) -> str:
+        """Return the path of a folder in here, existing or not, or raise an ``OSError`` if it is open to others.
+
+        The default folder may have been cleaned away, and made again by somebody else. So each call looks at it.
+        """
+        if self._own or not self._checked:
+            self.check()
+        path = f"{self.path}/{name}"
+        self._look_at(path)
+        return path
+
+    def _look_at(self, path: str) -> None:
+        """Raise an ``OSError`` if a folder in here is open to others, who may have made it."""
+        if self._is_shared:
+            with suppress(FileNotFoundError):
+                _refuse_if_open(path, os.lstat(path))
 
     def _place(self, session_id: str) -> Place | None:
         """Return the place of the session's file, existing or not; ``None`` for an id that no session can have."""
         return self._place_of(session_id) if FILE_NAME.fullmatch(session_id) else None
 
     def _place_of(self, session_id: str) -> Place:
-        if not self._checked:
-            self.check()
-        shard = f"{self.path}/{_SHARDS[zlib.crc32(session_id.encode()) & 255]}"
+        shard = self.inside(_shard_of(session_id))
         return Place(shard, f"{shard}/{session_id}")
 
     def _new_place(self, session_id: str) -> Place:
@@ -130,10 +154,11 @@ class SessionFolder:
 
     def make(self, folder: str) -> None:
         """Create a shard, or another folder in here, if it does not exist yet."""
-        self.check()
+        self.check()  # a folder is missing, so this one may be missing too
         try:
             os.mkdir(folder, 0o700)
         except FileExistsError:
+            self._look_at(folder)
             return
         if self._fsync:
             sync_folder(os.path.dirname(folder))
@@ -141,20 +166,22 @@ class SessionFolder:
     @available
     def read(self, session_id: str, read: Callable[[SessionFile], T]) -> T | None:
         """Return the result of `read` for the session's file; ``None`` for an unknown or expired session."""
-        place = self._place(session_id)
-        if place is None:
+        if not FILE_NAME.fullmatch(session_id):
             return None
+        if not self._checked:
+            self.check()
+        path = f"{self.path}/{_shard_of(session_id)}/{session_id}"
         try:
             try:
-                with SessionFile(place.path) as file:
+                with SessionFile(path) as file:  # its tag says enough, whoever can write to the folder
                     return read(file) if file.header.alive else None
             except Damaged:  # or another process was writing at that moment
-                with place.lock, SessionFile(place.path) as file:
+                with self._place_of(session_id).lock, SessionFile(path) as file:
                     return read(file) if file.header.alive else None
         except FileNotFoundError:
             self.check()  # without the folder, a missing file does not mean a missing session
         except Damaged as error:
-            raise _unreadable(place, error) from error
+            raise _unreadable(path, error) from error
         return None
 
     @available
@@ -172,7 +199,7 @@ class SessionFolder:
         except FileNotFoundError:
             self.check()
         except Damaged as error:
-            raise _unreadable(place, error) from error
+            raise _unreadable(place.path, error) from error
         return False
 
     @available
@@ -216,10 +243,16 @@ class SessionFolder:
             alive, taken = _is_alive(old.path), _is_alive(new.path)
             if not alive or taken:
                 return taken and not alive
-            os.rename(old.path, new.path)
-            if self._fsync:
-                sync_folder(new.shard)
-                sync_folder(old.shard)
+            with SessionFile(old.path, writable=True, fsync=self._fsync) as file:
+                try:
+                    file.before_move(new.path)
+                except Damaged as error:
+                    raise _unreadable(old.path, error) from error
+                os.rename(old.path, new.path)
+                if self._fsync:
+                    sync_folder(new.shard)
+                    sync_folder(old.shard)
+                file.after_move()
             return True
 
     @available
@@ -240,7 +273,7 @@ class SessionFolder:
     def shards(self) -> list[str]:
         """Return the paths of the existing shards."""
         self.check()
-        return [f"{self.path}/{name}" for name in sorted(set(os.listdir(self.path)) & set(_SHARDS))]
+        return [self.inside(name) for name in sorted(set(os.listdir(self.path)) & set(_SHARDS))]
 
     @available
     def places(self, shard: str) -> list[Place]:
@@ -274,6 +307,24 @@ class SessionFolder:
         return Removed(removed)
 
 
+def _shard_of(session_id: str) -> str:
+    return _SHARDS[zlib.crc32(session_id.encode()) & 255]
+
+
+def _refuse_if_open(path: str, status: os.stat_result) -> None:
+    if reason := open_to(status, os.geteuid()):
+        raise PermissionError(f"{path!r} is open to others: {reason}")
+
+
+def _own_folder(path: str) -> os.stat_result:
+    """Return the status of the default folder. Create it if it does not exist."""
+    try:
+        return os.lstat(path)
+    except FileNotFoundError:
+        os.makedirs(path, 0o700, exist_ok=True)
+        return os.lstat(path)
+
+
 def _is_alive(path: str) -> bool:
     """Whether the file holds a live session. Without the lock, ``False`` may be wrong: a writer may be at work."""
     try:
@@ -292,5 +343,5 @@ def _is_dead(path: str) -> bool:
         return _HASHED_ID.fullmatch(os.path.basename(path)) is not None
 
 
-def _unreadable(place: Place, error: Damaged) -> DecodeError:
-    return DecodeError(f"the session file {place.path!r} is damaged: {error}")
+def _unreadable(path: str, error: Damaged) -> DecodeError:
+    return DecodeError(f"the session file {path!r} is damaged: {error}")

@@ -31,7 +31,10 @@ class LockFolder:
     def __init__(self, sessions: SessionFolder) -> None:
         self.path = sessions.path
         self._sessions = sessions
-        self._locks = f"{self.path}/locks"
+
+    @property
+    def _locks(self) -> str:
+        return self._sessions.inside("locks")
 
     @property
     def _one_at_a_time(self) -> FileLock:

@@ -5,7 +5,12 @@ process that is killed at any moment leaves the previous session or the new one,
 one. No file is renamed over another, which is slow on many file systems. A touch rewrites only the header.
 
 Readers take no lock. A reader may see a header and a body that do not belong together while a writer writes. The
-checksums reveal that, and the reader tries again under the writers' lock before it calls the file damaged.
+checksum and the tag reveal that, and the reader tries again under the writers' lock before it calls the file damaged.
+
+The tag is that of the file's name and its body (:mod:`gsession_django.core.signing`): a file that something else than
+this site has written, or has given another name, is damaged. It covers neither the expiry nor the revision, because a
+touch does not read the body. So whoever can write to the folder can end a session, prolong it, or bring back what it
+once held.
 """
 
 import errno
@@ -18,11 +23,13 @@ from typing import NamedTuple
 from django.core.files import locks
 
 from gsession_django import recording
+from gsession_django.core.signing import NOT_OURS, TAG_SIZE, has_tag, tag_of
 
 MAGIC = b"GSF1"
-# Magic, expiry (seconds since 1970), revision, the body's offset, length and checksum; then the header's own checksum.
-_FIELDS = struct.Struct("<4sdQIII")
-_HEADER = struct.Struct("<4sdQIIII")
+_PURPOSE = "file"
+# Magic, expiry (seconds since 1970), revision, the body's offset and length, two tags; then the header's own checksum.
+_FIELDS = struct.Struct(f"<4sdQII{TAG_SIZE}s{TAG_SIZE}s")
+_HEADER = struct.Struct(f"{_FIELDS.format}I")
 HEADER_SIZE = _HEADER.size
 _READ_SIZE = 8192
 # A write cuts off the end of a file when at least so many bytes there are unused.
@@ -45,26 +52,28 @@ class Header(NamedTuple):
         revision: grows by one at each change of the body. A touch does not change it.
         offset: where the body begins, in bytes.
         length: the length of the body, in bytes.
-        checksum: the CRC-32 of the body.
+        tag: the tag of the body under the file's name.
+        other_tag: the same; while the file gets another name, the tag under that.
     """
 
     expires: float
     revision: int
     offset: int
     length: int
-    checksum: int
+    tag: bytes
+    other_tag: bytes
 
     @classmethod
     def unpack(cls, data: bytes) -> "Header":
         """Return the header at the start of `data`, or raise :class:`Damaged`."""
         if len(data) < HEADER_SIZE:
             raise Damaged(f"it has {len(data)} bytes, fewer than a header")
-        magic, expires, revision, offset, length, checksum, own = _HEADER.unpack_from(data)
+        magic, *fields, own = _HEADER.unpack_from(data)
         if magic != MAGIC:
             raise Damaged("it does not begin as a session file does")
         if own != zlib.crc32(data[: _FIELDS.size]):
             raise Damaged("its header does not match its checksum")
-        return cls(expires, revision, offset, length, checksum)
+        return cls(*fields)
 
     def pack(self) -> bytes:
         fields = _FIELDS.pack(MAGIC, *self)
@@ -112,9 +121,10 @@ class SessionFile:
         fsync: whether each write waits until the disk has it.
     """
 
-    __slots__ = ("_fd", "_fsync", "_start", "header")
+    __slots__ = ("_fd", "_fsync", "_name", "_start", "header")
 
     def __init__(self, path: str, writable: bool = False, fsync: bool = False) -> None:
+        self._name = name_of(path)
         self._fsync = fsync
         self._fd = _open(path, os.O_RDWR if writable else os.O_RDONLY)
         try:
@@ -139,8 +149,8 @@ class SessionFile:
                 raise Damaged("its body ends too early")
             os.lseek(self._fd, head.offset, os.SEEK_SET)
             body = _read(self._fd, head.length)
-        if len(body) != head.length or zlib.crc32(body) != head.checksum:
-            raise Damaged("its body does not match its checksum")
+        if not has_tag(_PURPOSE, self._name, body, head.tag, head.other_tag):
+            raise Damaged(NOT_OURS)
         recording.read(len(body))
         return body
 
@@ -159,7 +169,8 @@ class SessionFile:
             raise
         if self._fsync:
             os.fsync(self._fd)
-        self._point(Header(expires, (old.revision + 1) % 2**64, offset, len(body), zlib.crc32(body)))
+        tag = tag_of(_PURPOSE, self._name, body)
+        self._point(Header(expires, (old.revision + 1) % 2**64, offset, len(body), tag, tag))
         if front and old.offset + old.length - offset - len(body) >= _SLACK:
             os.ftruncate(self._fd, offset + len(body))
         return self.header.revision
@@ -168,12 +179,30 @@ class SessionFile:
         """Store a new expiry."""
         self._point(self.header._replace(expires=expires))
 
+    def before_move(self, path: str) -> None:
+        """Let the file be read under another path too, or raise :class:`Damaged` if it cannot be read under its own.
+
+        So a process that is killed before it moves the file, or after that, leaves a whole session.
+        """
+        body = self.body()
+        tag, other_tag = (tag_of(_PURPOSE, name, body) for name in (self._name, name_of(path)))
+        self._point(self.header._replace(tag=tag, other_tag=other_tag))
+
+    def after_move(self) -> None:
+        """Let the file be read under its new path only: nobody can bring the session back under the former one."""
+        self._point(self.header._replace(tag=self.header.other_tag))
+
     def _point(self, header: Header) -> None:
         os.lseek(self._fd, 0, os.SEEK_SET)
         _write(self._fd, header.pack())
         if self._fsync:
             os.fsync(self._fd)
         self.header = header
+
+
+def name_of(path: str) -> str:
+    """Return the name of a session file, which is the session's id."""
+    return path[path.rfind("/") + 1 :]
 
 
 def read_header(path: str) -> Header:
@@ -199,7 +228,8 @@ def write_new(path: str, scratch: str, body: bytes, expires: float, fsync: bool 
     recording.written(len(body))
     # Random: nobody may take a session that was created again under an old id for the old one.
     revision = int.from_bytes(os.urandom(8), "little")
-    header = Header(expires, revision, HEADER_SIZE, len(body), zlib.crc32(body))
+    tag = tag_of(_PURPOSE, name_of(path), body)
+    header = Header(expires, revision, HEADER_SIZE, len(body), tag, tag)
     fd = os.open(scratch, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | _FLAGS, 0o600)
     try:
         try:

@@ -32,7 +32,10 @@ class UserFolders:
         self.path = sessions.path
         self._sessions = sessions
         self._fsync = fsync
-        self._users = f"{self.path}/users"
+
+    @property
+    def _users(self) -> str:
+        return self._sessions.inside("users")
 
     @property
     def _lock(self) -> FileLock:
@@ -76,6 +79,7 @@ class UserFolders:
                 self._sessions.check()
             _remove_if_empty(folder)
 
+    @available
     def sessions_of(self, user_id: str) -> list[str]:
         """Return the ids of the sessions of a user, the one that was added last at the end."""
         folder = self._folder_of(user_id)

@@ -7,7 +7,6 @@ import random
 import stat
 import threading
 import time
-import zlib
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -16,6 +15,7 @@ from typing import Any
 
 import pytest
 
+from gsession_django.core.signing import tag_of
 from gsession_django.file.session_file import (
     HEADER_SIZE,
     Damaged,
@@ -31,6 +31,7 @@ pytestmark = pytest.mark.once
 
 LATER = 4_000_000_000.25
 MEGABYTE = 1_000_000
+TAG = tag_of("file", "session", b"body")
 
 
 def new_file(folder: Path, body: bytes, expires: float = LATER) -> Path:
@@ -107,7 +108,7 @@ def test_a_file_created_again_under_the_same_name_has_another_revision(tmp_path:
 
 def test_the_last_revision_is_followed_by_the_first(tmp_path: Path) -> None:
     path = new_file(tmp_path, b"body")
-    header = Header(LATER, 2**64 - 1, HEADER_SIZE, 4, zlib.crc32(b"body"))
+    header = Header(LATER, 2**64 - 1, HEADER_SIZE, 4, TAG, TAG)
     path.write_bytes(header.pack() + b"body")
     assert write(path, b"next") == 0
     assert read(path) == b"next"
@@ -123,8 +124,8 @@ def test_the_header_is_read_without_the_body(tmp_path: Path) -> None:
 
 
 def test_one_wrong_bit_anywhere_in_a_header_is_damage(tmp_path: Path) -> None:
-    packed = Header(LATER, 5, HEADER_SIZE, 4, zlib.crc32(b"body")).pack()
-    assert Header.unpack(packed) == Header(LATER, 5, HEADER_SIZE, 4, zlib.crc32(b"body"))
+    packed = Header(LATER, 5, HEADER_SIZE, 4, TAG, TAG).pack()
+    assert Header.unpack(packed) == Header(LATER, 5, HEADER_SIZE, 4, TAG, TAG)
     for bit in range(8 * len(packed)):
         flipped = bytearray(packed)
         flipped[bit // 8] ^= 1 << bit % 8
@@ -132,7 +133,9 @@ def test_one_wrong_bit_anywhere_in_a_header_is_damage(tmp_path: Path) -> None:
             Header.unpack(bytes(flipped))
 
 
-@pytest.mark.parametrize("header", [Header(LATER, 1, HEADER_SIZE, 2**32 - 1, 0), Header(LATER, 1, 2**32 - 1, 9, 0)])
+@pytest.mark.parametrize(
+    "header", [Header(LATER, 1, HEADER_SIZE, 2**32 - 1, TAG, TAG), Header(LATER, 1, 2**32 - 1, 9, TAG, TAG)]
+)
 def test_a_header_that_points_beyond_the_file_is_damage_and_costs_no_memory(
     tmp_path: Path, header: Header, monkeypatch: pytest.MonkeyPatch
 ) -> None:
