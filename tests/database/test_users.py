@@ -1,16 +1,14 @@
-"""The column with the user, on each kind of database: what is in it, when it is written, and rows that had none."""
+"""The column with the user, on each kind of database: what is in it, and when it is written."""
 
 from typing import Any
 
 import pytest
 from django.contrib.auth import SESSION_KEY
-from django.db import connections
-from django.db.migrations.executor import MigrationExecutor
 
 from gsession_django import SessionMap, SessionStore
 from gsession_django.backends.database import DatabaseStorage
 from gsession_django.core.pairs import EXPIRY_KEY
-from tests.support.databases import KINDS, database
+from tests.support.databases import database
 
 USER = "7"
 
@@ -117,26 +115,6 @@ def test_a_move_keeps_the_user(storage: DatabaseStorage) -> None:
 def test_a_session_that_expired_is_not_listed_before_a_purge(storage: DatabaseStorage) -> None:
     assert storage.create("session", SessionMap({SESSION_KEY: USER}), 0)
     assert storage.sessions_of(USER) == []
-
-
-@pytest.mark.parametrize("kind", KINDS)
-def test_a_session_from_before_the_migration_is_listed_once_it_is_saved(kind: str) -> None:
-    with database(kind) as alias:
-        storage = DatabaseStorage(using=alias)
-        assert storage.create("session", SessionMap({SESSION_KEY: USER, "key": 1}), 60)
-        try:
-            executor = MigrationExecutor(connections[alias])
-            executor.migrate([("gsession_django", "0001_initial")])
-        finally:
-            executor = MigrationExecutor(connections[alias])
-            executor.migrate(executor.loader.graph.leaf_nodes("gsession_django"))
-        assert user_in(storage) is None
-        assert storage.sessions_of(USER) == []
-        session = held(storage)
-        assert dict(session) == {SESSION_KEY: USER, "key": 1}
-        session["key"] = 2
-        assert storage.apply("session", session, 60)
-        assert storage.sessions_of(USER) == ["session"]
 
 
 def test_sessions_are_found_by_the_index() -> None:

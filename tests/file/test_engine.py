@@ -9,6 +9,7 @@ import os
 import pwd
 import random
 import resource
+import shutil
 import signal
 import stat
 import tempfile
@@ -119,6 +120,67 @@ def test_a_folder_that_the_site_gave_keeps_its_permissions(store_class: type[Ses
     folder.chmod(0o750)
     new_session(store_class, {"key": 1})
     assert stat.S_IMODE(folder.stat().st_mode) == 0o750
+
+
+# Who may write to it.
+
+
+@pytest.mark.parametrize("mode", [0o770, 0o720, 0o702, 0o777, 0o2775])
+def test_a_folder_that_others_can_write_to_is_refused(store_class: type[SessionStore], folder: Path, mode: int) -> None:
+    folder.chmod(mode)
+    for operation in operations_on(store_class, "0123456789abcdef").values():
+        with pytest.raises(StorageUnavailable, match=rf"its mode is {mode:o}.*nobody else can write to it"):
+            operation()
+    assert list(folder.iterdir()) == []
+    folder.chmod(0o755)
+    assert stored(store_class, new_session(store_class, {"key": 1})) == {"key": 1}
+
+
+def test_a_folder_of_another_user_is_refused(
+    store_class: type[SessionStore], folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    owner = folder.stat().st_uid or 12345
+    if os.geteuid() == 0:
+        os.chown(folder, owner, -1)
+    monkeypatch.setattr(os, "geteuid", lambda: owner + 1)
+    with pytest.raises(StorageUnavailable, match=f"it belongs to the user {owner}, and this process runs as the user"):
+        new_session(store_class, {"key": 1})
+    assert list(folder.iterdir()) == []
+
+
+def somebody_makes(folder: Path, kind: str, elsewhere: Path) -> None:
+    elsewhere.mkdir(0o700)
+    if kind == "a symlink":
+        folder.symlink_to(elsewhere)
+    else:
+        folder.mkdir(0o700)
+        folder.chmod(0o777)
+
+
+@pytest.mark.parametrize("kind", ["a symlink", "a folder that is open to others"])
+def test_in_a_folder_with_a_sticky_bit_nothing_is_stored_where_others_were_first(
+    store_class: type[SessionStore], storage: file.FileStorage, folder: Path, tmp_path: Path, kind: str
+) -> None:
+    folder.chmod(0o1777)  # as /tmp, and as a new tmpfs
+    make(storage, ONE, key=1)
+    shard = path_of(folder, ONE).parent
+    assert data_of(storage) == {"key": 1}
+    somebody_makes(folder / "users", kind, tmp_path / "elsewhere")
+    with pytest.raises(StorageUnavailable, match="users' is open to others"):
+        storage.add_to_user("5", ONE, 60)
+    shard.rename(tmp_path / "away")
+    (tmp_path / "elsewhere").rmdir()
+    somebody_makes(shard, kind, tmp_path / "elsewhere")
+    operations: list[Callable[[], Any]] = [
+        lambda: storage.apply(ONE, SessionMap({"key": 2}), 60),
+        lambda: storage.create(ONE, SessionMap({"key": 2}), 60),
+        lambda: list(storage.purge(10)),
+    ]
+    for operation in operations:
+        with pytest.raises(StorageUnavailable, match=f"{shard.name}' is open to others"):
+            operation()
+    assert list((tmp_path / "elsewhere").iterdir()) == []
+    assert list(shard.iterdir()) == []
 
 
 # The header.
@@ -645,8 +707,7 @@ def test_a_default_folder_that_is_removed_at_run_time_is_created_again(own_folde
     ("trap", "since"),
     [
         *itertools.product(["a symlink", "a symlink to nothing", "a file"], ["from the beginning", "at run time"]),
-        ("open to others", "from the beginning"),
-        ("somebody else's", "from the beginning"),
+        *itertools.product(["open to others", "somebody else's"], ["from the beginning", "at run time"]),
     ],
 )
 def test_a_default_folder_that_may_be_a_trap_is_refused(
@@ -676,6 +737,34 @@ def test_a_default_folder_that_may_be_a_trap_is_refused(
         new_session(file.SessionStore, {"key": 1})
     assert list(private.iterdir()) == []
     assert not (tmp_path / "nothing").exists()
+
+
+def test_nothing_is_stored_in_a_default_folder_that_somebody_else_has_made_again(
+    tmp_path: Path, own_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not even if the same sessions are in it."""
+    key = new_session(file.SessionStore, {"key": 1})
+    storage, session_id = storage_of(file.SessionStore), id_of(file.SessionStore, key)
+    make(storage, ONE, key=1)
+    request = held(storage, ONE, key=2)
+    own_folder.rename(tmp_path / "cleaned up")
+    shutil.copytree(tmp_path / "cleaned up", own_folder)
+    before = path_of(own_folder, ONE).read_bytes()
+    monkeypatch.setattr(os, "geteuid", lambda: own_folder.lstat().st_uid + 1)
+    operations: list[Callable[[], Any]] = [
+        lambda: storage.apply(ONE, request, 60),
+        lambda: storage.update_ttl(ONE, 600),
+        lambda: storage.move(ONE, OTHER, 60),
+        lambda: storage.remove_all(session_id),
+        lambda: storage.add_to_user("5", ONE, 60),
+        lambda: storage.sessions_of("5"),
+        lambda: storage.lock(ONE, "token", 5),
+        lambda: list(storage.purge(10)),
+    ]
+    for operation in operations:
+        with pytest.raises(StorageUnavailable):
+            operation()
+    assert path_of(own_folder, ONE).read_bytes() == before
 
 
 # A full disk.

@@ -1,5 +1,6 @@
 """System checks find wrong settings before a visitor does."""
 
+import os
 import sys
 import types
 from collections.abc import Callable
@@ -324,3 +325,30 @@ def test_a_folder_that_is_not_there(settings: Settings, tmp_path: Any) -> None:
     assert f"SESSION_FILE_PATH = '{tmp_path}/missing': this folder does not exist" in message.msg
     settings.SESSION_FILE_PATH = tmp_path
     assert check_settings() == []
+
+
+@pytest.mark.parametrize("mode", [0o777, 0o770, 0o702])
+def test_a_folder_that_others_can_write_to(settings: Settings, tmp_path: Any, mode: int) -> None:
+    settings.SESSION_FILE_PATH = tmp_path
+    tmp_path.chmod(mode)
+    message = only(check_settings())
+    assert message.id == "gsession_django.E034"
+    assert f"SESSION_FILE_PATH = '{tmp_path}' is open to others" in message.msg
+    assert f"its mode is {mode:o}" in message.msg
+    for harmless in (0o700, 0o755, 0o1777):
+        tmp_path.chmod(harmless)
+        assert check_settings() == []
+
+
+def test_a_folder_of_another_user(settings: Settings, tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    settings.SESSION_FILE_PATH = tmp_path
+    owner = 12345
+    status = os.stat_result((0o40700, 0, 0, 2, owner, owner, 0, 0, 0, 0))
+    monkeypatch.setattr(os, "stat", lambda path, **kwargs: status)
+    monkeypatch.setattr(os, "geteuid", lambda: owner + 1)
+    message = only(check_settings())
+    assert message.id == "gsession_django.E034"
+    assert f"it belongs to the user {owner}, and this process runs as the user {owner + 1}" in message.msg
+    for fine in (owner, 0):  # root may run a command for the site
+        monkeypatch.setattr(os, "geteuid", lambda fine=fine: fine)
+        assert check_settings() == []
