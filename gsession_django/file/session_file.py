@@ -73,7 +73,7 @@ class Header(NamedTuple):
             raise Damaged("it does not begin as a session file does")
         if own != zlib.crc32(data[: _FIELDS.size]):
             raise Damaged("its header does not match its checksum")
-        return cls(*fields)
+        return cls._make(fields)
 
     def pack(self) -> bytes:
         fields = _FIELDS.pack(MAGIC, *self)
