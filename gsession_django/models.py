@@ -36,7 +36,7 @@ class Session(models.Model):
         version: a number that each change replaces, and a touch does not.
         expires: when it expires, in milliseconds since 1970, UTC: a number, which no time zone moves.
         user_id: the user who is signed in, as ``gsession_django.database.rows.column_of`` returns it; ``None`` without
-            one, and in a row that was written before this column existed.
+            one.
     """
 
     id = SessionIdField(primary_key=True, max_length=ID_LENGTH)

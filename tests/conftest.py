@@ -12,6 +12,9 @@ from gsession_django import outages
 from tests.support.programs import NotInstalled
 
 
+os.umask(0o022)  # the folders that tests make for sessions are for this user alone, whatever the shell's umask is
+
+
 @pytest.fixture(scope="session", autouse=True)
 def _databases_are_open(django_db_blocker: DjangoDbBlocker) -> Iterator[None]:
     """Let tests connect to databases of their own. The one in the settings is nobody's: it has no tables."""
