@@ -11,7 +11,6 @@ from pytest_django import DjangoDbBlocker
 from gsession_django import outages
 from tests.support.programs import NotInstalled
 
-
 os.umask(0o022)  # the folders that tests make for sessions are for this user alone, whatever the shell's umask is
 
 
