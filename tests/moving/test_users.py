@@ -1,11 +1,17 @@
 """The sessions of users while they move from another engine: listed as they arrive, and ended where they are."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from datetime import timedelta
+from io import StringIO
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import pytest
+from django.conf import settings
 from django.contrib.auth import SESSION_KEY
+from django.core.management import call_command
+from django.test import override_settings
 
 from gsession_django import SessionStore, StorageUnavailable
 from gsession_django.backends.file import SessionStore as FileStore
@@ -13,11 +19,12 @@ from gsession_django.backends.memory import SessionStore as MemoryStore
 from gsession_django.core.engine import engine_of
 from gsession_django.moving import steps
 from gsession_django.moving.our_engines import OurSource
-from gsession_django.users import end_sessions, sessions_of
+from gsession_django.users import clients, end_sessions, sessions_of
 from gsession_django.users.about import LISTED, SINCE
 from tests.support.engines import empty
 from tests.support.indexes import engine_on
-from tests.support.sign_ins import ids_of, sign_in
+from tests.support.old_sites import OURS, old_site, store_of
+from tests.support.sign_ins import ids_of, request_of, sign_in
 from tests.support.storages import IndexedStorage
 
 
@@ -62,6 +69,47 @@ def test_a_session_that_comes_from_an_engine_with_an_index_is_listed_and_keeps_i
             (after,) = sessions_of("7")
             assert after.session_id == request.session_id
             assert after.created == before.created
+
+
+def by_a_visit(source: str, key: str) -> None:
+    with override_settings(GSESSION={**settings.GSESSION, "FALLBACK_ENGINE": source}):
+        assert store_of(settings.SESSION_ENGINE, key)[SESSION_KEY] == "7"
+
+
+def by_the_command(source: str, key: str) -> None:
+    call_command("migrate_sessions", "--from", source, stdout=StringIO())
+
+
+@pytest.mark.parametrize("move", [by_a_visit, by_the_command])
+@pytest.mark.parametrize(("source", "target"), list(pairwise([*OURS, "file"])))
+def test_what_is_known_of_a_session_moves_with_it_from_engine_to_engine(
+    tmp_path: Path, source: str, target: str, move: Callable[[str, str], None]
+) -> None:
+    source, target = OURS[source], OURS[target]
+    with old_site(tmp_path):
+        given = {**settings.GSESSION, "RECORD_CLIENT": True}
+        with override_settings(SESSION_ENGINE=source, GSESSION=given):
+            store = store_of(source)
+            store.set_expiry(1000)
+            sign_in(store)
+            clients.record(request_of(store))
+            store.save()
+            store.get_storage().update_ttl(store.session_id, 600)  # the last visit was 400 seconds ago
+            (before,) = sessions_of("7")
+        with override_settings(SESSION_ENGINE=target, GSESSION=given):
+            assert sessions_of("7") == []
+            move(source, store.session_key)
+            (after,) = sessions_of("7")
+            assert (after.created, after.user_id, after.handle) == (before.created, "7", before.handle)
+            assert after.last_seen_from == before.last_seen_from is not None
+            assert before.created is not None
+            assert after.last_seen is not None
+            assert before.last_seen is not None
+            assert abs(after.last_seen - before.last_seen) < timedelta(seconds=2), "a move is not a visit"
+            assert end_sessions("7") == 1
+            assert store_of(target, store.session_key).get(SESSION_KEY) is None
+        with override_settings(SESSION_ENGINE=source, GSESSION=given):
+            assert sessions_of("7") == []
 
 
 def test_all_sessions_that_end_include_those_that_have_not_moved_yet(store_class: type[SessionStore]) -> None:

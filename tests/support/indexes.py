@@ -31,16 +31,19 @@ class AsyncIndexed(Index, AsyncStorage):
         return self.twin(self.sessions_of(user_id))
 
     async def aadd_to_user(self, user_id: str, session_id: str, ttl: int) -> None:
-        self.twin(self.add_to_user(user_id, session_id, ttl))
+        self.add_to_user(user_id, session_id, ttl)
+        self.twin(None)
 
     async def aremove_from_user(self, user_id: str, session_id: str, ended: bool) -> None:
-        self.twin(self.remove_from_user(user_id, session_id, ended))
+        self.remove_from_user(user_id, session_id, ended)
+        self.twin(None)
 
     async def alock(self, session_id: str, token: str, seconds: float) -> bool:
         return self.twin(self.lock(session_id, token, seconds))
 
     async def aunlock(self, session_id: str, token: str) -> None:
-        self.twin(self.unlock(session_id, token))
+        self.unlock(session_id, token)
+        self.twin(None)
 
 
 @contextmanager

@@ -1,7 +1,7 @@
 """What is known of a user's session is stored with it, and is not among the pairs that the application sees."""
 
 import asyncio
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -114,7 +114,8 @@ def test_a_template_shows_none(store_class: type[SessionStore], key: str) -> Non
 
 @pytest.mark.usefixtures("key")
 def test_a_session_that_goes_on_without_its_user_has_none(store_class: type[SessionStore]) -> None:
-    for leave in (lambda store: store.clear(), lambda store: store.pop(SESSION_KEY)):
+    leaves: list[Callable[[SessionStore], Any]] = [SessionStore.clear, lambda store: store.pop(SESSION_KEY)]
+    for leave in leaves:
         store = store_class(a_visit(store_class))
         leave(store)
         store["page"] = 1
