@@ -62,12 +62,14 @@ def test_a_session_that_comes_from_an_engine_with_an_index_is_listed_and_keeps_i
             (after,) = sessions_of("7")
             assert after.session_id == store_class(key).session_id
             assert after.created == before.created
+            medium = store_class.get_storage().medium  # type: ignore[attr-defined]
+            medium.calls.clear()
             request = store_class(key)
             assert request[SESSION_KEY] == "7"
             request["cart"] = 1
             request.save()
+            assert "add_to_user" in medium.names(), "until when it was listed counts for the old index alone"
             (after,) = sessions_of("7")
-            assert after.session_id == request.session_id
             assert after.created == before.created
 
 
