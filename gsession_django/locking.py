@@ -14,6 +14,7 @@ from django.conf import settings
 from django.contrib.sessions.backends.base import UpdateError
 from django.contrib.sessions.exceptions import SessionInterrupted
 from django.core.exceptions import ImproperlyConfigured
+from django.db import connections
 
 from gsession_django.core.driving import UNABLE, Operation
 from gsession_django.core.engine import Engine, engine_of
@@ -160,13 +161,18 @@ def _renewed(lock: _Lock) -> Iterator[None]:
     done = threading.Event()
 
     def renew() -> None:
-        while not done.wait(LEASE / 3):
-            try:
-                problem = None if lock.engine.run(lock.take()) else "another request has it"
-            except Exception as error:  # the request goes on, and the next try may succeed
-                problem = f"{type(error).__name__}: {error}"
-            if problem is not None:
-                logger.warning("session_lock could not renew the lock of a session: %s.", problem)
+        try:
+            while not done.wait(LEASE / 3):
+                try:
+                    problem = None if lock.engine.run(lock.take()) else "another request has it"
+                    if done.is_set():  # it may have been freed before: in a transaction, the database makes this wait
+                        lock.engine.run(lock.free())
+                except Exception as error:  # the request goes on, and the next try may succeed
+                    problem = f"{type(error).__name__}: {error}"
+                if problem is not None:
+                    logger.warning("session_lock could not renew the lock of a session: %s.", problem)
+        finally:
+            connections.close_all()  # the thread has its own, if the sessions are in a database
 
     thread = threading.Thread(target=renew, name="gsession_django session_lock", daemon=True)
     thread.start()

@@ -33,12 +33,32 @@ class Session(models.Model):
         data: all pairs, as ``SESSION_SERIALIZER`` encoded them.
         version: a number that each change replaces, and a touch does not.
         expires: when it expires, in milliseconds since 1970, UTC: a number, which no time zone moves.
+        user_id: the user who is signed in, as ``gsession_django.database.rows.column_of`` returns it; ``None`` without
+            one, and in a row that was written before this column existed.
     """
 
     id = SessionIdField(primary_key=True, max_length=ID_LENGTH)
     data = models.BinaryField()
     version = models.BigIntegerField()
     expires = models.BigIntegerField(db_index=True)
+    user_id = SessionIdField(db_index=True, max_length=ID_LENGTH, null=True)
+
+    def __str__(self) -> str:
+        return str(self.id)
+
+
+class SessionLock(models.Model):
+    """Who has a session to themselves.
+
+    Attributes:
+        id: the session id, as ``gsession_django.database.rows.column_of`` has it. The session need not be there.
+        token: names the holder, likewise.
+        expires: until when, in milliseconds since 1970, UTC; 0 once the lock is free.
+    """
+
+    id = SessionIdField(primary_key=True, max_length=ID_LENGTH)
+    token = SessionIdField(max_length=ID_LENGTH)
+    expires = models.BigIntegerField()
 
     def __str__(self) -> str:
         return str(self.id)

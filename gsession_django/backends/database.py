@@ -13,7 +13,8 @@ from gsession_django.core.store import SessionStore as BaseSessionStore
 from gsession_django.core.transactions import SiteTransaction
 from gsession_django.database import checks, walk
 from gsession_django.database import statements as sql
-from gsession_django.database.rows import check_new_id, is_id, new_version
+from gsession_django.database.locks import LockTable
+from gsession_django.database.rows import Version, check_new_id, column_of, is_id, new_version, user_of
 from gsession_django.database.table import SessionTable, available
 from gsession_django.recording import System
 
@@ -27,16 +28,17 @@ class DatabaseStorage(Storage):
 
     def __init__(self, using: str | None = None) -> None:
         self.table = SessionTable(using)
+        self.locks = LockTable(self.table)
 
     def system(self) -> System:
         return self.table.system
 
-    def _session(self, row: tuple[Any, Any, Any] | None) -> SessionMap | None:
+    def _session(self, row: tuple[Any, ...] | None) -> SessionMap | None:
         """Return the session in a row; ``None`` without a row, or when the session has expired."""
         if row is None or row[2] <= 0:
             return None
-        data, version, left = row
-        return SessionMap(decode_pairs(self.table.data_of(data)), version, left / 1000)
+        data, version, left, user = row
+        return SessionMap(decode_pairs(self.table.data_of(data)), Version(version, user), left / 1000)
 
     @available
     def get_session(self, session_id: str, ttl: int, data: Any = None) -> SessionMap | None:
@@ -59,11 +61,12 @@ class DatabaseStorage(Storage):
     @available
     def create(self, session_id: str, session: SessionMap, ttl: int) -> bool:
         check_new_id(session_id)
-        data, version = self.table.data(session.encoded()), new_version()
+        data, version = self.table.data(session.encoded()), Version(new_version(), user_of(session))
         for _ in range(2):  # the id may belong to an expired row, which this or a purge removes
             try:
                 with self.table.savepoint():
-                    self.table.change(sql.CREATE, session_id, data, version, self.table.now() + 1000 * ttl)
+                    expires = self.table.now() + 1000 * ttl
+                    self.table.change(sql.CREATE, session_id, data, version.number, expires, version.user)
             except IntegrityError:
                 self.table.change(sql.REMOVE_EXPIRED, session_id, self.table.now())
             else:
@@ -75,30 +78,34 @@ class DatabaseStorage(Storage):
     def apply(self, session_id: str, session: SessionMap, ttl: int) -> bool:
         if not is_id(session_id):
             return False
-        table, version, known = self.table, new_version(), session.version
+        table, version, known = self.table, Version(new_version(), user_of(session)), session.version
         if session.cleared:
             data = table.data(session.encoded())
             now = table.now()
-            there = table.change(sql.REPLACE, data, version, now + 1000 * ttl, session_id, now) > 0
+            there = table.change(sql.REPLACE, data, *version, now + 1000 * ttl, session_id, now) > 0
         elif known is None or not self._save(session_id, session.encoded(), version, ttl, known):
-            there = self._merge(session_id, session, version, ttl)
+            return self._merge(session_id, session, ttl)
         else:
             there = True
         session.version = version
         return there
 
-    def _save(self, session_id: str, data: bytes, version: int, ttl: int | None, known: int) -> bool:
+    def _save(self, session_id: str, data: bytes, version: Version, ttl: int | None, known: Version) -> bool:
         """Write to the row if its version is still `known`. A `ttl` of ``None`` keeps its expiry."""
         table, stored, now = self.table, self.table.data(data), self.table.now()
-        if ttl is None:
-            return table.change(sql.SAVE_DATA, stored, version, session_id, now, known) > 0
-        return table.change(sql.SAVE, stored, version, now + 1000 * ttl, session_id, now, known) > 0
+        expires = () if ttl is None else (now + 1000 * ttl,)
+        user = () if version.user == known.user else (version.user,)
+        statement = sql.SAVES[len(expires), len(user)]
+        return table.change(statement, stored, version.number, *user, *expires, session_id, now, known.number) > 0
 
-    def _merge(self, session_id: str, session: SessionMap, version: int, ttl: int) -> bool:
+    def _merge(self, session_id: str, session: SessionMap, ttl: int) -> bool:
+        number = new_version()
         while (current := self._reread(session_id)) is not None:
             renews = session.renews_ttl(current)
-            data = encode_pairs(session.merged_onto(current), {})
+            merged = session.merged_onto(current)
+            data, version = encode_pairs(merged, {}), Version(number, user_of(SessionMap(merged)))
             if self._save(session_id, data, version, ttl if renews else None, current.version):
+                session.version = version
                 return True
         return False
 
@@ -128,11 +135,23 @@ class DatabaseStorage(Storage):
         if is_id(session_id):
             self.table.change(sql.REMOVE, session_id)
 
+    @available
+    def sessions_of(self, user_id: str) -> list[str]:
+        return list(sql.of_user(self.table.rows, column_of(user_id), self.table.now()))
+
+    def lock(self, session_id: str, token: str, seconds: float) -> bool:
+        return self.locks.take(session_id, token, seconds)
+
+    def unlock(self, session_id: str, token: str) -> None:
+        self.locks.free(session_id, token)
+
     def transaction(self) -> SiteTransaction | None:
         return self.table.transaction()
 
     def purge(self, batch_size: int, dry_run: bool = False) -> Iterator[int]:
-        return walk.purge(self.table, batch_size, dry_run)
+        yield from walk.purge(self.table, batch_size, dry_run)
+        if not dry_run:
+            yield from self.locks.purge(batch_size)
 
     def ids(self) -> Iterator[str]:
         return walk.live_ids(self.table)

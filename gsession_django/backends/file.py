@@ -13,7 +13,9 @@ from gsession_django.core.session_map import SessionMap
 from gsession_django.core.storage import Storage
 from gsession_django.core.store import SessionStore as BaseSessionStore
 from gsession_django.file.folder import SessionFolder
+from gsession_django.file.locks import LockFolder
 from gsession_django.file.session_file import SessionFile
+from gsession_django.file.users import UserFolders
 from gsession_django.recording import System
 
 
@@ -29,6 +31,8 @@ class FileStorage(Storage):
     def __init__(self, fsync: bool = False) -> None:
         path = settings.SESSION_FILE_PATH
         self.folder = SessionFolder(None if path is None else os.fspath(path), fsync)
+        self.users = UserFolders(self.folder, fsync)
+        self.locks = LockFolder(self.folder)
 
     def system(self) -> System:
         return System("file")
@@ -69,11 +73,31 @@ class FileStorage(Storage):
     def remove_all(self, session_id: str) -> None:
         self.folder.remove(session_id)
 
+    def sessions_of(self, user_id: str) -> list[str]:
+        return self.users.sessions_of(user_id)
+
+    def add_to_user(self, user_id: str, session_id: str, ttl: int) -> None:
+        self.users.add(user_id, session_id)
+
+    def remove_from_user(self, user_id: str, session_id: str, ended: bool) -> None:
+        if ended:
+            self.folder.remove(session_id)
+        self.users.remove(user_id, session_id)
+
+    def lock(self, session_id: str, token: str, seconds: float) -> bool:
+        return self.locks.take(session_id, token, seconds)
+
+    def unlock(self, session_id: str, token: str) -> None:
+        self.locks.free(session_id, token)
+
     def purge(self, batch_size: int, dry_run: bool = False) -> Iterator[int]:
         for shard in self.folder.shards():
             places = self.folder.places(shard)
             for start in range(0, len(places), batch_size):
                 yield self.folder.purge(places[start : start + batch_size], dry_run)
+        if not dry_run:
+            yield from self.users.purge(batch_size)
+            yield from self.locks.purge(batch_size)
 
     def ids(self) -> Iterator[str]:
         for shard in self.folder.shards():

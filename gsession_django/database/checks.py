@@ -7,7 +7,7 @@ from django.db import Error as DatabaseError
 from django.db import connections, router
 
 from gsession_django.core.options import given_options
-from gsession_django.models import Session
+from gsession_django.models import Session, SessionLock
 
 
 def check_using(engine: str) -> Iterator[CheckMessage]:
@@ -23,7 +23,7 @@ def check_using(engine: str) -> Iterator[CheckMessage]:
 
 
 def check_table(engine: str) -> Iterator[CheckMessage]:
-    """Check that the table exists."""
+    """Check that the tables are there: that of the locks came with the last migration."""
     alias = given_options(engine).get("using") or router.db_for_write(Session)
     if alias not in list(connections.settings):
         return
@@ -38,9 +38,10 @@ def check_table(engine: str) -> Iterator[CheckMessage]:
             id="gsession_django.W007",
         )
         return
-    if Session._meta.db_table not in tables:
+    missing = next((name for model in (Session, SessionLock) if (name := model._meta.db_table) not in tables), None)
+    if missing is not None:
         yield Error(
-            f"DATABASES[{alias!r}] lacks the table {Session._meta.db_table!r}, where {engine!r} keeps sessions.",
+            f"DATABASES[{alias!r}] lacks the table {missing!r}, which {engine!r} needs.",
             hint=f"Run manage.py migrate gsession_django --database {alias}. If that does not create it, a router in "
             "DATABASE_ROUTERS forbids it in allow_migrate().",
             id="gsession_django.E017",

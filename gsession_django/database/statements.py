@@ -17,7 +17,7 @@ from gsession_django.models import Session
 Sessions = QuerySet[Session]
 
 # Placeholders: only the SQL of a query is kept.
-_ANY: Final[dict[str, Any]] = {"id": "-", "data": b"", "version": 0, "expires": Moment(0)}
+_ANY: Final[dict[str, Any]] = {"id": "-", "data": b"", "version": 0, "expires": Moment(0), "user_id": "-"}
 
 
 class Statement:
@@ -86,8 +86,13 @@ def one(sessions: Sessions, session_id: str = "-") -> Sessions:
 
 
 def columns(sessions: Sessions, now: int = 0) -> Any:
-    """Return the columns that a read needs: the data, the version, and the milliseconds left at `now`."""
-    return sessions.values_list("data", "version", F("expires") - Moment(now))
+    """Return the columns that a read needs: the data, the version, the milliseconds left at `now`, and the user."""
+    return sessions.values_list("data", "version", F("expires") - Moment(now), "user_id")
+
+
+def of_user(sessions: Sessions, user: str, now: int) -> Any:
+    """Return the ids of the live sessions of a user, as :func:`gsession_django.database.rows.column_of` has it."""
+    return sessions.filter(GreaterThan(_EXPIRY, Moment(now)), user_id=user).values_list("id", flat=True)
 
 
 def _live(sessions: Sessions) -> Sessions:
@@ -105,10 +110,16 @@ def _as_read(sessions: Sessions) -> Sessions:
 # Each comment lists the parameters. "now" and "expires" are parameters of a Moment.
 READ: Final = selecting(lambda sessions: columns(one(sessions)))  # now; id
 LOOK: Final = selecting(lambda sessions: _live(sessions).values_list("version"))  # id, now
-CREATE: Final = inserting()  # id, data, version, expires
-SAVE: Final = updating(_as_read, "data", "version", "expires")  # data, version, expires; id, now, the version as read
-SAVE_DATA: Final = updating(_as_read, "data", "version")  # data, version; id, now, the version as read
-REPLACE: Final = updating(_live, "data", "version", "expires")  # data, version, expires; id, now
+CREATE: Final = inserting()  # id, data, version, expires, user
+# By how many expiries are written, and how many users: one or none. A user who is the one that was read is not written
+# again, as that makes a save on SQLite take a seventh longer, and PostgreSQL keep entries of the index for longer.
+# data, version, the user, expires; id, now, the version as read
+SAVES: Final = {
+    (expiry, user): updating(_as_read, "data", "version", *["user_id"] * user, *["expires"] * expiry)
+    for expiry in (0, 1)
+    for user in (0, 1)
+}
+REPLACE: Final = updating(_live, "data", "version", "user_id", "expires")  # data, version, user, expires; id, now
 TOUCH: Final = updating(_live, "expires")  # expires; id, now
 MOVE: Final = updating(_live, "id")  # the new id; id, now
 REMOVE: Final = deleting(one)  # id

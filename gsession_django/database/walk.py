@@ -9,11 +9,13 @@ from collections.abc import Iterator
 from typing import Any, Final
 
 from django.db import transaction
+from django.db.models import QuerySet
 
 from gsession_django.database import clock, postgresql
 from gsession_django.database.rows import next_start
 from gsession_django.database.statements import Sessions
 from gsession_django.database.table import SessionTable, available
+from gsession_django.models import Session, SessionLock
 
 # Rows of one read when all ids are listed.
 _PAGE: Final = 1000
@@ -41,13 +43,30 @@ def purge(table: SessionTable, batch_size: int, dry_run: bool) -> Iterator[int]:
             yield walk.remove(now, batch_size)
 
 
+def purge_locks(table: SessionTable, batch_size: int) -> Iterator[int]:
+    """Remove the locks that have expired by the time that it begins, and yield 0 between two steps."""
+    walk = _Walk(table, SessionLock)
+    now = walk.now()
+    walk.remove(now, batch_size)
+    while not walk.done:
+        yield 0
+        walk.remove(now, batch_size)
+
+
 class _Walk:
-    def __init__(self, table: SessionTable) -> None:
+    """A walk through the rows of a model that expire."""
+
+    def __init__(self, table: SessionTable, model: type[Session | SessionLock] = Session) -> None:
         self.table = table
+        self._model = model
         self.done = False
         # Every row up to this expiry is removed. The next batch is looked for behind it, because a database still walks
         # over rows that were removed just now.
         self._passed = -(2**63)
+
+    @property
+    def _rows(self) -> QuerySet[Any]:
+        return self._model._default_manager.using(self.table.alias)
 
     @available
     def now(self) -> int:
@@ -55,17 +74,17 @@ class _Walk:
 
     @available
     def live(self, now: int, last: str) -> list[str]:
-        rows = self.table.rows.filter(expires__gt=now, id__gt=last).order_by("id")
+        rows = self._rows.filter(expires__gt=now, id__gt=last).order_by("id")
         return list(rows.values_list("id", flat=True)[:_PAGE])
 
     @available
     def count(self, now: int) -> int:
-        return self.table.rows.filter(expires__lte=now).count()
+        return self._rows.filter(expires__lte=now).count()
 
     @available
     def remove(self, now: int, batch_size: int) -> int:
         """Remove a batch."""
-        expired = self.table.rows.filter(expires__lte=now, expires__gte=self._passed).order_by("expires")
+        expired = self._rows.filter(expires__lte=now, expires__gte=self._passed).order_by("expires")
         next_batch = expired.values_list("expires", flat=True)[batch_size : batch_size + 1]
         until = next(iter(next_batch), None)
         self.done = until is None
@@ -88,5 +107,5 @@ class _Walk:
             if not ids:
                 return 0
         # The condition again: a request may have renewed one of them since the look-up.
-        rows = self.table.rows.filter(id__in=ids, expires__lte=now)
+        rows = self._rows.filter(id__in=ids, expires__lte=now)
         return rows._raw_delete(connection.alias)  # delete() would look for relations and signal receivers

@@ -13,7 +13,7 @@ import time
 import zlib
 from collections.abc import Callable
 from contextlib import ExitStack
-from typing import Concatenate, NamedTuple, ParamSpec, TypeVar
+from typing import Any, Concatenate, NamedTuple, ParamSpec, Protocol, TypeVar
 
 from django.utils.crypto import salted_hmac
 
@@ -25,14 +25,14 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 # Lower case only: some file systems treat upper and lower case as the same.
-_FILE_NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,127}")
+FILE_NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,127}")
 _HASHED_ID = re.compile(r"[0-9a-f]{64}")
 _SHARDS = [f"{number:02x}" for number in range(256)]
 
 
 def check_new_id(session_id: str) -> None:
     """Raise ``ValueError`` if no session can have this id."""
-    if not _FILE_NAME.fullmatch(session_id):
+    if not FILE_NAME.fullmatch(session_id):
         raise ValueError(
             f"{session_id!r} cannot be the name of a session file. With hash_ids off, the file engine takes "
             "session keys of at most 128 lower-case letters, digits, '-' and '_', the first a letter or a digit."
@@ -62,11 +62,21 @@ class Place(NamedTuple):
         return FileLock(f"{self.shard}/.lock")
 
 
-def _available(method: Callable[Concatenate["SessionFolder", P], T]) -> Callable[Concatenate["SessionFolder", P], T]:
+class HasPath(Protocol):
+    """What works in the folder of a site.
+
+    Attributes:
+        path: that folder.
+    """
+
+    path: str
+
+
+def available(method: Callable[Concatenate[Any, P], T]) -> Callable[Concatenate[Any, P], T]:
     """Turn an ``OSError`` of a method into ``StorageUnavailable``."""
 
     @functools.wraps(method)
-    def wrapper(self: "SessionFolder", /, *args: P.args, **kwargs: P.kwargs) -> T:
+    def wrapper(self: HasPath, /, *args: P.args, **kwargs: P.kwargs) -> T:
         try:
             return method(self, *args, **kwargs)
         except OSError as error:
@@ -93,7 +103,7 @@ class SessionFolder:
         self._fsync = fsync
         self._checked = False
 
-    def _check(self) -> None:
+    def check(self) -> None:
         """Raise an ``OSError`` if the folder does not exist, or if the default folder is open to other users."""
         if self._own:
             os.makedirs(self.path, 0o700, exist_ok=True)
@@ -106,11 +116,11 @@ class SessionFolder:
 
     def _place(self, session_id: str) -> Place | None:
         """Return the place of the session's file, existing or not; ``None`` for an id that no session can have."""
-        return self._place_of(session_id) if _FILE_NAME.fullmatch(session_id) else None
+        return self._place_of(session_id) if FILE_NAME.fullmatch(session_id) else None
 
     def _place_of(self, session_id: str) -> Place:
         if not self._checked:
-            self._check()
+            self.check()
         shard = f"{self.path}/{_SHARDS[zlib.crc32(session_id.encode()) & 255]}"
         return Place(shard, f"{shard}/{session_id}")
 
@@ -118,17 +128,17 @@ class SessionFolder:
         check_new_id(session_id)
         return self._place_of(session_id)
 
-    def _make(self, shard: str) -> None:
-        """Create a shard, if it does not exist yet."""
-        self._check()
+    def make(self, folder: str) -> None:
+        """Create a shard, or another folder in here, if it does not exist yet."""
+        self.check()
         try:
-            os.mkdir(shard, 0o700)
+            os.mkdir(folder, 0o700)
         except FileExistsError:
             return
         if self._fsync:
-            sync_folder(self.path)
+            sync_folder(os.path.dirname(folder))
 
-    @_available
+    @available
     def read(self, session_id: str, read: Callable[[SessionFile], T]) -> T | None:
         """Return the result of `read` for the session's file; ``None`` for an unknown or expired session."""
         place = self._place(session_id)
@@ -142,12 +152,12 @@ class SessionFolder:
                 with place.lock, SessionFile(place.path) as file:
                     return read(file) if file.header.alive else None
         except FileNotFoundError:
-            self._check()  # without the folder, a missing file does not mean a missing session
+            self.check()  # without the folder, a missing file does not mean a missing session
         except Damaged as error:
             raise _unreadable(place, error) from error
         return None
 
-    @_available
+    @available
     def change(self, session_id: str, change: Callable[[SessionFile], None]) -> bool:
         """Let `change` write to the session's file, under the lock; ``False`` for an unknown or expired session."""
         place = self._place(session_id)
@@ -160,19 +170,19 @@ class SessionFolder:
                 change(file)
                 return True
         except FileNotFoundError:
-            self._check()
+            self.check()
         except Damaged as error:
             raise _unreadable(place, error) from error
         return False
 
-    @_available
+    @available
     def create(self, session_id: str, body: bytes, ttl: int) -> int | None:
         """Create the file of a new session and return its revision; ``None`` when the id is taken."""
         place = self._new_place(session_id)
         try:
             return self._create(place, body, ttl)
         except FileNotFoundError:
-            self._make(place.shard)
+            self.make(place.shard)
             return self._create(place, body, ttl)
 
     def _create(self, place: Place, body: bytes, ttl: int) -> int | None:
@@ -184,7 +194,7 @@ class SessionFolder:
                 sync_folder(place.shard)
             return revision
 
-    @_available
+    @available
     def move(self, session_id: str, new_id: str) -> bool:
         """Rename a session's file. Return ``True`` also when an earlier call did it, ``False`` without a session."""
         old, new = self._place(session_id), self._new_place(new_id)
@@ -193,7 +203,7 @@ class SessionFolder:
         try:
             return self._move(old, new)
         except FileNotFoundError:
-            self._make(new.shard)
+            self.make(new.shard)
         try:
             return self._move(old, new)
         except FileNotFoundError:  # the shard of the old id does not exist, so neither does the session
@@ -212,7 +222,7 @@ class SessionFolder:
                 sync_folder(old.shard)
             return True
 
-    @_available
+    @available
     def remove(self, session_id: str) -> None:
         """Remove a session's file, if there is one."""
         place = self._place(session_id)
@@ -224,30 +234,30 @@ class SessionFolder:
                 if self._fsync:
                     sync_folder(place.shard)
         except FileNotFoundError:
-            self._check()
+            self.check()
 
-    @_available
+    @available
     def shards(self) -> list[str]:
         """Return the paths of the existing shards."""
-        self._check()
+        self.check()
         return [f"{self.path}/{name}" for name in sorted(set(os.listdir(self.path)) & set(_SHARDS))]
 
-    @_available
+    @available
     def places(self, shard: str) -> list[Place]:
         """Return the places of the files in a shard that are named like sessions."""
         with os.scandir(shard) as entries:
             return [
                 Place(shard, entry.path)
                 for entry in entries
-                if _FILE_NAME.fullmatch(entry.name) and entry.is_file(follow_symlinks=False)
+                if FILE_NAME.fullmatch(entry.name) and entry.is_file(follow_symlinks=False)
             ]
 
-    @_available
+    @available
     def alive(self, places: list[Place]) -> list[str]:
         """Return the ids of the live sessions among `places`."""
         return [os.path.basename(place.path) for place in places if _is_alive(place.path)]
 
-    @_available
+    @available
     def purge(self, places: list[Place], dry_run: bool) -> int:
         """Remove the expired and damaged files among `places`, all of one shard, and return how many.
 

@@ -17,17 +17,19 @@ tests of an outage only when the author overrides ``outage()``.
 """
 
 from gsession_django.testing.extensions import Extensions
+from gsession_django.testing.locking import Locking
 from gsession_django.testing.purging import Purging
 from gsession_django.testing.reading import Pairs, Reading
 from gsession_django.testing.sharing import Sharing
 from gsession_django.testing.ttl import TimeToLive
 from gsession_django.testing.twins import Twins
+from gsession_django.testing.users import Users
 from gsession_django.testing.visitors import Visitors
 
 __all__ = ["StorageContract"]
 
 
-class StorageContract(Reading, Pairs, TimeToLive, Extensions, Purging, Visitors, Sharing, Twins):
+class StorageContract(Reading, Pairs, TimeToLive, Extensions, Users, Locking, Purging, Visitors, Sharing, Twins):
     """Name it before a test case among the bases of a class, and set the engine to test.
 
     Attributes:

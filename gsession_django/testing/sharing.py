@@ -153,6 +153,11 @@ class Sharing(ContractCase):
             "apply": (session_id, held, 60),
             "move": (session_id, new_id, 60),
             "remove_all": (session_id,),
+            "sessions_of": ("7",),
+            "add_to_user": ("7", session_id, 120),
+            "remove_from_user": ("7", session_id, True),
+            "lock": (session_id, "token", 60.0),
+            "unlock": (session_id, "token"),
         }
         with self.outage():
             for method, args in calls.items():

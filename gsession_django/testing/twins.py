@@ -9,16 +9,22 @@ from django.contrib.sessions.backends.base import UpdateError
 from gsession_django.core.abilities import abilities, bypassed_twins, missing_twins
 from gsession_django.testing.case import ContractCase, NeedingTest, needs
 from gsession_django.testing.extensions import Extensions
+from gsession_django.testing.locking import Locking
 from gsession_django.testing.reading import Pairs, Reading
 from gsession_django.testing.sharing import Sharing
 from gsession_django.testing.ttl import TimeToLive
+from gsession_django.testing.users import Users
 from gsession_django.testing.visitors import THREADS
 
-_TWICE = (Reading, Pairs, TimeToLive, Extensions, Sharing)
+_TWICE = (Reading, Pairs, TimeToLive, Extensions, Users, Locking, Sharing)
 # These call the twins themselves, or test a method without a twin.
 _ONCE = (
     "test_a_session_ends_with_its_ttl_and_not_before",
+    "test_a_lock_is_free_after_its_seconds_unless_it_was_renewed",
+    "test_a_purge_frees_no_lock",
+    "test_a_purge_takes_no_live_session_off_the_list",
     "test_ids_are_those_of_the_live_sessions",
+    "test_of_those_who_ask_at_once_one_gets_the_lock",
     "test_parallel_calls_of_apply_lose_nothing",
     "test_event_loops_one_after_the_other_share_no_connection",
     "test_event_loops_at_once_share_no_connection",

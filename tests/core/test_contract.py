@@ -25,9 +25,11 @@ from tests.support.storages import (
     AsyncPerKeyStorage,
     AsyncStorage,
     CompleteStorage,
+    IndexedStorage,
     OwnIdsStorage,
     PairsOnlyStorage,
     PerKeyStorage,
+    UserColumnStorage,
     WholeMapStorage,
     engine,
 )
@@ -70,6 +72,14 @@ class PerKeyTests(EngineContract, SimpleTestCase):
 
 class CompleteTests(EngineContract, SimpleTestCase):
     store_class = engine(CompleteStorage)
+
+
+class IndexedTests(EngineContract, SimpleTestCase):
+    store_class = engine(IndexedStorage)
+
+
+class UserColumnTests(EngineContract, SimpleTestCase):
+    store_class = engine(UserColumnStorage)
 
 
 class OwnIdsTests(EngineContract, SimpleTestCase):

@@ -13,6 +13,7 @@ from typing import Any, ClassVar
 from unittest import mock
 
 import pytest
+from django.contrib.auth import SESSION_KEY
 
 from gsession_django import SessionMap, StorageUnavailable
 from gsession_django.core.abilities import abilities
@@ -22,10 +23,12 @@ from tests.core.test_contract import EngineContract
 from tests.support.storages import (
     AsyncStorage,
     CompleteStorage,
+    IndexedStorage,
     OwnIdsStorage,
     PerKeyStorage,
     Recorded,
     Row,
+    UserColumnStorage,
     WholeMapStorage,
     engine,
 )
@@ -639,10 +642,169 @@ class HangsUpForItsParent(CompleteStorage):
         return super().get_session(*args)
 
 
+# Whose sessions.
+
+
+@breaks("an_unknown_user_has_no_sessions")
+class ListsEverybody(UserColumnStorage):
+    def sessions_of(self, user_id: str) -> list[str]:
+        return super().sessions_of(user_id) or list(self.medium.rows)
+
+
+@breaks("a_session_is_listed_among_those_of_its_user")
+class ListsTheLastSession(IndexedStorage):
+    def add_to_user(self, user_id: str, session_id: str, ttl: int) -> None:
+        self.users[user_id] = [session_id]
+
+
+@breaks("a_user_id_may_be_any_text")
+class CutsUsers(IndexedStorage):
+    def sessions_of(self, user_id: str) -> list[str]:
+        return super().sessions_of(user_id[:128])
+
+
+@breaks("a_user_id_may_be_any_text")
+class TrimsUsers(UserColumnStorage):
+    def sessions_of(self, user_id: str) -> list[str]:
+        return [each for each in list(self.medium.rows) if str(self.user_in(each)).rstrip() == user_id.rstrip()]
+
+
+@breaks("a_user_id_may_be_any_text")
+class RefusesUsers(IndexedStorage):
+    def sessions_of(self, user_id: str) -> list[str]:
+        if "\0" in user_id:
+            raise ValueError("A string literal cannot contain NUL (0x00) characters.")
+        return super().sessions_of(user_id)
+
+
+class WithColumn(UserColumnStorage):
+    """Keeps the user in a column of its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.column: dict[str, Any] = {}
+
+    def user_in(self, session_id: str) -> Any:
+        return self.column.get(session_id)
+
+    def create(self, session_id: str, session: SessionMap, ttl: int) -> bool:
+        self.column[session_id] = session.get(SESSION_KEY)
+        return super().create(session_id, session, ttl)
+
+
+@breaks("a_session_joins_the_list_when_somebody_signs_in")
+class ListsAsCreated(WithColumn):
+    pass
+
+
+@breaks("a_session_joins_the_list_when_somebody_signs_in")
+class ListsAsTheRequestKnows(WithColumn):
+    def apply(self, session_id: str, session: SessionMap, ttl: int) -> bool:
+        self.column[session_id] = session.get(SESSION_KEY)
+        return super().apply(session_id, session, ttl)
+
+
+@breaks("a_session_that_moves_stays_listed")
+class ListsTheOldId(WithColumn):
+    pass
+
+
+@breaks("a_session_may_be_listed_before_it_is_stored_and_again")
+class ListsWhatIsThere(IndexedStorage):
+    def add_to_user(self, user_id: str, session_id: str, ttl: int) -> None:
+        if self.medium.live(session_id) is not None:
+            super().add_to_user(user_id, session_id, ttl)
+
+
+@breaks("a_session_may_be_listed_before_it_is_stored_and_again")
+class ListsTwice(IndexedStorage):
+    def add_to_user(self, user_id: str, session_id: str, ttl: int) -> None:
+        self.users.setdefault(user_id, []).append(session_id)
+
+
+@breaks("remove_from_user_takes_out_one_session_of_one_user")
+class TakesOutAll(IndexedStorage):
+    def remove_from_user(self, user_id: str, session_id: str, ended: bool) -> None:
+        super().remove_from_user(user_id, session_id, ended)
+        self.users.pop(user_id, None)
+
+
+@breaks("remove_from_user_takes_out_one_session_of_one_user")
+class TakesOutOfAnyUser(IndexedStorage):
+    def remove_from_user(self, user_id: str, session_id: str, ended: bool) -> None:
+        for each in list(self.users):
+            super().remove_from_user(each, session_id, ended)
+
+
+@breaks("remove_from_user_takes_out_one_session_of_one_user")
+@breaks("remove_from_user_removes_a_session_that_ends")
+class EndsTheOthers(IndexedStorage):
+    def remove_from_user(self, user_id: str, session_id: str, ended: bool) -> None:
+        super().remove_from_user(user_id, session_id, not ended)
+
+
+@breaks("a_purge_takes_no_live_session_off_the_list")
+class PurgesTheIndex(IndexedStorage):
+    def purge(self, batch_size: int, dry_run: bool = False) -> Iterator[int]:
+        self.users.clear()
+        yield from super().purge(batch_size, dry_run)
+
+
+# One at a time.
+
+
+@breaks("a_lock_has_one_holder_at_a_time")
+class LocksForAll(IndexedStorage):
+    def lock(self, session_id: str, token: str, seconds: float) -> bool:
+        return True
+
+
+@breaks("a_lock_has_one_holder_at_a_time")
+class HasOneLock(IndexedStorage):
+    def lock(self, session_id: str, token: str, seconds: float) -> bool:
+        return super().lock("", token, seconds)
+
+
+@breaks("only_its_holder_frees_a_lock")
+class FreesForAll(IndexedStorage):
+    def unlock(self, session_id: str, token: str) -> None:
+        self.holders.pop(session_id, None)
+
+
+@breaks("a_lock_is_free_after_its_seconds_unless_it_was_renewed")
+class LocksForEver(IndexedStorage):
+    def lock(self, session_id: str, token: str, seconds: float) -> bool:
+        return super().lock(session_id, token, 1000 + seconds)
+
+
+@breaks("a_lock_is_free_after_its_seconds_unless_it_was_renewed")
+class RenewsNoLock(IndexedStorage):
+    def lock(self, session_id: str, token: str, seconds: float) -> bool:
+        holder, until = self.holders.get(session_id, ("", 0.0))
+        return (holder == token and until > time.time()) or super().lock(session_id, token, seconds)
+
+
+@breaks("a_purge_frees_no_lock")
+class PurgesLocks(IndexedStorage):
+    def purge(self, batch_size: int, dry_run: bool = False) -> Iterator[int]:
+        self.holders.clear()
+        yield from super().purge(batch_size, dry_run)
+
+
+@breaks("of_those_who_ask_at_once_one_gets_the_lock")
+class LooksAndThenLocks(IndexedStorage):
+    def lock(self, session_id: str, token: str, seconds: float) -> bool:
+        if session_id in self.holders:
+            return False
+        time.sleep(0.01)
+        self.holders[session_id] = token, time.time() + seconds
+        return True
+
+
 # Outages.
 
 
-class Reachable(CompleteStorage):
+class Reachable(IndexedStorage):
     """Keeps its rows on a server that a test may stop."""
 
     away: ClassVar[bool] = False
@@ -657,7 +819,7 @@ class Reachable(CompleteStorage):
 
 
 def asking(name: str) -> Any:
-    method = getattr(CompleteStorage, name)
+    method = getattr(IndexedStorage, name)
 
     def ask(self: Reachable, *args: Any, **options: Any) -> Any:
         self.ask()
@@ -666,7 +828,7 @@ def asking(name: str) -> Any:
     return ask
 
 
-for name in abilities(CompleteStorage) - {"new", "get_session"}:
+for name in abilities(IndexedStorage) - {"new", "get_session"}:
     setattr(Reachable, name, asking(name))
 
 
@@ -695,6 +857,15 @@ class TouchesInAnOutage(Reachable):
             return super().update_ttl(*args)
         except StorageUnavailable:
             return True
+
+
+@breaks("an_outage_is_storage_unavailable_and_no_missing_session")
+class ListsNothingInAnOutage(Reachable):
+    def sessions_of(self, user_id: str) -> list[str]:
+        try:
+            return super().sessions_of(user_id)
+        except StorageUnavailable:
+            return []
 
 
 # Native twins.

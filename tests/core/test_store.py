@@ -483,9 +483,9 @@ class TestPurging:
         live.save()
         dead.save()
         storage: Any = memory.SessionStore.get_storage()
-        assert dead.session_id in storage._entries
+        assert dead.session_id in storage._entries.ids()
         management.call_command(clearsessions.Command())
-        assert list(storage._entries) == [live.session_id]
+        assert storage._entries.ids() == [live.session_id]
 
     def test_no_purge_runs_if_the_medium_expires_sessions_itself(self) -> None:
         class Self(WholeMapStorage):

@@ -53,7 +53,7 @@ SETTINGS_PAGE = DOCS / "settings.md"
 PAGES = [README, *sorted(DOCS.glob("*.md"))]
 TESTED = {
     "writing-a-storage.md": ["SQLiteStorageTests"],
-    "extending-a-storage.md": ["CompleteStorageTests"],
+    "extending-a-storage.md": ["CompleteStorageTests", "ListingStorageTests"],
     "per-key-storages.md": ["PairStorageTests"],
     "async-storages.md": ["HTTPStorageTests"],
 }

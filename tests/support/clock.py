@@ -11,7 +11,11 @@ from gsession_django.backends import file, memory
 from gsession_django.database import clock as database_clock
 from gsession_django.database.clock import parameter
 from gsession_django.file import folder as session_folder
+from gsession_django.file import locks as file_locks
 from gsession_django.file import session_file
+from gsession_django.file import users as file_users
+from gsession_django.memory import entries as memory_entries
+from gsession_django.memory import locks as memory_locks
 from tests.support import storages
 
 
@@ -41,7 +45,9 @@ def moved_clock() -> Iterator[Clock]:
     """Yield the clock of the engines, and of the tests' storages, inside the block."""
     clock = Clock()
     with ExitStack() as stack:
-        for module in (memory, file, database_clock, session_file, session_folder, storages):
+        memories = (memory, memory_entries, memory_locks)
+        files = (file, session_file, session_folder, file_locks, file_users)
+        for module in (*memories, *files, database_clock, storages):
             stack.enter_context(mock.patch.object(module, "time", clock))
         stack.enter_context(mock.patch.object(database_clock, "parameter", clock.parameter))
         yield clock

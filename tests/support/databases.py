@@ -76,10 +76,11 @@ def database(kind: str, **values: Any) -> Iterator[str]:
 
 
 def empty(alias: str) -> None:
-    """Remove all sessions."""
-    from gsession_django.models import Session
+    """Remove all sessions, and all locks."""
+    from gsession_django.models import Session, SessionLock
 
-    Session._default_manager.using(alias).all()._raw_delete(alias)
+    for model in (Session, SessionLock):
+        model._default_manager.using(alias).all()._raw_delete(alias)
 
 
 @functools.cache

@@ -7,6 +7,8 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, TypeVar
 
+from django.contrib.auth import SESSION_KEY
+
 from gsession_django import Disabled, SessionMap, SessionStore, Storage
 from gsession_django.serializers import decode, encode
 
@@ -253,6 +255,60 @@ class IncapableStorage(Storage):
 
     def get(self, session_id: str, key: str) -> Any:
         raise AssertionError("never called")
+
+
+class IndexedStorage(CompleteStorage):
+    """(h) One that keeps an index from users to sessions beside them, and locks."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.users: dict[str, list[str]] = {}
+        self.holders: dict[str, tuple[str, float]] = {}
+
+    def sessions_of(self, user_id: str) -> list[str]:
+        self.record("sessions_of", user_id)
+        return list(self.users.get(user_id, ()))
+
+    def add_to_user(self, user_id: str, session_id: str, ttl: int) -> None:
+        self.record("add_to_user", user_id, ttl)
+        with self.medium.lock:
+            ids = self.users.setdefault(user_id, [])
+            if session_id not in ids:
+                ids.append(session_id)
+
+    def remove_from_user(self, user_id: str, session_id: str, ended: bool) -> None:
+        self.record("remove_from_user", user_id, ended)
+        with self.medium.lock:
+            if ended:
+                self.medium.rows.pop(session_id, None)
+            if session_id in (ids := self.users.get(user_id, [])):
+                ids.remove(session_id)
+
+    def lock(self, session_id: str, token: str, seconds: float) -> bool:
+        self.record("lock", token, seconds)
+        with self.medium.lock:
+            holder, until = self.holders.get(session_id, (token, 0.0))
+            if holder != token and until > time.time():
+                return False
+            self.holders[session_id] = token, time.time() + seconds
+            return True
+
+    def unlock(self, session_id: str, token: str) -> None:
+        self.record("unlock", token)
+        with self.medium.lock:
+            if self.holders.get(session_id, ("", 0.0))[0] == token:
+                del self.holders[session_id]
+
+
+class UserColumnStorage(CompleteStorage):
+    """(i) One that finds the user of a session in the session itself."""
+
+    def sessions_of(self, user_id: str) -> list[str]:
+        self.record("sessions_of", user_id)
+        return [session_id for session_id in list(self.medium.rows) if self.user_in(session_id) == user_id]
+
+    def user_in(self, session_id: str) -> Any:
+        return (self.pairs(session_id) or {}).get(SESSION_KEY)
 
 
 class AsyncStorage(CompleteStorage):

@@ -4,9 +4,10 @@ from pathlib import Path
 import pytest
 
 from gsession_django import SessionStore
+from tests.support import databases
 from tests.support.engines import engine
 
-INDEXED = ["memory"]
+INDEXED = ["memory", "file", *databases.KINDS]
 """The engines that list the sessions of a user."""
 
 

@@ -1,7 +1,9 @@
 """``manage.py sessions``."""
 
 import json
+from collections.abc import Iterator
 from io import StringIO
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,7 +15,7 @@ from django.core.management.base import CommandError
 from django.test import override_settings
 
 from gsession_django import SessionStore
-from tests.support.engines import stored
+from tests.support.engines import engine, stored
 from tests.support.sign_ins import ids_of, sign_in
 
 pytestmark = pytest.mark.django_db
@@ -27,6 +29,13 @@ def sessions(*arguments: str) -> str:
 
 def as_json(*arguments: str) -> list[dict[str, Any]]:
     return [json.loads(line) for line in sessions(*arguments, "--json").splitlines()]
+
+
+@pytest.fixture(params=["memory", "file"])
+def store_class(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[type[SessionStore]]:
+    """Yield an engine beside the users: django_db lets a test have no databases but those of the settings."""
+    with engine(request.param, tmp_path) as store_class:
+        yield store_class
 
 
 @pytest.fixture
