@@ -119,4 +119,10 @@ class Batch:
         return Batch(*map(Script.in_full, self.commands), repeat=self.repeat)
 
 
+class Spread(Batch):
+    """Commands that only read, and whose keys may be on different nodes of a cluster. None of them runs a script."""
+
+    __slots__ = ()
+
+
 Operation = Generator[Batch, list[Any], T]

@@ -1,13 +1,15 @@
 """Redis Cluster: which of its nodes has a session, and asking there.
 
-All keys of a batch are in one slot, and so on one node. The node is asked like a server of its own; only if it refuses,
-or does not answer, is there more to do: slots move, and nodes fail and are replaced.
+All keys of a batch are in one slot, and so on one node, but for those of a Spread, which is taken apart. The node is
+asked like a server of its own; only if it refuses, or does not answer, is there more to do: slots move, and nodes fail
+and are replaced.
 """
 
 import asyncio
 import random
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from copy import copy
 from typing import Any, Final
 
@@ -25,7 +27,7 @@ from redis.exceptions import (
     TryAgainError,
 )
 
-from gsession_django.redis.commands import Batch
+from gsession_django.redis.commands import Batch, Spread
 from gsession_django.redis.connections import Connections
 from gsession_django.redis.settings import Address, CacheEntry
 from gsession_django.redis.steps import Steps
@@ -74,7 +76,9 @@ class Nodes:
 
         Nothing is sent twice where that does harm. A refusal by a node says that nothing was done.
         """
-        slot, end = _slot_of(batch), time.monotonic() + PATIENCE
+        if isinstance(batch, Spread):
+            return (yield from self._exchange_spread(batch))
+        slot, end = _slot_of(batch.commands[0]), time.monotonic() + PATIENCE
         asked: Address | None = None
         redirected = False
         while True:
@@ -116,6 +120,22 @@ class Nodes:
             if pause:
                 yield self._pause, (pause,)
 
+    def _exchange_spread(self, batch: Spread) -> Steps[list[Any]]:
+        """Send the commands for each node in one write. What a node refuses is sent again, each command by itself."""
+        of_nodes: dict[Address | None, list[int]] = {}
+        for number, command in enumerate(batch.commands):
+            of_nodes.setdefault(self._owners.get(_slot_of(command)), []).append(number)
+        replies: dict[int, Any] = {}
+        for node, numbers in of_nodes.items():
+            if node is not None:
+                part = Batch(*(batch.commands[number] for number in numbers))
+                with suppress(ConnectionError):  # another node may have replaced it
+                    replies.update(zip(numbers, (yield from self.at(node).exchange(part)), strict=True))
+        for number, command in enumerate(batch.commands):
+            if number not in replies or isinstance(replies[number], ResponseError):
+                (replies[number],) = yield from self.exchange(Batch(command))
+        return [replies[number] for number in range(len(batch.commands))]
+
     def _look(self, failed: Address | None, end: float) -> Steps[None]:
         """Find out who has which slot: from any node, but from the one that has failed last."""
         nodes = self._members.union(self._entry.nodes)
@@ -146,8 +166,7 @@ class Nodes:
         return list(dict.fromkeys(self._owners.values()))
 
 
-def _slot_of(batch: Batch) -> int:
-    command = batch.commands[0]
+def _slot_of(command: tuple[Any, ...]) -> int:
     key: str = command[3 if command[0] in ("EVALSHA", "EVAL") else 1]
     return key_slot(key.encode())
 

@@ -209,3 +209,44 @@ if redis.call('EXISTS', large) == 1 then
 end
 return 1
 """)
+
+# Whose sessions: the ids of a user's sessions in a sorted set, by the milliseconds at which each was added.
+
+_NOW: Final = """
+local time = redis.call('TIME')
+local now = time[1] * 1000 + math.floor(time[2] / 1000)
+"""
+# Each time that so many more ids are in the set, those of sessions that have expired are to be removed.
+_MANY: Final = 100
+# ARGV: the id, and the seconds that the set is to live at least. Answers 1 if ids are to be removed.
+ADD_TO_USER = Script(
+    _NOW
+    + f"""
+local added = redis.call('ZADD', KEYS[1], now, ARGV[1])
+if redis.call('PTTL', KEYS[1]) < ARGV[2] * 1000 then redis.call('EXPIRE', KEYS[1], ARGV[2]) end
+return added == 1 and redis.call('ZCARD', KEYS[1]) % {_MANY} == 0 and 1 or 0
+"""
+)
+# Answers the ids and when each was added, in a row, and the time.
+READ_USER = Script(_NOW + "return {redis.call('ZRANGE', KEYS[1], 0, -1, 'WITHSCORES'), now}", reads=True)
+# ARGV: the ids to remove, each with the time at which it was added. One that was added again since then stays.
+CLEAN_USER = Script("""
+for at = 1, #ARGV, 2 do
+    if redis.call('ZSCORE', KEYS[1], ARGV[at]) == ARGV[at + 1] then redis.call('ZREM', KEYS[1], ARGV[at]) end
+end
+""")
+# KEYS: those of a session, and last that of the set. ARGV: the id.
+END_OF_USER = Script("""
+redis.call('UNLINK', unpack(KEYS, 1, #KEYS - 1))
+redis.call('ZREM', KEYS[#KEYS], ARGV[1])
+""")
+
+# One at a time. ARGV: the token of the holder, and the milliseconds that the lock holds.
+
+LOCK = Script("""
+local holder = redis.call('GET', KEYS[1])
+if holder and holder ~= ARGV[1] then return 0 end
+redis.call('SET', KEYS[1], ARGV[1], 'PX', ARGV[2])
+return 1
+""")
+UNLOCK = Script("if redis.call('GET', KEYS[1]) == ARGV[1] then redis.call('UNLINK', KEYS[1]) end")

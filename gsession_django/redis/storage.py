@@ -14,10 +14,11 @@ from gsession_django import recording
 from gsession_django.core.options import AtLeast
 from gsession_django.core.storage import Storage
 from gsession_django.core.store import SessionStore
-from gsession_django.redis import checks
+from gsession_django.redis import checks, users
 from gsession_django.redis.client import RedisClient
 from gsession_django.redis.commands import Batch, Command, Operation, escaped
 from gsession_django.redis.connections import Limits
+from gsession_django.redis.lock import lock_session, unlock_session
 from gsession_django.redis.move import Held, beside, move_between_nodes
 from gsession_django.redis.prefix import Prefix, function_of, text_of
 from gsession_django.redis.settings import WAIT_TIMEOUT, CacheEntry
@@ -178,6 +179,11 @@ class BaseRedisStorage(Storage):
     exists, aexists = both(_exists)
     remove_all, aremove_all = both(_remove_all)
     move, amove = both(_move)
+    sessions_of, asessions_of = both(users.sessions_of)
+    add_to_user, aadd_to_user = both(users.add_to_user)
+    remove_from_user, aremove_from_user = both(users.remove_from_user)
+    lock, alock = both(lock_session)
+    unlock, aunlock = both(unlock_session)
 
 
 class BaseRedisSessionStore(SessionStore):

@@ -1,6 +1,7 @@
 """The engine that keeps an index from users to sessions, if its storage can."""
 
 import time
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from django.contrib.auth import SESSION_KEY
@@ -11,6 +12,7 @@ from gsession_django.core.pairs import EXPIRY_KEY
 from gsession_django.core.reading import Lifetimes
 from gsession_django.core.saving import Saving
 from gsession_django.core.session_map import SessionMap
+from gsession_django.core.storage import StorageUnavailable
 from gsession_django.users.about import CLIENT, LISTED, SINCE, now
 
 if TYPE_CHECKING:
@@ -105,4 +107,6 @@ class IndexedEngine(Engine):
             yield "add_to_user", user_id, session_id, 2 * ttl
 
     def _take_out(self, user_id: str, session_id: str) -> Operation:
-        yield "remove_from_user", user_id, session_id, False
+        # An id too many does no harm. A 503 would keep the new key of a session from its visitor.
+        with suppress(StorageUnavailable):
+            yield "remove_from_user", user_id, session_id, False

@@ -2,6 +2,7 @@
 
 import asyncio
 import gc
+import random
 import shlex
 import socket
 import weakref
@@ -13,6 +14,7 @@ from typing import Any
 
 import pytest
 import trustme
+from django.contrib.auth import SESSION_KEY
 from django.test import override_settings
 
 from gsession_django import SessionStore, StorageUnavailable
@@ -74,7 +76,23 @@ def use_all(store_class: type[SessionStore]) -> None:
     assert not store_class().exists(store.session_key)
     store = store_class(visitor(store_class, {"name": "eve"}))
     store.flush()
+    use_the_index_and_the_lock(store_class)
     assert not storage_of(store_class).client._way._lends  # type: ignore[union-attr]
+
+
+def use_the_index_and_the_lock(store_class: type[SessionStore]) -> None:
+    storage = storage_of(store_class)
+    user = f"{random.getrandbits(64):x}"
+    store = store_class(visitor(store_class, {SESSION_KEY: user}))
+    storage.add_to_user(user, "expired-session", 60)
+    name = storage._key(f"user/{user}")
+    storage.client.send(Batch(("ZADD", name, "1", "expired-session")))
+    assert list(storage.sessions_of(user)) == [store.session_id]
+    assert storage.lock(str(store.session_id), "token", 60)
+    storage.unlock(str(store.session_id), "token")
+    assert store[SESSION_KEY] == user
+    store.flush()
+    assert list(storage.sessions_of(user)) == []
 
 
 async def ause_all(store_class: type[SessionStore]) -> None:

@@ -17,7 +17,9 @@ from typing import Any
 
 import pytest
 from django.conf import settings
+from django.contrib.auth import SESSION_KEY
 from django.contrib.auth.models import AbstractBaseUser, User
+from django.contrib.sessions.backends.base import UpdateError
 from django.http import HttpRequest, HttpResponse
 from django.test import AsyncClient, Client, SimpleTestCase, override_settings
 from django.urls import path
@@ -29,6 +31,7 @@ from gsession_django.checks import check_deployment, check_settings
 from gsession_django.redis.link import AsyncLink, Link
 from gsession_django.redis.storage import BaseRedisStorage
 from gsession_django.testing import StorageContract
+from gsession_django.users import end_sessions, sessions_of
 from tests.support.engines import new_session as visitor
 from tests.support.processes import promised
 from tests.support.redis_sentinels import SERVICE, Sentinels, role, wait_until
@@ -90,6 +93,21 @@ class SentinelTests(StorageContract, SimpleTestCase):
     def setUp(self) -> None:
         self.enterContext(override_settings(**settings_for(redis_hash, shared().entry())))
         super().setUp()
+
+
+@both_engines
+def test_the_sessions_of_a_user_are_listed_and_ended(module: ModuleType) -> None:
+    with override_settings(**settings_for(module, shared().entry(), wait_replicas=2, wait_timeout=1)):
+        store = module.SessionStore()
+        store[SESSION_KEY] = "7"
+        store.save()
+        storage = module.SessionStore.get_storage()
+        assert storage.lock(store.session_id, "token", 60)
+        assert [each.session_id for each in sessions_of("7")] == [store.session_id]
+        assert end_sessions("7") == 1
+        with pytest.raises(UpdateError):
+            store.save()
+        storage.unlock(store.session_id, "token")
 
 
 # The settings.

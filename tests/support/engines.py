@@ -75,7 +75,8 @@ class Place:
 
     @classmethod
     def here(cls) -> "Place":
-        values = {name: getattr(settings, name) for name in ("SESSION_ENGINE", "SESSION_FILE_PATH", "GSESSION")}
+        names = ("SESSION_ENGINE", "SESSION_FILE_PATH", "SESSION_CACHE_ALIAS", "CACHES", "GSESSION")
+        values = {name: getattr(settings, name) for name in names}
         alias = settings.GSESSION["ENGINES"][settings.SESSION_ENGINE].get("using")
         return cls(values, {} if alias is None else {alias: connections.settings[alias]})
 

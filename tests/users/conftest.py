@@ -7,7 +7,7 @@ from gsession_django import SessionStore
 from tests.support import databases
 from tests.support.engines import engine
 
-INDEXED = ["memory", "file", *databases.KINDS]
+INDEXED = ["memory", "file", "redis", "redis_hash", *databases.KINDS]
 """The engines that list the sessions of a user."""
 
 
