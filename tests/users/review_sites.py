@@ -1,8 +1,6 @@
-"""Engines for the tests of the review: storages that keep their index apart from the sessions, and lock."""
+"""Engines for the tests of the review: storages that keep their index apart from the sessions."""
 
-import asyncio
 import sys
-import threading
 import time
 import types
 from collections.abc import Iterator
@@ -17,14 +15,12 @@ from tests.support.storages import AsyncStorage, CompleteStorage, PerKeyStorage
 
 
 class Index:
-    """An index apart from the sessions, and locks; for a Recorded storage."""
+    """An index apart from the sessions; for a Recorded storage."""
 
     def __init__(self) -> None:
         super().__init__()
         self.index: dict[str, dict[str, float]] = {}
-        self.locks: dict[str, tuple[str, float]] = {}
         self.added: list[tuple[str, str, int]] = []
-        self.mutex = threading.Lock()
 
     def sessions_of(self, user_id: str) -> list[str]:
         now = time.time()
@@ -38,19 +34,6 @@ class Index:
         if ended:
             self.remove_all(session_id)  # type: ignore[attr-defined]
         self.index.get(user_id, {}).pop(session_id, None)
-
-    def lock(self, session_id: str, token: str, seconds: float) -> bool:
-        with self.mutex:
-            holder, until = self.locks.get(session_id, (token, 0.0))
-            if holder != token and until > time.monotonic():
-                return False
-            self.locks[session_id] = token, time.monotonic() + seconds
-            return True
-
-    def unlock(self, session_id: str, token: str) -> None:
-        with self.mutex:
-            if self.locks.get(session_id, ("", 0.0))[0] == token:
-                del self.locks[session_id]
 
 
 class Whole(Index, CompleteStorage):
@@ -70,7 +53,7 @@ class ComposedByKeys(Index, PerKeyStorage):
 
 class Async(Index, AsyncStorage):
     new = Storage.new
-    anew = Storage.new
+    anew = Storage.new  # type: ignore[assignment]
 
     async def asessions_of(self, user_id: str) -> list[str]:
         return self.sessions_of(user_id)
@@ -80,22 +63,6 @@ class Async(Index, AsyncStorage):
 
     async def aremove_from_user(self, user_id: str, session_id: str, ended: bool) -> None:
         self.remove_from_user(user_id, session_id, ended)
-
-    async def alock(self, session_id: str, token: str, seconds: float) -> bool:
-        taken = self.lock(session_id, token, seconds)
-        await asyncio.sleep(0)  # the reply is on its way
-        return taken
-
-    async def aunlock(self, session_id: str, token: str) -> None:
-        self.unlock(session_id, token)
-
-
-class AsyncByKeys(Async):
-    def get_session(self, session_id: str, ttl: int, data: Any = None) -> Any:
-        return None if super().get_session(session_id, ttl, data) is None else {}
-
-    async def aget_session(self, session_id: str, ttl: int, data: Any = None) -> Any:
-        return self.twin(self.get_session(session_id, ttl, data))
 
 
 @contextmanager
