@@ -30,4 +30,4 @@ class Ended(StrEnum):
     REPLACED = "replaced"
     """A newer session took its place: see ``GSESSION["MAX_SESSIONS_PER_USER"]``."""
     EXPIRED = "expired"
-    """A purge removed it. Engines whose sessions expire by themselves, as in Redis, never send this."""
+    """A purge removed it, on the engines memory and file. The others do not know which sessions have expired."""

@@ -104,7 +104,7 @@ class Command(BaseCommand):
             if described.user_id is not None:
                 users[described.user_id] += 1
         able = self._engine.able
-        expired = sum(self._engine.calls.purge(PURGE_BATCH_SIZE, dry_run=True)) if "purge" in able else None
+        expired = sum(self._engine.purge(PURGE_BATCH_SIZE, dry_run=True)) if "purge" in able else None
         figures = {
             "sessions": len(sizes),
             "expired": expired,
