@@ -19,6 +19,7 @@ from gsession_django import interruptions, outages
 from gsession_django.core.conf import django_setting
 from gsession_django.core.storage import StorageUnavailable
 from gsession_django.core.store import SessionStore
+from gsession_django.users import clients
 
 
 class SessionMiddleware(DjangoSessionMiddleware):
@@ -94,6 +95,7 @@ class SessionMiddleware(DjangoSessionMiddleware):
         try:
             if (undone := _undone(request, response)) is not None:
                 undone.settle()
+            clients.record(request)
             with _closed(request):
                 return cast(HttpResponseBase, super().process_response(request, cast(HttpResponse, response)))
         except SessionInterrupted as interruption:
@@ -107,6 +109,7 @@ class SessionMiddleware(DjangoSessionMiddleware):
         """Do what ``process_response`` does, but await the session first."""
         if (undone := _undone(request, response)) is not None:
             await undone.asettle()
+        await clients.arecord(request)
         with _closed(request):
             try:
                 session = request.session

@@ -1,9 +1,10 @@
-"""The table of the engine ``gsession_django.backends.database``."""
+"""The table of the engine ``gsession_django.backends.database``, and the permissions on the sessions of any engine."""
 
 from typing import Any
 
 from django.db import models
 from django.db.backends.base.base import BaseDatabaseWrapper
+from django.utils.translation import gettext_lazy as _
 
 ID_LENGTH = 128
 """The most characters that a session id may have. A hashed one has 64."""
@@ -42,6 +43,11 @@ class Session(models.Model):
     version = models.BigIntegerField()
     expires = models.BigIntegerField(db_index=True)
     user_id = SessionIdField(db_index=True, max_length=ID_LENGTH, null=True)
+
+    class Meta:
+        verbose_name = _("session")
+        verbose_name_plural = _("sessions")
+        permissions = [("view_session_data", _("Can view what a session holds"))]
 
     def __str__(self) -> str:
         return str(self.id)

@@ -44,9 +44,9 @@ class Serializer(Protocol):
 
 
 class KeptJSONSerializer(JSONSerializer):
-    """Django's JSONSerializer, byte for byte, with an encoder that is kept: Django's makes a new one at each call, and
-    that a new one in C, which is half of its time for a session of five keys. Reading leaves out looking for blanks
-    around the value, which takes as long as reading a short one, and finds none in what was written here.
+    """Django's JSONSerializer, byte for byte, with an encoder that is kept. Django's makes new encoders at each call,
+    which is half of its time for a session of five keys. Reading does not look for blanks around the value first, which
+    takes as long as reading a short one.
     """
 
     deterministic = True
@@ -54,7 +54,7 @@ class KeptJSONSerializer(JSONSerializer):
     _encoder = json.JSONEncoder(separators=(",", ":"))
     _decode = staticmethod(json.JSONDecoder().decode)
     _scan = staticmethod(json.JSONDecoder().scan_once)  # type: ignore[attr-defined]
-    # No memory of what it is inside of, which threads would share: so a circle ends in RecursionError.
+    # It does not remember what it is inside of, as threads would share that. A circle ends in RecursionError.
     _pieces = staticmethod(
         json.encoder.c_make_encoder(  # type: ignore[attr-defined]
             None, _encoder.default, json.encoder.encode_basestring_ascii, None, ":", ",", False, False, True
@@ -69,7 +69,7 @@ class KeptJSONSerializer(JSONSerializer):
         try:
             return "".join(self._pieces(obj, 0)).encode("latin-1")
         except RecursionError:
-            return self._encoder.encode(obj).encode("latin-1")  # which says what is wrong with a circle
+            return self._encoder.encode(obj).encode("latin-1")  # it says what is wrong with a circle
 
     def loads(self, data: bytes) -> Any:
         text = data.decode()  # JSON is UTF-8 (RFC 8259), and other programs make use of it, as Go's do
@@ -83,8 +83,8 @@ class KeptJSONSerializer(JSONSerializer):
 class DecodeError(ValueError):
     """Something is stored, and it cannot be read: not the same as nothing being stored.
 
-    ``SESSION_SERIALIZER`` cannot turn the bytes back into a value, or what they were turned into is no session. Nobody
-    is signed out because of it, and what is stored is neither overwritten nor removed.
+    ``SESSION_SERIALIZER`` cannot turn the bytes back into a value, or the value is not a session. Nobody is signed out
+    because of it, and the stored session is neither overwritten nor removed.
     """
 
 

@@ -9,6 +9,7 @@ GSESSION_DEMO_SECRET_KEY  the secret key
 
 import os
 from pathlib import Path
+from typing import Any
 
 DATABASE = Path(os.environ.get("GSESSION_DEMO_DB") or Path(__file__).with_name("demo.sqlite3")).absolute()
 
@@ -18,10 +19,11 @@ ALLOWED_HOSTS = ["localhost", "127.0.0.1"]
 
 SESSION_ENGINE = os.environ.get("GSESSION_DEMO_ENGINE", "gsession_django.backends.file")
 SESSION_FILE_PATH = os.environ.get("GSESSION_DEMO_FILE_PATH")
-GSESSION = {
+GSESSION: dict[str, Any] = {
     "ENGINES": {
         "testproject.sessions": {"path": str(DATABASE.with_suffix(".sessions.sqlite3"))},
     },
+    "RECORD_CLIENT": True,
 }
 
 INSTALLED_APPS = [
@@ -30,15 +32,16 @@ INSTALLED_APPS = [
     "django.contrib.contenttypes",
     "django.contrib.messages",
     "django.contrib.staticfiles",
+    "testproject.demo",  # before gsession_django, whose base template it extends
     "gsession_django",
-    "testproject.demo",
 ]
 if SESSION_ENGINE.startswith("django.contrib.sessions."):
     INSTALLED_APPS.append("django.contrib.sessions")
 
 MIDDLEWARE = [
     "django.middleware.security.SecurityMiddleware",
-    "django.contrib.sessions.middleware.SessionMiddleware",
+    "gsession_django.middleware.SessionMiddleware",
+    "django.middleware.locale.LocaleMiddleware",
     "django.middleware.common.CommonMiddleware",
     "django.middleware.csrf.CsrfViewMiddleware",
     "django.contrib.auth.middleware.AuthenticationMiddleware",
@@ -74,6 +77,7 @@ LOGIN_URL = "login"
 LOGIN_REDIRECT_URL = "home"
 LOGOUT_REDIRECT_URL = "home"
 
+LANGUAGES = [("en", "English"), ("zh-hans", "简体中文")]  # of "Your sessions" and the admin
 STATIC_URL = "static/"
 TIME_ZONE = "UTC"
 USE_TZ = True

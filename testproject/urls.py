@@ -3,7 +3,7 @@ from django.contrib import admin
 from django.contrib.auth.views import LogoutView
 from django.contrib.staticfiles.views import serve
 from django.templatetags.static import static
-from django.urls import path
+from django.urls import include, path
 from django.views.generic import RedirectView
 
 from testproject.demo import parallel, views
@@ -18,6 +18,7 @@ urlpatterns = [
     path("cart/remove/", views.cart_remove, name="cart-remove"),
     path("cart/empty/", views.cart_empty, name="cart-empty"),
     path("session/", views.session, name="session"),
+    path("your-sessions/", include("gsession_django.urls")),
     path("parallel/", parallel.page, name="parallel"),
     path("parallel/<str:side>/<str:kind>/", parallel.runs, name="parallel-runs"),
     path("parallel/<str:side>/<str:kind>/<str:run_id>/<int:slot>/", parallel.change),

@@ -14,7 +14,7 @@ from django.core.checks import CheckMessage, Warning
 
 from gsession_django.core.options import AtLeast
 from gsession_django.core.session_map import SessionMap
-from gsession_django.core.storage import Storage
+from gsession_django.core.storage import Removed, Storage
 from gsession_django.core.store import SessionStore as BaseSessionStore
 from gsession_django.core.values import MISSING
 from gsession_django.memory.entries import Entries, Entry
@@ -136,7 +136,7 @@ class MemoryStorage(Storage):
                 if not dry_run:
                     for session_id in expired:
                         self._entries.drop(session_id)
-            yield len(expired)
+            yield len(expired) if dry_run else Removed(expired)
 
     def ids(self) -> Iterator[str]:
         with self._lock:

@@ -9,7 +9,7 @@ from gsession_django.redis.move import REMEMBERED, beside
 from gsession_django.redis.scripts import LEAVE_STRING, MOVE_STRING, REPLACE_STAMPED, REPLACE_STRING
 from gsession_django.redis.storage import BaseRedisSessionStore, BaseRedisStorage, both
 
-# Is compared with in place of a session that was not read: what is stored comes back, as it is no session.
+# Stands in for a session that was not read. It equals no session, so the script returns the stored one.
 _UNREAD: Final = b"(unread)"
 
 
@@ -54,11 +54,11 @@ class RedisStorage(BaseRedisStorage):
             stored = encode_pairs(session.merged_onto(current), {})
 
     def _replace(self, session_id: str, known: bytes, stored: bytes, expiry: str) -> Command:
-        """Return the command that stores a session, if what is stored is what is known."""
+        """Return the command that stores a session if the stored one is `known`."""
         keys = (self._key(session_id),)
         if (stamp := stamp_of(known)) is not None:
             return REPLACE_STAMPED(keys, stamp, stored, expiry)
-        # A digest takes both sides longer than the session itself, if it is short.
+        # For a short session, a digest costs both sides more time than the session itself.
         return REPLACE_STRING(keys, known if len(known) <= LARGE else digest(known), stored, expiry)
 
     def _rename(self, session_id: str, new_id: str) -> Command:

@@ -24,7 +24,7 @@ from gsession_django.redis.fields import (
 from gsession_django.redis.move import REMEMBERED, beside
 from gsession_django.redis.scripts import APPLY_HASH, CREATE_HASH, LEAVE_HASH, MOVE_HASH, READ_HASH, TOUCH_HASH
 from gsession_django.redis.storage import BaseRedisSessionStore, BaseRedisStorage, both
-from gsession_django.serializers import DecodeError, logger
+from gsession_django.serializers import DecodeError, keeps_text, logger
 
 
 class RedisHashStorage(BaseRedisStorage):
@@ -46,8 +46,8 @@ class RedisHashStorage(BaseRedisStorage):
     def _left(self, session_id: str) -> str:
         """Return the key of the large values that a session has left behind when it was moved.
 
-        For a request that has read the session before, and not these. They are as they were then, and none of what was
-        stored since: a session key that has ended opens nothing of the session that goes on.
+        They serve a request that read the session before the move, and not these values. They stay as they were then: a
+        session key that has ended opens nothing that is stored later.
         """
         return f"{beside(self._key(session_id))}:large"
 
@@ -156,8 +156,14 @@ class RedisHashStorage(BaseRedisStorage):
     # Fields and values.
 
     def _fields(self, pairs: Mapping[str, Any], encoding_of: Callable[[str, Any], bytes]) -> dict[bytes, bytes]:
+        as_text = keeps_text()  # asked once, and text is not given to a function for each field
         try:
-            return {key.encode(): stored_of(key, value, encoding_of) for key, value in pairs.items()}
+            return {
+                key.encode(): value.encode("utf-8", "surrogatepass")
+                if as_text and type(value) is str
+                else stored_of(key, value, encoding_of)
+                for key, value in pairs.items()
+            }
         except (AttributeError, UnicodeError):  # the serializer knows what becomes of keys that are not strings
             found: dict[str, Any] = self.decode(self.encode(dict(pairs)))
             return {

@@ -1,13 +1,13 @@
-"""A whole session in one piece, as most engines store it, and its large values found without reading them.
+"""A whole session in one piece, as most engines store it. Its large values are found without reading them.
 
-``SESSION_SERIALIZER`` makes the bytes. Behind a large JSON document comes white space, which every JSON reader passes
-over (RFC 8259, section 2). It says where the large values are, so a request decodes only those that it uses. It ends in
-a stamp, which is another one after each write. A program that writes a session anew, as GoFrame does, drops both.
+``SESSION_SERIALIZER`` makes the bytes. White space follows a large JSON document; every JSON reader passes over
+it (RFC 8259, section 2). It says where the large values are, so a request decodes only those that it uses. It ends in a
+stamp, which is new after each write. A program that writes a session anew, as GoFrame does, drops both.
 """
 
 import os
 import struct
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Final
 
 from gsession_django.core.values import Part
@@ -45,44 +45,29 @@ def encode_pairs(pairs: Mapping[str, Any], encodings: Mapping[str, bytes]) -> by
     if not isinstance(serializer, KeptJSONSerializer) or not _are_text(pairs):
         decoded = {key: decode(value.encoded()) if type(value) is Part else value for key, value in pairs.items()}
         return dumps(decoded)
-    if sum(map(len, encodings.values())) < LARGE and not _has_large(pairs.values()):
-        data = dumps(pairs)
-        if len(data) <= LARGE:
-            return data
-        if not any(isinstance(value, _CONTAINERS) for value in pairs.values()):
-            return data + _blanks([], len(data))
-    words: list[bytes | memoryview] = []
-    places: list[int] = []
-    size = 0
+    has_large = _has_large(pairs.values()) or (bool(pairs) and sum(map(len, encodings.values())) >= LARGE)
+    if not has_large and len(data := dumps(pairs)) <= LARGE:
+        return data
+    document = _Document(dumps)
+    if not has_large:
+        document.add_run(pairs, data)
+        return document.finished()
     run: dict[str, Any] = {}
     for key, value in pairs.items():
-        if type(value) is Part:
-            pair, name_size = value.pair()
-        elif key in encodings or isinstance(value, _CONTAINERS) or (type(value) is str and len(value) >= LARGE):
-            name = dumps(key)
-            name_size = len(name)
-            pair = memoryview(b"%b:%b" % (name, encodings[key] if key in encodings else dumps(value)))
-        else:
+        kind = type(value)
+        if kind is not Part and (kind is not str or len(value) < LARGE) and len(encodings.get(key, b"")) < LARGE:
             run[key] = value
             continue
         if run:
-            words += (b",", dumps(run)[1:-1])
-            size += 1 + len(words[-1])
+            document.add_run(run, dumps(run))
             run = {}
-        words += (b",", pair)
-        start = size + name_size + 2
-        size += 1 + len(pair)
-        if size - start >= LARGE and name_size <= _LONGEST_NAME:
-            places += (name_size, start, size)
+        if kind is Part:
+            document.add_part(value)
+        else:
+            document.add_pair(key, encodings[key] if key in encodings else dumps(value))
     if run:
-        words += (b",", dumps(run)[1:-1])
-        size += 1 + len(words[-1])
-    words[0] = b"{"
-    words.append(b"}")
-    size += 1
-    if size > LARGE:
-        words.append(_blanks(places, size))
-    return b"".join(words)
+        document.add_run(run, dumps(run))
+    return document.finished()
 
 
 def _has_large(values: Iterable[Any]) -> bool:
@@ -91,6 +76,61 @@ def _has_large(values: Iterable[Any]) -> bool:
         if kind is Part or (kind is str and len(value) >= LARGE):
             return True
     return False
+
+
+class _Document:
+    """A large document under way.
+
+    Args:
+        dumps: encodes a value.
+    """
+
+    __slots__ = ("_begin", "_dumps", "_end", "_places", "_size", "_whole", "_words")
+
+    def __init__(self, dumps: Callable[[Any], bytes]) -> None:
+        self._dumps = dumps
+        # Pairs, and what stands before each.
+        self._words: list[bytes | memoryview] = []
+        self._places: list[int] = []
+        self._size = 0
+        # Where the last word is in the session that was read, if it is a part of that.
+        self._whole, self._begin, self._end = b"", 0, 0
+
+    def add_part(self, part: Part) -> None:
+        """Add a pair as it was read. Those that stood side by side are one word, which is copied at once."""
+        whole, first, start, end = part.place
+        if whole is not self._whole or first != self._end + 1:
+            self._words += (b",", b"")
+            self._whole, self._begin = whole, first
+        self._words[-1] = memoryview(whole)[self._begin : end]
+        self._end = end
+        self._size += 1 + end - first
+        self._places += (start - 1 - first, self._size - end + start, self._size)
+
+    def add_run(self, pairs: Mapping[str, Any], data: bytes) -> None:
+        """Add pairs that are encoded as `data` together, but one by one if there may be a large value among them."""
+        if len(data) >= LARGE and any(isinstance(value, _CONTAINERS) for value in pairs.values()):
+            for key, value in pairs.items():
+                self.add_pair(key, self._dumps(value))
+            return
+        self._words += (b",", data[1:-1])
+        self._size += len(data) - 1
+        self._whole = b""
+
+    def add_pair(self, key: str, encoding: bytes) -> None:
+        """Add one pair."""
+        name = self._dumps(key)
+        self._words += (b",", b"%b:%b" % (name, encoding))
+        self._size += 2 + len(name) + len(encoding)
+        self._whole = b""
+        if len(encoding) >= LARGE and len(name) <= _LONGEST_NAME:
+            self._places += (len(name), self._size - len(encoding), self._size)
+
+    def finished(self) -> bytes:
+        """Return the document, and the white space behind it."""
+        self._words[0] = b"{"
+        size = self._size + 1
+        return b"".join((*self._words, b"}", _blanks(self._places, size) if size > LARGE else b""))
 
 
 def _are_text(keys: Iterable[Any]) -> bool:
@@ -102,7 +142,7 @@ def _are_text(keys: Iterable[Any]) -> bool:
 
 
 def _blanks(places: list[int], size: int) -> bytes:
-    """Return what comes behind a document of this size: nothing if it is too large to say where anything is."""
+    """Return the white space for a document of this size: none for one too large to have places."""
     if size > _LARGEST:
         return b""
     digits = struct.pack(f">{_PLACE * (len(places) // 3)}{_STAMP}", *places, size, os.urandom(8)).hex().encode()
@@ -126,7 +166,7 @@ def decode_pairs(data: bytes) -> dict[str, Any]:
 
 
 def stamp_of(data: bytes) -> bytes | None:
-    """Return what no other write of a session has at its end, or ``None`` if this one has nothing of the kind."""
+    """Return the stamp of a session, which no other write of it has; ``None`` if there is none."""
     return data[-_STAMP_SIZE:] if len(data) > LARGE and _size_of(data) else None
 
 
@@ -140,7 +180,7 @@ def _size_of(data: bytes) -> int:
 
 
 def _with_parts(data: bytes) -> dict[str, Any] | None:
-    """Return the session of a document that says where its large values are, and ``None`` of any other."""
+    """Return the session of a document that says where its large values are; ``None`` for any other."""
     if not (size := _size_of(data)):
         return None
     digits = data[size:-_STAMP_SIZE].translate(_DIGITS)
@@ -160,5 +200,5 @@ def _with_parts(data: bytes) -> dict[str, Any] | None:
         pairs: dict[str, Any] = decode(b"".join(pieces))
     except (ValueError, OverflowError, struct.error):
         return None
-    # Somebody else may have changed the document, and left what is behind it.
+    # Another program may have changed the document and left the white space.
     return pairs | parts if {*map(pairs.get, parts)} <= {0} else None

@@ -1,8 +1,7 @@
 """How an operation is driven: by plain calls, by awaiting native twins, or in a thread.
 
 What Django asks for may take several calls of the storage. Such an operation is written once, as a generator. It yields
-the calls that it wants made, and is sent what they return. What it wants of another engine it yields as a function
-without arguments.
+the calls that it wants made, and receives what they return. For another engine it yields a function without arguments.
 """
 
 from collections.abc import Callable, Generator

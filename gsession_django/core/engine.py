@@ -4,7 +4,7 @@ import hashlib
 import os
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from importlib import import_module
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, Final
@@ -119,13 +119,12 @@ class Engine(Operations):
         """Carry out an operation that changes or touches the session. Return its result: ``False`` if that is gone."""
         return operation()
 
-    def before_save(self, session: SessionMap, ttl: int, moved: bool) -> bool:
+    def before_save(self, session: SessionMap, ttl: int) -> bool:
         """Set hidden pairs of a session that is about to be stored. Return whether it has set or removed any.
 
         Args:
             session: the session, with the values of :attr:`needed`.
             ttl: seconds that it lives from now on.
-            moved: whether it has got another key in this request.
         """
         return False
 
@@ -133,8 +132,17 @@ class Engine(Operations):
         """Do what comes before a session is stored under a new id."""
         yield from ()
 
+    def purge(self, batch_size: int, dry_run: bool = False) -> Iterator[int]:
+        """Do what :meth:`.Storage.purge` does."""
+        steps: Iterator[int] = self.calls.purge(batch_size, dry_run)
+        return steps
+
     def end_elsewhere(self, user_id: str) -> Operation:
         """End the sessions of a user that this engine does not have yet."""
+        yield from ()
+
+    def was_not_created(self, session_id: str, data: Mapping[str, Any]) -> Operation:
+        """Undo :meth:`will_create`: the storage has refused the session."""
         yield from ()
 
     def emptied(self, session_key: str, session_id: str, lifetimes: Lifetimes, session: SessionMap) -> Operation:

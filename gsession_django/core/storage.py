@@ -22,8 +22,8 @@ These rules hold for every method:
 * A method that waits for a lock, or for its turn, reads the clock after the wait.
 """
 
-from collections.abc import Iterable, Iterator, Mapping
-from typing import Any, ClassVar
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any, ClassVar, Self
 
 from gsession_django import serializers
 from gsession_django.core.session_map import SessionMap
@@ -40,6 +40,21 @@ class StorageUnavailable(Exception):
 
     The session may still be there. So nobody is signed out because of it, and no cookie is deleted.
     """
+
+
+class Removed(int):
+    """How many expired sessions a step of :meth:`.Storage.purge` removed, from a storage that knows which they were.
+
+    Args:
+        ids: their session ids.
+    """
+
+    ids: Sequence[str]
+
+    def __new__(cls, ids: Sequence[str]) -> Self:
+        number = super().__new__(cls, len(ids))
+        number.ids = ids
+        return number
 
 
 class Storage:
@@ -281,9 +296,9 @@ class Storage:
         """Remove the expired sessions, at most `batch_size` in one step. With `dry_run`, only count them.
 
         Yields:
-            After each step, the number of sessions that it removed, or with `dry_run` found. It yields 0 too: the
-            caller can stop only there. Between two steps it holds no lock and no transaction. A session that another
-            request renews or stores anew before the removal stays.
+            After each step, the number of sessions that it removed, or with `dry_run` found; as a :class:`.Removed` if
+            it knows their ids. It yields 0 too: the caller can stop only there. Between two steps it holds no lock and
+            no transaction. A session that another request renews or stores anew before the removal stays.
         """
         raise Disabled
 

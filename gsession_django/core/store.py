@@ -98,7 +98,7 @@ class SessionStore(StoreWithRollbacks):
         if session.source is not None:
             yield from self._fetch(session, None)
         ttl = self.ttl_of(session.get(EXPIRY_KEY))
-        self._engine.before_save(session, ttl, False)
+        self._engine.before_save(session, ttl)
         for _ in range(_KEY_ATTEMPTS):
             key = yield from self._new_key(ttl)
             if (yield from self._engine.create(self._id_of(key), session, ttl)):
@@ -148,7 +148,7 @@ class SessionStore(StoreWithRollbacks):
         # With the flag, or if nobody has asked whether anything changed, the site asks for this save.
         explicit, self._asked = self._modified or not self._asked, False
         prepared, self._prepared = self._prepared, None
-        stale = engine.before_save(session, ttl, self.was_moved)
+        stale = engine.before_save(session, ttl)
         if stale or prepared is None or prepared.session is not session or explicit:
             prepared = session.saving(explicit)
         with prepared as save:
@@ -187,7 +187,7 @@ class SessionStore(StoreWithRollbacks):
             yield from self._fetch(session, None)
         ttl = self.ttl_of(session.get(EXPIRY_KEY))
         engine = self._engine
-        engine.before_save(session, ttl, False)
+        engine.before_save(session, ttl)
         taken = yield from engine.is_taken(key, self._id_of(key), self)
         if taken or not (yield from engine.create(self._id_of(key), session, ttl)):
             raise CreateError

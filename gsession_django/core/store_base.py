@@ -170,7 +170,7 @@ class StoreBase(SessionBase):
                 f"{engine.name} cannot remove expired sessions: it has no purge(), and its expires_itself is False. "
                 "Write purge(), or set expires_itself if the medium removes expired sessions."
             )
-        for _ in engine.calls.purge(PURGE_BATCH_SIZE):
+        for _ in engine.purge(PURGE_BATCH_SIZE):
             pass
 
     @classmethod

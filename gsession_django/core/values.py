@@ -30,7 +30,7 @@ UNFETCHED: Final = Sentinel("UNFETCHED")
 MISSING: Final = Sentinel("MISSING")
 """No value: the key is not in the session."""
 UNKNOWN: Final = Sentinel("UNKNOWN")
-"""A value that was not read, or is not there: nobody has looked."""
+"""A value that may be there or not: nobody has looked."""
 
 
 class Encoded(bytes):
@@ -54,20 +54,14 @@ class Part:
         start, end: where its encoding begins, and ends.
     """
 
-    __slots__ = ("_end", "_first", "_start", "_whole")
+    __slots__ = ("place",)
 
     def __init__(self, whole: bytes, first: int, start: int, end: int) -> None:
-        self._whole = whole
-        self._first = first
-        self._start = start
-        self._end = end
+        self.place = whole, first, start, end
 
     def encoded(self) -> Encoded:
-        return Encoded(memoryview(self._whole)[self._start : self._end])
-
-    def pair(self) -> tuple[memoryview, int]:
-        """Return its pair as it is stored, not copied, and the size of the name in that."""
-        return memoryview(self._whole)[self._first : self._end], self._start - self._first - 1
+        whole, _, start, end = self.place
+        return Encoded(memoryview(whole)[start:end])
 
 
 def encoded(value: Any) -> Encoded | None:
@@ -84,7 +78,7 @@ PLAIN: Final = SCALARS - {float}
 NEVER_ENCODED: Final = (SCALARS - {bytes}) | {Sentinel}
 """Every serializer takes these, and what a sentinel stands for is not encoded. (JSON takes no bytes.)"""
 PENDING: Final = frozenset({Encoded, Canonical, Part, Sentinel})
-"""A value of these is not what the request will see."""
+"""The request never sees a value of these types."""
 
 
 def same_encoding(one: bytes, other: bytes, trusting: bool) -> bool:

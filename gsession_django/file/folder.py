@@ -17,7 +17,7 @@ from typing import Any, Concatenate, NamedTuple, ParamSpec, Protocol, TypeVar
 
 from django.utils.crypto import salted_hmac
 
-from gsession_django.core.storage import StorageUnavailable
+from gsession_django.core.storage import Removed, StorageUnavailable
 from gsession_django.file.session_file import Damaged, FileLock, SessionFile, read_header, sync_folder, write_new
 from gsession_django.serializers import DecodeError
 
@@ -265,13 +265,13 @@ class SessionFolder:
         """
         if dry_run:
             return sum(_is_dead(place.path) for place in places)
-        removed = 0
+        removed = []
         with places[0].lock:  # no writer may renew a session between the look and the removal
             for place in places:
                 if _is_dead(place.path):
                     os.unlink(place.path)
-                    removed += 1
-        return removed
+                    removed.append(os.path.basename(place.path))
+        return Removed(removed)
 
 
 def _is_alive(path: str) -> bool:

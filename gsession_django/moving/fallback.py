@@ -20,7 +20,7 @@ from gsession_django.core.reading import Lifetimes
 from gsession_django.core.session_map import SessionMap
 from gsession_django.core.store import SessionStore
 from gsession_django.core.transactions import Transaction, blocks_of_tests, call_first
-from gsession_django.moving import steps
+from gsession_django.moving import ended_users, steps
 from gsession_django.moving.choice import check_places, source_of
 from gsession_django.moving.refused import cure, refused_types
 from gsession_django.moving.source import Found, Source
@@ -126,6 +126,10 @@ class FallbackEngine(IndexedEngine):
     def was_created(self, session_key: str, session_id: str) -> Operation:
         """Keep a session that was just created, if this transaction has removed another one of the same key."""
         yield partial(_keep, self, session_id)
+
+    def end_elsewhere(self, user_id: str) -> Operation:
+        """Let no session of the user be moved here any more."""
+        return ended_users.record(self, user_id)
 
     def leave(self, session_key: str, session_id: str, lifetimes: Lifetimes, unseen: bool = False) -> Operation:
         """Remove a session at the fallback, before it is removed here; if `unseen`, move it here first."""

@@ -42,6 +42,7 @@ from gsession_django.core.pairs import EXPIRY_KEY
 from gsession_django.core.reading import Lifetimes
 from gsession_django.core.reserved import RESERVED_PREFIX, UNFINISHED, is_hidden
 from gsession_django.core.session_map import SessionMap
+from gsession_django.moving import ended_users
 from gsession_django.moving.source import Found, Source
 from gsession_django.serializers import DecodeError, decode, encode
 
@@ -99,18 +100,25 @@ def move(engine: Engine, source: Source, batch: Mapping[str, tuple[str, Found]],
     Returns:
         By ref, an :class:`Outcome` or :class:`Refused`.
     """
-    moving, others, refused = yield from _begin_all(engine, batch, lifetimes)
+    ended = yield from ended_users.take_out(engine, source, batch, lifetimes, keep=False)
+    moving, others, refused = yield from _begin_all(engine, _without(ended, batch), lifetimes)
     outcomes = yield from finish(engine, source, moving, lifetimes)
     # If the source has lost it, another mover has moved this very session, and a visitor has changed it since.
     differ = (yield partial(source.present, others)) if others else set()
-    return outcomes | refused | {ref: Outcome.SKIPPED if ref in differ else Outcome.MOVED for ref in others}
+    outcomes |= {ref: Outcome.SKIPPED if ref in differ else Outcome.MOVED for ref in others}
+    return outcomes | refused | dict.fromkeys(ended, Outcome.ENDED)
 
 
 def copy(engine: Engine, source: Source, batch: Mapping[str, tuple[str, Found]], lifetimes: Lifetimes) -> Operation:
     """Copy sessions: :func:`move` without steps 4 and 5, so the source stays as it is."""
-    moving, others, refused = yield from _begin_all(engine, batch, lifetimes)
+    ended = yield from ended_users.take_out(engine, source, batch, lifetimes, keep=True)
+    moving, others, refused = yield from _begin_all(engine, _without(ended, batch), lifetimes)
     outcomes = yield from finish(engine, source, moving, lifetimes, keep=True)
-    return outcomes | refused | dict.fromkeys(others, Outcome.SKIPPED)
+    return outcomes | refused | dict.fromkeys(others, Outcome.SKIPPED) | dict.fromkeys(ended, Outcome.ENDED)
+
+
+def _without(refs: set[str], batch: Mapping[str, tuple[str, Found]]) -> Mapping[str, tuple[str, Found]]:
+    return {ref: each for ref, each in batch.items() if ref not in refs} if refs else batch
 
 
 def foresee(engine: Engine, batch: Mapping[str, tuple[str, Found]], lifetimes: Lifetimes) -> Operation:
@@ -234,6 +242,7 @@ def _begin_all(engine: Engine, batch: Mapping[str, tuple[str, Found]], lifetimes
         begun = yield from _tried(partial(_begin, engine, session_id, found, made, lifetimes), partial(probe, engine))
         if isinstance(begun, Refused):
             yield from _withdraw(engine, session_id, made, lifetimes)
+            yield from engine.was_not_created(session_id, found.data)
             refused[ref] = begun
         elif begun is None:
             others.append(ref)
@@ -323,7 +332,6 @@ def _load(engine: Engine, session_id: str, lifetimes: Lifetimes) -> Operation:
 def _create(engine: Engine, session_id: str, found: Found, pairs: Pairs) -> Operation:
     session = SessionMap({**pairs, **found.data})  # the pairs first: a part of the copy has to say that it is one
     ttl = math.ceil(found.ttl_left)
-    engine.before_save(session, ttl, False)
     yield from engine.will_create(session_id, session, ttl)
     try:
         created = yield "create", session_id, session, ttl

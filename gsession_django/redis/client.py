@@ -4,6 +4,7 @@ import asyncio
 import os
 import weakref
 from collections.abc import AsyncGenerator, Iterator
+from functools import partial
 from typing import Any, TypeVar
 
 from redis.exceptions import NoScriptError, RedisError, ResponseError
@@ -15,18 +16,18 @@ from gsession_django.redis.errors import failure
 from gsession_django.redis.link import AsyncLink, Link
 from gsession_django.redis.nodes import Nodes
 from gsession_django.redis.settings import CacheEntry
-from gsession_django.redis.steps import Steps, atake, take
+from gsession_django.redis.steps import take
 
 T = TypeVar("T")
 Way = Connections | Nodes
 
 
 class RedisClient:
-    """All that a storage needs of Redis: one an engine and process, for all its threads and event loops.
+    """What a storage needs of Redis. One object serves all threads and event loops of an engine in a process.
 
     Args:
         entry: where to connect to. Nothing is connected before the first batch.
-        limits: how long connections are used, and a server is waited for.
+        limits: the engine's options.
     """
 
     def __init__(self, entry: CacheEntry, limits: Limits = Limits()) -> None:  # noqa: B008 - it is frozen
@@ -36,19 +37,23 @@ class RedisClient:
         self._of_loops: dict[asyncio.AbstractEventLoop, tuple[Way, AsyncGenerator[None]]] = {}
         _clients.add(self)
 
-    def _make_way(self, link_class: type[Link] | type[AsyncLink]) -> Way:
+    def _make_way(self, link_class: type[Link]) -> Way:
         make_pool = CacheEntry.make_pool if link_class is Link else CacheEntry.make_async_pool
         limits = self._limits
 
         def connect(entry: CacheEntry) -> Connections:
             return Connections(make_pool(entry), link_class, limits)
 
-        return Nodes(self.entry, connect, link_class.pause) if self.entry.is_cluster else connect(self.entry)
+        return (
+            Nodes(self.entry, connect, partial(link_class.call, link_class.sleep))
+            if self.entry.is_cluster
+            else connect(self.entry)
+        )
 
     def carry_out(self, operation: Operation[T]) -> T:
-        """Send the batches of an operation, each in one write, and return what it does.
+        """Send the batches of an operation, each in one write, and return its result.
 
-        Raises what :func:`gsession_django.redis.errors.failure` says of an error.
+        Raises what :func:`gsession_django.redis.errors.failure` makes of an error.
         """
         return take(self._carry_out(operation, self._way))
 
@@ -58,21 +63,21 @@ class RedisClient:
             way = self._of_loops[asyncio.get_running_loop()][0]
         except KeyError:
             way = await self._of_new_loop()
-        return await atake(self._carry_out(operation, way))
+        return await self._carry_out(operation, way)
 
     def send(self, batch: Batch) -> list[Any]:
         """Send one batch, and return the replies."""
         return self.carry_out(alone(batch))
 
-    def _carry_out(self, operation: Operation[T], way: Way) -> Steps[T]:
+    async def _carry_out(self, operation: Operation[T], way: Way) -> T:
         try:
             batch = next(operation)
             while True:
                 try:
                     try:
-                        replies = _checked((yield from way.exchange(batch)))
+                        replies = _checked(await way.exchange(batch))
                     except NoScriptError:
-                        replies = _checked((yield from way.exchange(batch.in_full())))
+                        replies = _checked(await way.exchange(batch.in_full()))
                 except (RedisError, OSError) as error:
                     raise failure(self.entry, error) from error
                 if recording.CALL.get() is not None:
@@ -84,9 +89,9 @@ class RedisClient:
             return result
 
     def scan(self, pattern: str, count: int, kind: str) -> Iterator[bytes]:
-        """Yield the keys of a type that match `pattern`, some of them perhaps twice; `count` are looked at in a step.
+        """Yield the keys of a type that match `pattern`, some perhaps twice. A step looks at `count` keys.
 
-        In a cluster, one whose slot moves meanwhile may be missed.
+        In a cluster it may miss a key whose slot moves meanwhile.
         """
         for server in self.servers():
             way = self._way
@@ -139,7 +144,7 @@ class RedisClient:
 
 
 def alone(batch: Batch) -> Operation[list[Any]]:
-    """Send a batch, and return the replies: an operation of only one."""
+    """Send one batch and return the replies: the simplest operation."""
     return (yield batch)
 
 
@@ -155,9 +160,9 @@ def _checked(replies: list[Any]) -> list[Any]:
 
 
 _clients: "weakref.WeakSet[RedisClient]" = weakref.WeakSet()
-# Held while a process forks, so that nothing of theirs is finalised in the child before it has let go of it.
+# Held during a fork: the child finalises nothing of theirs before it has let go of the sockets.
 _forking: list[list[RedisClient]] = []
-# Kept, since what finalises them would talk to event loops of the parent.
+# Kept: finalising them would talk to the parent's event loops.
 _inherited: list[Any] = []
 
 

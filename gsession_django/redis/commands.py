@@ -13,8 +13,8 @@ while it converts an ``int``.
 T = TypeVar("T")
 
 LONGEST: Final = 10**12
-"""Seconds that a session lives at most: some 30,000 years. A server refuses an expiry of 10^16, and a script that has
-written the session by then leaves it without one.
+"""Seconds that a session lives at most: some 30,000 years. A server refuses an expiry of 10^16. A script that has
+written the session by then leaves it without an expiry.
 """
 
 _GLOB: Final = str.maketrans({character: f"\\{character}" for character in "*?[]^-\\"})
@@ -26,7 +26,7 @@ def digest(data: bytes) -> str:
 
 
 def escaped(text: str) -> str:
-    """Return a pattern, as SCAN takes them, that only `text` matches."""
+    """Return a pattern for SCAN that matches `text` alone."""
     return text.translate(_GLOB)
 
 
@@ -36,7 +36,7 @@ def seconds(ttl: int) -> str:
 
 
 def size_of(words: Any) -> int:
-    """Return how many bytes the words of commands, or of replies, take, at any depth and without what frames them."""
+    """Return the number of bytes in the words of commands or replies, at any depth, without their framing."""
     if isinstance(words, dict):
         return size_of(words.items())
     if isinstance(words, Iterable) and not isinstance(words, str | bytes):
@@ -91,7 +91,7 @@ class Batch:
 
     Attributes:
         commands: the commands, each a tuple of its words.
-        repeat: whether sending them again does no harm, when it is not known whether they have been carried out.
+        repeat: whether they may be sent again when nobody knows whether the server has carried them out.
     """
 
     __slots__ = ("commands", "repeat")
@@ -103,7 +103,7 @@ class Batch:
     def packed(self) -> bytes:
         """Return the commands as they are sent (https://redis.io/docs/latest/develop/reference/protocol-spec/).
 
-        redis-py's own packing takes twice as long, as it allows for more types and splits what is long.
+        redis-py's own packing takes twice as long: it knows more types, and splits long words.
         """
         commands = self.commands
         return _pack(commands[0]) if len(commands) == 1 else b"".join(map(_pack, commands))

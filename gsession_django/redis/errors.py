@@ -8,7 +8,7 @@ from redis.exceptions import ResponseError
 from gsession_django.core.storage import StorageUnavailable
 from gsession_django.serializers import DecodeError
 
-# A line of a script that Lua could not carry out, while "@user_script" names one that met an error of a command; and a
+# Lua could not carry out a line of a script ("@user_script" would name a line whose command failed), or a command has a
 # number that no server takes.
 _MISTAKE: Final = re.compile(r"(?<!@)user_script:\d|invalid expire time|not an integer or out of range")
 

@@ -10,9 +10,9 @@ from gsession_django.redis.commands import digest
 from gsession_django.serializers import DecodeError, decode, keeps_text, logger
 
 MARK: Final = b"\xff"
-"""No user's key begins with this byte: it is in no UTF-8. As no byte is greater, what begins with it is greater than
-any key, or any text. Alone it names the field that keeps a session without keys alive; before a key, one that says that
-the value is among the large ones, and when it was written; before a value, that it is no text.
+"""No user's key begins with this byte, as UTF-8 does not use it. It is the greatest byte, so anything that begins with
+it is greater than any key or text. Alone, it names the field that keeps a session without keys alive. Before a key, it
+names the field that tells when a large value was written. Before a value, it says that the value is not text.
 """
 
 
@@ -32,7 +32,7 @@ def key_of(field: bytes) -> str:
 
 
 def stored_of(key: str, value: Any, encoding_of: Callable[[str, Any], bytes]) -> bytes:
-    """Return what a field holds for a value: text itself, and MARK and the encoding of anything else.
+    """Return what a field holds for a value: the text itself, or MARK and the encoding of anything else.
 
     Args:
         key: the key of the value.
@@ -77,7 +77,7 @@ def flat(fields: Mapping[bytes, bytes]) -> Iterator[bytes]:
 def values_of(stored: Mapping[bytes, bytes]) -> tuple[dict[str, Any], dict[str, bytes]]:
     """Return what a SessionMap is made of, from the first hash: its values, and tokens of those in the second.
 
-    A field that no key of ours has is left out, and logged.
+    A field whose name is not a key is logged, and left out.
     """
     tokens: dict[str, bytes] = {}
     try:
@@ -103,7 +103,7 @@ def values_of(stored: Mapping[bytes, bytes]) -> tuple[dict[str, Any], dict[str, 
 def value_of(key: str, stored: bytes) -> Any:
     """Return the value that a field holds, or :class:`Encoded` for one that is no text.
 
-    What is neither is left out, ``MISSING``, and logged.
+    Anything else is logged, and ``MISSING``.
     """
     try:
         return _text_of(stored) if stored < MARK else Encoded(stored[1:])

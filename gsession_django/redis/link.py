@@ -1,7 +1,7 @@
-"""One connection: redis-py opens it, and a batch then goes over its socket directly.
+"""One connection. redis-py opens it; a batch then goes over its socket directly.
 
-redis-py's own way to send a batch and to read short replies makes a load a tenth slower, and gives each read a timeout
-of its own. The names of redis-py's that this takes are listed in tests/redis/test_names.py.
+redis-py's own sending and reading makes a load a tenth slower, and gives each read a timeout of its own.
+tests/redis/test_names.py lists the private names of redis-py that are used here.
 """
 
 import asyncio
@@ -21,51 +21,39 @@ from redis._parsers.hiredis import NOT_ENOUGH_DATA, _HiredisParser
 from redis.exceptions import ConnectionError, ReadOnlyError, RedisError, ResponseError, TimeoutError
 
 from gsession_django.redis.settings import ASYNC_CONNECTIONS
-from gsession_django.redis.steps import Steps, atake, take
+from gsession_django.redis.steps import acall, call
 
 DIRECT: Final = frozenset({*ASYNC_CONNECTIONS, *ASYNC_CONNECTIONS.values()})
 """The classes of redis-py's own connections, whose sockets are used directly."""
-# What replies are as a rule; an error is of none of these types, and neither is what the server pushes in between.
+# The types of ordinary replies. An error has another one, and so has a message that the server pushes.
 _SIMPLE: Final = frozenset({bytes, int, dict, list, type(None)})
 
 
 def _looked_at(error: ResponseError) -> ResponseError:
-    """Return the error, unless a replica has answered it: then another server is the master by now."""
-    # In the middle, where a script met it; the other is what WAIT is answered.
+    """Return a server's error. One of a replica becomes ``ConnectionError``: another server is the master by now."""
+    # READONLY is in the middle where a script met it. A replica answers WAIT with the other text.
     if isinstance(error, ReadOnlyError) or "READONLY" in str(error) or "with replica" in str(error):
         raise ConnectionError(f"the server is a replica: {error}") from error
-    return error.with_traceback(None)  # its frames hold the replies, and so the error, and the connection
+    return error.with_traceback(None)  # its frames hold the connection, and the replies with this error
 
 
 def _meaning(error: OSError, timeout: float | None) -> RedisError:
-    """Return what an error of a socket means. With a number (ETIMEDOUT) the kernel has given the connection up."""
+    """Return redis-py's error for a socket's. With a number (ETIMEDOUT), the kernel has given the connection up."""
     if isinstance(error, builtins.TimeoutError) and error.errno is None:
         return TimeoutError(f"no answer within {timeout} seconds")
     return ConnectionError(f"{type(error).__name__}: {error}")
 
 
-def _through_redis(connection: Any, data: bytes, count: int, read: Callable[[], Any]) -> Steps[list[Any]]:
-    """Do what ``talk`` does with a connection class of the site's own, and without hiredis."""
-    yield connection.send_packed_command, ([data],)
+async def _through_redis(link: "Link", data: bytes, count: int, read: Callable[[], Any]) -> list[Any]:
+    """Talk by redis-py's methods: with a connection class of the site's own, or without hiredis."""
+    await link.call(link.connection.send_packed_command, [data])
     replies: list[Any] = []
     for _ in range(count):
         try:
-            replies.append((yield read, ()))
+            replies.append(await link.call(read))
         except ResponseError as error:
             replies.append(_looked_at(error))
     return replies
-
-
-class Place(threading.Event):
-    """Where somebody waits for a connection: set when there is one, or when another may be made."""
-
-    link: Any = None
-
-
-class AsyncPlace(asyncio.Event):
-    """The same for one event loop."""
-
-    link: Any = None
 
 
 class Link:
@@ -74,18 +62,20 @@ class Link:
     Attributes:
         connection: redis-py's; it need not be open.
         used: ``time.monotonic()`` when the last batch began; minus infinity if there was none since it was opened.
+        event, wait, sleep: how threads wait, for an event or some seconds.
     """
 
-    place = Place
-    pause = staticmethod(time.sleep)
-    wait = staticmethod(Place.wait)
+    event: Any = threading.Event
+    wait: Any = staticmethod(threading.Event.wait)
+    sleep: Any = staticmethod(time.sleep)
+    call: Any = staticmethod(call)
 
     def __init__(self, connection: Any) -> None:
         self.connection = connection
         self.used = -math.inf
         self._reader: Any = None
 
-    def open(self) -> None:
+    async def open(self) -> None:
         """Connect, and log in; if it is open, close it first."""
         connection = self.connection
         connection.disconnect()
@@ -101,10 +91,10 @@ class Link:
             poll.register(self._sock, select.POLLIN)
             self._poll = poll.poll
 
-    def talk(self, data: bytes, count: int) -> list[Any]:
+    async def talk(self, data: bytes, count: int) -> list[Any]:
         """Send commands, and return the replies to them. The connection's timeout holds for all of it.
 
-        One that was kept is opened anew if the server has closed it, or if anything unread lies on it.
+        A kept connection is opened again if the server has closed it, or if anything on it is unread.
 
         Args:
             data: the commands, packed.
@@ -115,15 +105,16 @@ class Link:
         """
         try:
             if self.used > 0 and self._is_unclean():
-                self.open()
+                await self.open()
             self.used = time.monotonic()
             if self._reader is not None:
                 return self._talk_directly(data, count)
-            return take(_through_redis(self.connection, data, count, self._read))
+            return await _through_redis(self, data, count, self._read)
         except OSError as error:
             raise _meaning(error, self.connection.socket_timeout) from error
 
-    def _is_unclean(self) -> bool:
+    def _is_unclean(self) -> Any:
+        """Return whether anything on its socket is unread, its end included."""
         if self._reader is None:
             try:
                 return bool(self.connection.can_read())
@@ -145,18 +136,17 @@ class Link:
 
     def _talk_directly(self, data: bytes, count: int) -> list[Any]:
         connection, sock, reader = self.connection, self._sock, self._reader
-        gets = reader.gets
         if connection.health_check_interval:
             connection.check_health()
             connection.next_health_check = self.used + connection.health_check_interval
         timeout = sock.gettimeout()  # redis-py gives the server more time when it announces maintenance
-        replies: list[Any] = []
         sock.sendall(data)
+        replies: list[Any] = []
         while True:
             if not (length := sock.recv_into(self._buffer)):
                 raise ConnectionError("the server has closed the connection")
             reader.feed(self._buffer, 0, length)
-            while len(replies) < count and (reply := gets(False)) is not NOT_ENOUGH_DATA:
+            while (reply := reader.gets(False)) is not NOT_ENOUGH_DATA:
                 if type(reply) not in _SIMPLE:
                     if isinstance(reply, ConnectionError):  # it is loading its data, for one
                         raise reply
@@ -166,15 +156,14 @@ class Link:
                     if isinstance(reply, ResponseError):
                         reply = _looked_at(reply)
                 replies.append(reply)
-            if len(replies) == count:
-                break
+                if len(replies) == count:
+                    if sock.gettimeout() != timeout:
+                        sock.settimeout(timeout)
+                    return replies
             if timeout is not None:
                 if (left := self.used + timeout - time.monotonic()) <= 0:
                     raise builtins.TimeoutError
                 sock.settimeout(left)
-        if sock.gettimeout() != timeout:
-            sock.settimeout(timeout)
-        return replies
 
     def _read(self) -> Any:
         timeout = self.connection.socket_timeout
@@ -184,27 +173,23 @@ class Link:
     def close(self) -> None:
         self.connection.disconnect()
 
-    def release(self, pool: Any) -> None:
+    async def release(self, pool: Any) -> None:
         """Give it back to the pool that lent it."""
         pool.release(self.connection)
 
 
-class AsyncLink:
-    """The same for one event loop."""
+class AsyncLink(Link):
+    """The same for the tasks of one event loop."""
 
-    place = AsyncPlace
-    pause = staticmethod(asyncio.sleep)
-
-    def __init__(self, connection: Any) -> None:
-        self.connection = connection
-        self.used = -math.inf
-        self._is_direct = type(connection) in DIRECT
+    event = asyncio.Event
+    sleep = staticmethod(asyncio.sleep)
+    call = staticmethod(acall)
 
     @staticmethod
-    async def wait(place: AsyncPlace, seconds: float) -> None:
+    async def wait(event: asyncio.Event, seconds: float) -> None:
         with suppress(builtins.TimeoutError):
             async with asyncio.timeout(seconds):
-                await place.wait()
+                await event.wait()
 
     async def open(self) -> None:
         self.close()
@@ -221,12 +206,12 @@ class AsyncLink:
                 if connection.health_check_interval:
                     await connection.check_health()
                     connection.next_health_check = asyncio.get_running_loop().time() + connection.health_check_interval
-                if not self._is_direct:
+                if type(connection) not in DIRECT:
                     read = partial(connection.read_response, disable_decoding=True)
-                    return await atake(_through_redis(connection, data, count, read))
+                    return await _through_redis(self, data, count, read)
                 try:
                     connection._writer.write(data)
-                except RuntimeError as error:  # uvloop's, where the connection was reset since it was looked at
+                except RuntimeError as error:  # uvloop raises it if the connection was reset since the look
                     raise ConnectionError(str(error)) from error
                 await connection._writer.drain()
                 read = connection._parser.read_response
@@ -236,11 +221,10 @@ class AsyncLink:
         return [_looked_at(reply) if isinstance(reply, ResponseError) else reply for reply in replies]
 
     async def _is_unclean(self) -> bool:
-        """Return whether there is something on its socket, the end too, that was not read."""
         connection = self.connection
         try:
-            # redis-py looks at what the event loop has read; what came while the loop stood still is in the socket.
-            # Where it was reset, there is no end to read, and no socket any more.
+            # redis-py looks at what the event loop has read. The socket has what came while the loop stood still.
+            # A connection that was reset has no end to read, and no socket.
             if await connection.can_read() or connection._writer.is_closing() or (file := _file_of(connection)) < 0:
                 return True
         except RedisError:
@@ -269,8 +253,8 @@ def _file_of(connection: Any) -> int:
 def let_go(connections: Iterable[Any]) -> None:
     """Let go of the sockets of these async connections, which a parent process goes on using.
 
-    Whatever is done to these objects later, to close or finalise them, meets another file in their place: it neither
-    writes to the parent's sockets nor takes them out of its event loop, which the kernel shares between the two.
+    Another file takes the place of each socket. Closing or finalising these objects later then neither writes to the
+    parent's sockets nor takes them out of its event loop, which the kernel shares between the two processes.
     """
     nowhere = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
     for connection in connections:

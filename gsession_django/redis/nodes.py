@@ -1,8 +1,7 @@
 """Redis Cluster: which of its nodes has a session, and asking there.
 
-All keys of a batch are in one slot, and so on one node, but for those of a Spread, which is taken apart. The node is
-asked like a server of its own; only if it refuses, or does not answer, is there more to do: slots move, and nodes fail
-and are replaced.
+All keys of a batch are in one slot, and so on one node, except those of a Spread. The node is asked like a single
+server. If it refuses or does not answer, there is more to do: slots move, and nodes fail and are replaced.
 """
 
 import asyncio
@@ -47,7 +46,7 @@ class Nodes:
     """
 
     def __init__(
-        self, entry: CacheEntry, connect: Callable[[CacheEntry], Connections], pause: Callable[[float], Any]
+        self, entry: CacheEntry, connect: Callable[[CacheEntry], Connections], pause: Callable[[float], Steps[None]]
     ) -> None:
         self._entry = entry
         self._connect = connect
@@ -71,13 +70,13 @@ class Nodes:
     async def aclose(self) -> None:
         await asyncio.gather(*(connections.aclose() for connections in self._nodes.values()))
 
-    def exchange(self, batch: Batch) -> Steps[list[Any]]:
+    async def exchange(self, batch: Batch) -> list[Any]:
         """Send a batch to the node that has its keys, and return the replies.
 
         Nothing is sent twice where that does harm. A refusal by a node says that nothing was done.
         """
         if isinstance(batch, Spread):
-            return (yield from self._exchange_spread(batch))
+            return await self._exchange_spread(batch)
         slot, end = _slot_of(batch.commands[0]), time.monotonic() + PATIENCE
         asked: Address | None = None
         redirected = False
@@ -88,8 +87,8 @@ class Nodes:
             node = asked or owner
             if node is not None:
                 try:
-                    replies = yield from self.at(node).exchange(_asking(batch) if asked else batch)
-                except MaxConnectionsError:  # which no other node can mend
+                    replies = await self.at(node).exchange(_asking(batch) if asked else batch)
+                except MaxConnectionsError:  # no other node can help
                     raise
                 except (ConnectionError, TimeoutError) as error:
                     if not (batch.repeat or _was_not_sent(error)):
@@ -110,18 +109,18 @@ class Nodes:
                 asked, pause = problem.node_addr, 0
             elif not isinstance(problem, TryAgainError):
                 if self._owners is owners:  # nobody has looked meanwhile
-                    yield from self._look(node, end)
+                    await self._look(node, end)
                 moved = self._owners.get(slot) != owner
-                if isinstance(problem, TimeoutError) and not moved:  # or a visitor would wait twice as long
+                if isinstance(problem, TimeoutError) and not moved:  # the visitor has waited once
                     raise copy(problem)
                 pause = 0 if moved else _PAUSE
             if time.monotonic() + pause > end:
                 raise copy(problem)
             if pause:
-                yield self._pause, (pause,)
+                await self._pause(pause)
 
-    def _exchange_spread(self, batch: Spread) -> Steps[list[Any]]:
-        """Send the commands for each node in one write. What a node refuses is sent again, each command by itself."""
+    async def _exchange_spread(self, batch: Spread) -> list[Any]:
+        """Send the commands for each node in one write. If a node refuses some, send each of them again by itself."""
         of_nodes: dict[Address | None, list[int]] = {}
         for number, command in enumerate(batch.commands):
             of_nodes.setdefault(self._owners.get(_slot_of(command)), []).append(number)
@@ -130,21 +129,21 @@ class Nodes:
             if node is not None:
                 part = Batch(*(batch.commands[number] for number in numbers))
                 with suppress(ConnectionError):  # another node may have replaced it
-                    replies.update(zip(numbers, (yield from self.at(node).exchange(part)), strict=True))
+                    replies.update(zip(numbers, await self.at(node).exchange(part), strict=True))
         for number, command in enumerate(batch.commands):
             if number not in replies or isinstance(replies[number], ResponseError):
-                (replies[number],) = yield from self.exchange(Batch(command))
+                (replies[number],) = await self.exchange(Batch(command))
         return [replies[number] for number in range(len(batch.commands))]
 
-    def _look(self, failed: Address | None, end: float) -> Steps[None]:
-        """Find out who has which slot: from any node, but from the one that has failed last."""
+    async def _look(self, failed: Address | None, end: float) -> None:
+        """Ask any node who has which slot. The one that has failed is asked last."""
         nodes = self._members.union(self._entry.nodes)
         problem: RedisError = ConnectionError("No node of the cluster could be asked for its slots.")
         for node in sorted(nodes, key=lambda node: (node == failed, random.random())):
             if time.monotonic() > end:
                 break
             try:
-                (reply,) = yield from self.at(node).exchange(Batch(("CLUSTER", "SLOTS")))
+                (reply,) = await self.at(node).exchange(Batch(("CLUSTER", "SLOTS")))
             except (ConnectionError, TimeoutError) as error:
                 problem = _alone(error)
                 continue
@@ -160,9 +159,9 @@ class Nodes:
                 return
         raise copy(problem)
 
-    def primaries(self) -> Steps[list[Address]]:
+    async def primaries(self) -> list[Address]:
         """Return the nodes that together have all keys, as any node names them now."""
-        yield from self._look(None, time.monotonic() + PATIENCE)
+        await self._look(None, time.monotonic() + PATIENCE)
         return list(dict.fromkeys(self._owners.values()))
 
 
@@ -200,8 +199,8 @@ def _was_not_sent(error: RedisError) -> bool:
 
 
 def _alone(error: RedisError) -> RedisError:
-    """Return the error without the frames that it came through. They would hold it, and it them and all connections,
-    until the garbage collector comes; so what is kept in a variable is raised as a copy.
+    """Return the error without the frames that it came through. The error and its frames would hold each other and all
+    connections until the garbage collector comes. An error that a variable holds is therefore raised as a copy.
     """
     error.__context__ = None
     return error.with_traceback(None)

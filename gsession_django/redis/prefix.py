@@ -12,7 +12,7 @@ from gsession_django.redis.settings import CacheEntry
 
 Prefix = str | Callable[[], str]
 
-# Any text is a prefix, also one with dots in it; only the parentheses make a path of it.
+# Any text is a prefix, also with dots in it. Only the parentheses make it a path.
 _PATH: Final = re.compile(r"(\w+(?:\.\w+)+)(\(\))?")
 
 

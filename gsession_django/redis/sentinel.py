@@ -1,4 +1,4 @@
-"""What finds the master behind Redis Sentinel, where several threads or tasks look for it at once.
+"""Finding the master behind Redis Sentinel while several threads or tasks look for it at once.
 
 redis-py moves the sentinel that answers to the front of its list by exchanging it with the first. Where two do that at
 the same time, as when the master is lost, one sentinel is in the list twice and another no more. Here each looks

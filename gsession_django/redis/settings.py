@@ -32,12 +32,10 @@ from gsession_django.redis.cluster import ClusterClient, addresses
 from gsession_django.redis.sentinel import AsyncSentinel, Sentinel, sentinel_arguments
 
 TIMEOUTS: Final = {"SOCKET_CONNECT_TIMEOUT": 1, "SOCKET_TIMEOUT": 2}
-"""Seconds, where the entry says nothing: django-redis would leave it to the version of redis-py, some of which wait for
-ever.
-"""
+"""Seconds, for an entry without timeouts. django-redis leaves them to redis-py, which may wait for ever."""
 
 WAIT_TIMEOUT: Final = 0.1
-"""Seconds for which replicas are waited for, where the engine's option says nothing."""
+"""Seconds to wait for replicas, without the engine's option."""
 
 # redis-py's own classes that an entry may name, and their async counterparts. Of a subclass, the nearest base counts.
 ASYNC_POOLS: Final[dict[type, Any]] = {
@@ -60,7 +58,7 @@ _CLASSES: Final = ("CLIENT_CLASS", "CONNECTION_FACTORY", "CONNECTION_POOL_CLASS"
 _PACKER: Final = PythonRespSerializer(6000, lambda word: word if isinstance(word, bytes) else str(word).encode())
 # A host and its port.
 Address = tuple[str, int]
-# What only redis-py's sync classes take.
+# Arguments that only redis-py's sync classes take.
 _SYNC_ONLY: Final = frozenset({"parser_class", "himport_registry", "event_dispatcher"})
 
 

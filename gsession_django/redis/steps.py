@@ -1,43 +1,32 @@
-"""Work that waits for a server, written once: a generator of calls that a thread makes and a task awaits."""
+"""Work that waits for a server, written once: a coroutine that a task awaits, and that a thread takes.
 
-from collections.abc import Callable, Generator
+In a thread whatever it awaits waits by itself, in a plain call, and so never suspends.
+"""
+
+from collections.abc import Callable, Coroutine
 from typing import Any, TypeVar
 
 T = TypeVar("T")
 
-Steps = Generator[tuple[Callable[..., Any], tuple[Any, ...]], Any, T]
-"""Each step is a function and its arguments. What the call returns or raises goes back into the generator."""
+Steps = Coroutine[Any, Any, T]
 
 
 def take(steps: Steps[T]) -> T:
-    """Make the calls, and return what the generator does."""
+    """Carry out a coroutine that never suspends, and return what it does."""
     try:
-        function, arguments = next(steps)
-        while True:
-            try:
-                result = function(*arguments)
-            except BaseException as error:
-                function, arguments = steps.throw(error)
-            else:
-                function, arguments = steps.send(result)
+        steps.send(None)
     except StopIteration as stop:
         return stop.value  # type: ignore[no-any-return]
     finally:
-        steps.close()  # where a signal handler has raised between two lines
+        steps.close()  # where a signal handler has raised before it began
+    raise RuntimeError("A step of a thread has suspended, and nothing goes on with it.")
 
 
-async def atake(steps: Steps[T]) -> T:
-    """Await the calls, and return what the generator does."""
-    try:
-        function, arguments = next(steps)
-        while True:
-            try:
-                result = await function(*arguments)
-            except BaseException as error:
-                function, arguments = steps.throw(error)
-            else:
-                function, arguments = steps.send(result)
-    except StopIteration as stop:
-        return stop.value  # type: ignore[no-any-return]
-    finally:
-        steps.close()
+async def call(function: Callable[..., Any], *arguments: Any) -> Any:
+    """Make a plain call: a step of a thread."""
+    return function(*arguments)
+
+
+def acall(function: Callable[..., Any], *arguments: Any) -> Any:
+    """Return the call, for a task to await."""
+    return function(*arguments)

@@ -36,7 +36,7 @@ _ID: Final = re.compile(rb"[A-Za-z0-9!#$%&'*+\-.^_`|~:]{8,}")
 def both(
     operation: Callable[..., Operation[T]],
 ) -> tuple[Callable[..., T], Callable[..., Coroutine[Any, Any, T]]]:
-    """Return the method and the async method that carry out an operation: that send its batches."""
+    """Return the method and the async method that carry out an operation."""
 
     def method(self: "BaseRedisStorage", *args: Any, **kwargs: Any) -> T:
         return self.client.carry_out(operation(self._now(), *args, **kwargs))
@@ -62,7 +62,7 @@ class BaseRedisStorage(Storage):
     """
 
     expires_itself = True
-    # What Redis calls what a session is kept in.
+    # Redis's name for the type of a session's key.
     redis_type: ClassVar[str]
     # What stands around prefix and id in a key.
     around: ClassVar[tuple[str, str]] = ("", "")
@@ -101,7 +101,7 @@ class BaseRedisStorage(Storage):
         return self.client.entry.system
 
     def _now(self) -> Self:
-        """Return the storage for one operation: with keys of the current tenant, who may change before it ends."""
+        """Return the storage for one operation, with the keys of one tenant: the current one may change meanwhile."""
         if self._function is None:
             return self
         storage = copy(self)
@@ -144,8 +144,8 @@ class BaseRedisStorage(Storage):
     def _change(self, *commands: Command, repeat: bool = True) -> Batch:
         """Return the batch of commands that change a session; its replies go to :meth:`_changed`.
 
-        A create whose reply was lost, sent again, finds the id taken, and the adapter takes another key. What is there
-        is not compared with what was sent: a session that is equal may be another visitor's.
+        If the reply to a create is lost, the second create finds the id taken, and the adapter takes another key. The
+        two sessions are not compared: an equal one may be another visitor's.
         """
         return Batch(*commands, repeat=repeat) if self._wait is None else Batch(*commands, self._wait, repeat=repeat)
 

@@ -1,8 +1,9 @@
 """The engine that keeps an index from users to sessions, if its storage can."""
 
 import time
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from django.contrib.auth import SESSION_KEY
 
@@ -12,7 +13,8 @@ from gsession_django.core.pairs import EXPIRY_KEY
 from gsession_django.core.reading import Lifetimes
 from gsession_django.core.saving import Saving
 from gsession_django.core.session_map import SessionMap
-from gsession_django.core.storage import StorageUnavailable
+from gsession_django.core.storage import Removed, StorageUnavailable
+from gsession_django.signals import Ended, session_ended
 from gsession_django.users.about import CLIENT, LISTED, SINCE, now
 
 if TYPE_CHECKING:
@@ -22,14 +24,15 @@ if TYPE_CHECKING:
 class IndexedEngine(Engine):
     """Lists a session among those of its user before it is stored, and takes it out after it has ended."""
 
-    __slots__ = ("hides_pairs", "needed")
+    __slots__ = ("hides_pairs", "needed", "store")
 
     def __init__(self, store: "type[StoreBase]") -> None:
         super().__init__(store)
+        self.store = store
         self.hides_pairs = "sessions_of" in self.able
         self.needed = (EXPIRY_KEY, SESSION_KEY, SINCE, LISTED) if self.hides_pairs else (EXPIRY_KEY,)
 
-    def before_save(self, session: SessionMap, ttl: int, moved: bool) -> bool:
+    def before_save(self, session: SessionMap, ttl: int) -> bool:
         held = session.held_pairs
         if SESSION_KEY not in held:
             return SINCE in held and self._forget(session)
@@ -40,7 +43,7 @@ class IndexedEngine(Engine):
             session[SINCE] = now()
         if "add_to_user" in self.able:
             seconds = int(time.time())
-            if signs_in or moved or session.get(LISTED, 0) < seconds + ttl:
+            if signs_in or session.get(LISTED, 0) < seconds + ttl:
                 session[LISTED] = seconds + 2 * ttl
                 return True
         return signs_in
@@ -55,6 +58,10 @@ class IndexedEngine(Engine):
     def will_create(self, session_id: str, session: SessionMap, ttl: int) -> Operation:
         if (user := self._user_of(session)) is not None:
             yield from self._add(user, session_id, ttl)
+
+    def was_not_created(self, session_id: str, data: Mapping[str, Any]) -> Operation:
+        if (user := data.get(SESSION_KEY)) is not None:
+            yield from self._take_out(str(user), session_id)
 
     def create(self, session_id: str, session: SessionMap, ttl: int) -> Operation:
         yield from self.will_create(session_id, session, ttl)
@@ -93,6 +100,14 @@ class IndexedEngine(Engine):
             yield from super().remove(session_id)
         else:
             yield from self._alone(session_id, self._remove_of(user_id, session_id))
+
+    def purge(self, batch_size: int, dry_run: bool = False) -> Iterator[int]:
+        for number in super().purge(batch_size, dry_run):
+            if isinstance(number, Removed) and session_ended.has_listeners(self.store):
+                for session_id in number.ids:
+                    arguments: dict[str, Any] = {"session_id": session_id, "user_id": None}
+                    session_ended.send_robust(self.store, reason=Ended.EXPIRED, **arguments)
+            yield number
 
     def _remove_of(self, user_id: str, session_id: str) -> Operation:
         if (yield "remove_from_user", user_id, session_id, True) is UNABLE:

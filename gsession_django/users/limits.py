@@ -11,6 +11,7 @@ from django.http import HttpRequest
 from gsession_django.core.conf import conf
 from gsession_django.core.store import SessionStore
 from gsession_django.signals import Ended
+from gsession_django.users import clients
 from gsession_django.users.about import SINCE, now
 from gsession_django.users.listing import UserSession, end_session, id_of, sessions_of
 
@@ -33,6 +34,7 @@ def _count(sender: Any, request: HttpRequest, user: Any, **kwargs: Any) -> None:
     if limit is None or not isinstance(session, SessionStore) or session.get(SESSION_KEY) != id_of(user):
         return  # the last one: a sign-in without a session, as by a token
     session[SINCE] = now()  # again, if the session was this user's before
+    clients.record(request)
     try:
         session.save()  # or two sign-ins at once would not see each other
     except UpdateError:  # the save at the end of the request says so

@@ -60,13 +60,17 @@ class Browser:
 
 
 @contextmanager
-def opened(url: str, folder: Path) -> Iterator[Browser]:
+def opened(url: str, folder: Path, *, javascript: bool = True, language: str = "en") -> Iterator[Browser]:
     """Yield a browser for the site at `url`, with a profile in `folder`. No page may write an error."""
     chromium, chromedriver = programs.chromium()
     options = ChromeOptions()
     options.binary_location = chromium
     for flag in (*FLAGS, f"--user-data-dir={folder / 'profile'}"):
         options.add_argument(flag)
+    preferences: dict[str, object] = {"intl.accept_languages": language}
+    if not javascript:
+        preferences["profile.managed_default_content_settings.javascript"] = 2
+    options.add_experimental_option("prefs", preferences)
     options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
     driver = Chrome(options, Service(chromedriver))
     try:

@@ -103,12 +103,14 @@ class Page:
 class Visitor:
     """A minimal browser: it keeps cookies and follows redirects."""
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, user_agent: str = "") -> None:
         self.url = url
         self.jar = http.cookiejar.CookieJar()
         self._opener = urllib.request.build_opener(
             urllib.request.ProxyHandler({}), urllib.request.HTTPCookieProcessor(self.jar)
         )
+        if user_agent:
+            self._opener.addheaders = [("User-Agent", user_agent)]
 
     @property
     def cookies(self) -> dict[str, str]:

@@ -37,7 +37,6 @@ from gsession_django.redis.client import RedisClient
 from gsession_django.redis.commands import Batch
 from gsession_django.redis.nodes import Nodes
 from gsession_django.redis.settings import CacheEntry
-from gsession_django.redis.steps import atake
 from gsession_django.redis.storage import BaseRedisStorage
 from gsession_django.testing import StorageContract
 from tests.support.engines import new_session, overlap
@@ -201,7 +200,7 @@ def test_round_trips_are_as_promised_under_async(module: ModuleType) -> None:
         await store.aset("user", 1)
         await store.asave()
         for node in client_of(store_class).servers():  # each has a connection
-            await atake(anodes_of(store_class).at(node.nodes[0]).exchange(Batch(("PING",))))
+            await anodes_of(store_class).at(node.nodes[0]).exchange(Batch(("PING",)))
         since = aturns(store_class).since
         store = store_class()
         await store.aset("cart", {})

@@ -778,7 +778,8 @@ class Cuts:
         found = self.before if way == "requests" else self.after
         if moves and way == "replies":
             lost = REPLIES[self.what][(byte - self.load[way]) // 4]
-            if lost == "add":  # the id joins those of the user before anything is done
+            # An id joins those of its user before the change. To take one out may fail: then the add is cut.
+            if lost in ("add", "take out"):
                 found = self.before
             elif key == visitor.key:  # the server had moved the session and could not say so: nobody knows the new key
                 assert lost == "move"

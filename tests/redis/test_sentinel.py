@@ -29,6 +29,7 @@ from gsession_django.backends import redis as redis_engine
 from gsession_django.backends import redis_hash
 from gsession_django.checks import check_deployment, check_settings
 from gsession_django.redis.link import AsyncLink, Link
+from gsession_django.redis.steps import take
 from gsession_django.redis.storage import BaseRedisStorage
 from gsession_django.testing import StorageContract
 from gsession_django.users import end_sessions, sessions_of
@@ -567,7 +568,7 @@ def test_a_command_that_a_demoted_server_refuses_goes_to_the_master(module: Modu
             connections._ask_at = time.monotonic() + BOUND
             (link,) = connections._idle
             link.connection.connect = lambda: link.connection.connect_to(replica)
-            link.open()
+            take(link.open())
             link.used = time.monotonic()
             del link.connection.connect
             connections._pool.proxy.master_address = replica

@@ -59,10 +59,20 @@ def sign_in_and_out(engine: str) -> None:
                 sys.exit(f"{engine}: {page} saw the visitor {found!r}, not {expected!r}")
 
 
+def read_a_user_agent() -> None:
+    from gsession_django.users.agents import Agent, parsed
+
+    found = parsed("Mozilla/5.0 (X11; Linux x86_64; rv:146.0) Gecko/20100101 Firefox/146.0")
+    if found != Agent("Firefox 146", "Linux"):
+        sys.exit(f"the user agent of Firefox on Linux was read as {found}")
+
+
 def main() -> None:
     url, *extras = sys.argv[1:]
     if "otel" in extras:
         set_up_opentelemetry()
+    if "pages" in extras:
+        read_a_user_agent()
     with tempfile.TemporaryDirectory() as folder:
         settings.configure(
             SECRET_KEY="not a secret",

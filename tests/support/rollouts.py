@@ -12,7 +12,7 @@ from django.conf import settings
 from django.db import connections, router
 from django.test import override_settings
 
-from gsession_django.core.driving import Operation
+from gsession_django.core.driving import UNABLE, Operation
 from gsession_django.core.engine import Engine
 from gsession_django.moving import steps
 from gsession_django.moving.fallback import FallbackEngine
@@ -126,7 +126,11 @@ class Mover:
             if self._call is None:
                 break
             call = self._call
-            told = getattr(self._engine.storage, call[0])(*call[1:]) if isinstance(call, tuple) else call()
+            if not isinstance(call, tuple):
+                told = call()
+            else:
+                able = call[0] in self._engine.able
+                told = getattr(self._engine.storage, call[0])(*call[1:]) if able else UNABLE
             try:
                 self._call = self._operation.send(told)
             except StopIteration:

@@ -4,6 +4,7 @@ import uuid
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from io import StringIO
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -21,10 +22,10 @@ from django.test.utils import isolate_apps
 
 from gsession_django import SessionStore
 from gsession_django.core.engine import engine_of
-from gsession_django.signals import session_ended
+from gsession_django.signals import Ended, session_ended
 from gsession_django.users import end_session, end_sessions, sessions_of
 from gsession_django.users.listing import Sessions, describe
-from tests.support.engines import stored
+from tests.support.engines import engine, stored
 from tests.support.sign_ins import ids_of, request_of, sign_in
 from tests.support.sites import BACKEND, InMemoryUser
 
@@ -69,13 +70,16 @@ def test_a_session_that_never_was_does_not_end(store_class: type[SessionStore], 
     assert ended == []
 
 
-def test_a_purge_tells_of_the_sessions_that_it_removes(store_class: type[SessionStore], ended: list[Any]) -> None:
-    """The docstring of Ended.EXPIRED promises it."""
-    store = sign_in(store_class())
-    storage: Any = store_class.get_storage()
-    storage.update_ttl(store.session_id, 0)
-    store_class.clear_expired()
-    assert [str(reason) for reason in ended] == ["expired"]
+@pytest.mark.parametrize("name", ["memory", "file"])
+def test_a_purge_tells_of_the_sessions_that_it_removes(name: str, tmp_path: Path, ended: list[Any]) -> None:
+    with engine(name, tmp_path) as store_class:
+        store = sign_in(store_class())
+        storage: Any = store_class.get_storage()
+        storage.update_ttl(store.session_id, 0)
+        assert sum(engine_of(store_class).purge(1000, dry_run=True)) == 1
+        assert ended == []
+        store_class.clear_expired()
+    assert ended == [Ended.EXPIRED]
 
 
 # ANONYMOUS_AGE.
@@ -133,6 +137,7 @@ def test_a_sign_in_is_not_undone_by_itself(store_class: type[SessionStore]) -> N
 
 
 @pytest.mark.django_db(transaction=True)
+@pytest.mark.parametrize("store_class", ["memory", "file"], indirect=True)
 @isolate_apps("tests")
 def test_a_user_with_a_uuid_who_is_not_there_is_said_in_one_line(
     store_class: type[SessionStore], monkeypatch: pytest.MonkeyPatch
@@ -158,6 +163,7 @@ def test_a_user_with_a_uuid_who_is_not_there_is_said_in_one_line(
 
 
 @pytest.mark.django_db
+@pytest.mark.parametrize("store_class", ["memory", "file"], indirect=True)  # a database beside them is forbidden
 def test_all_sessions_of_a_user_who_was_deleted_can_be_ended(store_class: type[SessionStore]) -> None:
     ada = User.objects.create_user("ada")
     store = sign_in(store_class(), str(ada.pk))

@@ -39,8 +39,8 @@ class Command(BaseCommand):
         size, dry_run = options["batch_size"], options["dry_run"]
         with interrupt() as interrupted:
             try:
-                total = None if dry_run else count(lambda: engine.calls.purge(size, dry_run=True), interrupted)
-                steps = () if interrupted.is_set() else engine.calls.purge(size, dry_run=dry_run)
+                total = None if dry_run else count(lambda: engine.purge(size, dry_run=True), interrupted)
+                steps = () if interrupted.is_set() else engine.purge(size, dry_run=dry_run)
                 end = time.monotonic() + options["max_seconds"]
                 with tqdm(total=total, unit=" sessions", disable=None, leave=False) as bar:
                     for number in steps:

@@ -4,11 +4,13 @@ import json
 import statistics
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import suppress
 from datetime import datetime
 from typing import Any, Final
 
 from django.conf import settings
 from django.contrib.auth import get_user_model
+from django.core.exceptions import ObjectDoesNotExist, ValidationError
 from django.core.management.base import BaseCommand, CommandError, CommandParser
 
 from gsession_django.core.engine import engine_of
@@ -18,7 +20,7 @@ from gsession_django.core.store_base import PURGE_BATCH_SIZE
 from gsession_django.management.common import session_store
 from gsession_django.serializers import encode
 from gsession_django.signals import Ended
-from gsession_django.users.listing import Client, Sessions, UserSession, describe
+from gsession_django.users.listing import Client, Sessions, UserSession, describe, id_of
 
 _OTHERS: Final = "Django's engines have no list of sessions but their table."
 _COLUMNS: Final = ("id", "user", "created", "last_seen", "expires", "address")
@@ -62,7 +64,7 @@ class Command(BaseCommand):
         if options["user"] is None:
             found: Iterator[UserSession] = (described for described, _ in self._all())
         else:
-            found = iter(self._engine.run(self._sessions.sessions_of(_user_id(options["user"]), None)))
+            found = iter(self._engine.run(self._sessions.sessions_of(self._user_id(options["user"]), None)))
         if not options["json"]:
             self.stdout.write("  ".join(_COLUMNS))
         for session in found:
@@ -90,7 +92,7 @@ class Command(BaseCommand):
             self._engine.run(self._sessions.end(described, Ended.BY_ANOTHER))
             ended = 1
         else:
-            ended = self._engine.run(self._sessions.end_all(_user_id(options["user"]), None, Ended.BY_ANOTHER))
+            ended = self._engine.run(self._sessions.end_all(self._user_id(options["user"]), None, Ended.BY_ANOTHER))
         self.stdout.write(f"Ended {ended} session{'' if ended == 1 else 's'} of {self._name}.")
 
     def _stats(self, options: dict[str, Any]) -> None:
@@ -102,7 +104,7 @@ class Command(BaseCommand):
             if described.user_id is not None:
                 users[described.user_id] += 1
         able = self._engine.able
-        expired = sum(self._engine.calls.purge(PURGE_BATCH_SIZE, dry_run=True)) if "purge" in able else None
+        expired = sum(self._engine.purge(PURGE_BATCH_SIZE, dry_run=True)) if "purge" in able else None
         figures = {
             "sessions": len(sizes),
             "expired": expired,
@@ -158,19 +160,16 @@ class Command(BaseCommand):
             "user_agent": None if session.last_seen_from is None else session.last_seen_from.user_agent,
         }
 
-
-def _user_id(name: str) -> str:
-    """Return what Django keeps in a session for a user."""
-    model: Any = get_user_model()
-    try:
-        user = model._default_manager.get_by_natural_key(name)
-    except model.DoesNotExist:
-        try:
-            user = model._default_manager.get(pk=name)
-        except (model.DoesNotExist, ValueError, TypeError) as error:
-            raise CommandError(f"There is no user with the username or primary key {name!r}.") from error
-    text: str = user._meta.pk.value_to_string(user)
-    return text
+    def _user_id(self, name: str) -> str:
+        """Return what Django keeps in a session for a user; `name` itself if it is the id of a user who was deleted."""
+        users: Any = get_user_model()._default_manager
+        for find in (users.get_by_natural_key, lambda name: users.get(pk=name)):
+            with suppress(ObjectDoesNotExist, ValidationError, ValueError, TypeError):  # a name is no primary key
+                return id_of(find(name))
+        if self._engine.run(self._sessions.sessions_of(name, None)):
+            self.stderr.write(f"There is no user {name!r} any more; these are the sessions of that id.")
+            return name
+        raise CommandError(f"There is no user with the username or primary key {name!r}.")
 
 
 def _text(moment: datetime | None) -> str | None:

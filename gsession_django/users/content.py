@@ -1,0 +1,32 @@
+"""The pairs of a session, for staff who may see them."""
+
+from typing import Any
+
+from django.views.debug import get_default_exception_reporter_filter
+
+from gsession_django.core.driving import Operation
+from gsession_django.core.session_map import SessionMap
+from gsession_django.users.listing import Sessions, UserSession
+
+
+def content_of(session: UserSession) -> dict[str, Any] | None:
+    """Return the pairs of a listed session; ``None`` if it has ended, or nobody can read it. Nothing of it is touched.
+
+    Values are hidden whose keys Django's error pages would hide: passwords, tokens and so on.
+
+    Raises:
+        StorageUnavailable: the storage cannot answer.
+    """
+    sessions = Sessions.of_site()
+
+    def read() -> Operation:
+        found: SessionMap | None = yield from sessions.look(session.session_id)
+        if found is not None and found.lacks(None):
+            yield from sessions.engine.fetch(session.session_id, found, None)
+        return found
+
+    found: SessionMap | None = sessions.engine.run(read())
+    if found is None:
+        return None
+    hide = get_default_exception_reporter_filter().cleanse_setting
+    return {str(key): hide(str(key), value) for key, value in found.items()}
