@@ -2,12 +2,14 @@
 
 import asyncio
 import contextlib
+import contextvars
 import logging
 import random
 import secrets
 import threading
 import time
 from collections.abc import AsyncIterator, Coroutine, Iterator
+from functools import partial
 from typing import Any, Final, TypeVar
 from weakref import WeakSet
 
@@ -183,7 +185,8 @@ class _Lock:
     def keep(self) -> None:
         """Renew the lock in a thread, until it is let go or the process dies."""
         if self._may_be_renewed:
-            self._renewing = threading.Thread(target=self._renew, name="gsession_django session_lock", daemon=True)
+            renew = partial(contextvars.copy_context().run, self._renew)  # a tenant's prefix may depend on the context
+            self._renewing = threading.Thread(target=renew, name="gsession_django session_lock", daemon=True)
             self._renewing.start()
 
     def _renew(self) -> None:
