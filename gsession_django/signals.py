@@ -24,10 +24,10 @@ class Ended(StrEnum):
     """Why a session has ended."""
 
     SIGNED_OUT = "signed out"
-    """A request of its own ended it: a sign-out, ``flush()`` or ``delete()``."""
+    """One of its own requests ended it, by a sign-out, ``flush()`` or ``delete()``."""
     BY_ANOTHER = "ended by another session"
     """Another session of the user, an administrator or a command ended it."""
     REPLACED = "replaced"
-    """A newer session took its place: see ``GSESSION["MAX_SESSIONS_PER_USER"]``."""
+    """A newer session took its place, as ``GSESSION["MAX_SESSIONS_PER_USER"]`` says."""
     EXPIRED = "expired"
     """A purge removed it, on the engines memory and file. The others do not know which sessions have expired."""
