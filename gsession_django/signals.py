@@ -1,8 +1,9 @@
 """Signals about sessions. A receiver gets the engine's SessionStore class as `sender`.
 
 They are sent after the storage has done it, in the process that did it, on every engine. If several end a session at
-the same moment, each of them may send `session_ended`. An exception in a receiver is logged and goes no further. For an async request, Django calls receivers in a thread. A save in a database
-transaction that is rolled back later has been signalled all the same.
+the same moment, each of them may send `session_ended`. An exception in a receiver is logged and goes no further. For an
+async request, Django calls receivers in a thread. A save in a database transaction that is rolled back later has been
+signalled all the same.
 
 Arguments of all three: ``session_id``, the id that the storage knows the session by, and ``user_id``, the text under
 which Django keeps the signed-in user in the session, or ``None`` where nobody is signed in or nobody knows.
