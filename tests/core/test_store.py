@@ -86,6 +86,13 @@ class TestModified:
         store["cart"]["plum"] = 3
         assert store.modified
 
+    def test_false_also_counts_while_the_middleware_saves(self, store_class: type[SessionStore], key: str) -> None:
+        store = store_class(key)
+        store.clear()
+        store.modified = False
+        with store.closed():
+            assert not store.modified
+
     def test_the_middleware_saves_what_was_changed_in_place(
         self, store_class: type[SessionStore], key: str, settings: Settings
     ) -> None:
