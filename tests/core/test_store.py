@@ -522,6 +522,17 @@ class TestAsync:
         assert asyncio.run(visit()) == key
         assert store_class(key)["cart"] == {"apple": 1, "pear": 2}
 
+    def test_deleting_the_test_cookie_asks_for_a_save(self, store_class: type[SessionStore], key: str) -> None:
+        async def main() -> bool:
+            store = store_class(key)
+            await store.aset_test_cookie()
+            await store.asave()
+            other = store_class(key)
+            await other.adelete_test_cookie()
+            return other.modified
+
+        assert asyncio.run(main())
+
     def test_create_cycle_key_and_delete_work_under_async(self, store_class: type[SessionStore]) -> None:
         async def visit() -> None:
             store = store_class()

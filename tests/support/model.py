@@ -63,7 +63,8 @@ class Site:
 
     Attributes:
         start: the time when the clock shows 0.
-        composes: whether the storage has no ``move``: the copy that the adapter then makes gets a new TTL.
+        composes: whether the storage has neither ``move`` nor ``apply``. What the adapter then calls takes a TTL: it
+            renews the one of the stored expiry, where those leave the TTL as it is.
         now: seconds since `start`.
         sessions: by session key, expired ones too.
     """
@@ -231,8 +232,10 @@ class Request:
                 self._renew(stored)
         else:
             stored.data = copied(merged(read_data, copied(mine), stored.data))
-            if theirs == read or mine.get(EXPIRY) != read:  # another request's expiry stays, if this one set none
+            if theirs == read or mine.get(EXPIRY) != read:
                 self._renew(stored)
+            elif self.site.composes:  # the TTL of another request's expiry stays, if this request set none
+                stored.until = self.site.now + self.age_of(theirs)
         self._was_stored()
 
     def create(self) -> None:
