@@ -184,6 +184,7 @@ WRITES = st.one_of(
     st.tuples(st.sampled_from(["set", "setdefault"]), KEYS, VALUES | DICTS),
     st.tuples(st.sampled_from(["delete_key", "pop"]), KEYS),
     st.tuples(st.just("pop"), KEYS, VALUES),
+    st.tuples(st.just("set"), KEYS, st.sampled_from([1, True, 1.0])),  # equal, and not the same
     st.tuples(st.just("update"), PAIRS),
     st.tuples(st.sampled_from(["set_test_cookie", "delete_test_cookie"])),
 )
