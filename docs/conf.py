@@ -22,7 +22,7 @@ autodoc_member_order = "bysource"
 python_maximum_signature_line_length = 88
 # Types in signatures that lead nowhere: those of other projects, as the build asks no network, and private ones.
 nitpick_ignore_regex = [
-    ("py:.*", r"(collections|contextlib|django)\..*"),
+    ("py:.*", r"(collections|contextlib|datetime|django)\..*"),
     ("py:class", r"gsession_django\.(decorators\._View|core\.options\.AtLeast)|least=\d+"),
 ]
 

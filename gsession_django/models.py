@@ -44,6 +44,11 @@ class Session(models.Model):
     expires = models.BigIntegerField(db_index=True)
     user_id = SessionIdField(db_index=True, max_length=ID_LENGTH, null=True)
 
+    class Meta:
+        verbose_name = _("session")
+        verbose_name_plural = _("sessions")
+        permissions = [("view_session_data", _("Can view what a session holds"))]
+
     def __str__(self) -> str:
         return str(self.id)
 
@@ -60,11 +65,6 @@ class SessionLock(models.Model):
     id = SessionIdField(primary_key=True, max_length=ID_LENGTH)
     token = SessionIdField(max_length=ID_LENGTH)
     expires = models.BigIntegerField()
-
-    class Meta:
-        verbose_name = _("session")
-        verbose_name_plural = _("sessions")
-        permissions = [("view_session_data", _("Can view what a session holds"))]
 
     def __str__(self) -> str:
         return str(self.id)

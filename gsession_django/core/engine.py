@@ -4,7 +4,7 @@ import hashlib
 import os
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from importlib import import_module
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, Final
@@ -139,6 +139,10 @@ class Engine(Operations):
 
     def end_elsewhere(self, user_id: str) -> Operation:
         """End the sessions of a user that this engine does not have yet."""
+        yield from ()
+
+    def was_not_created(self, session_id: str, data: Mapping[str, Any]) -> Operation:
+        """Undo :meth:`will_create`: the storage has refused the session."""
         yield from ()
 
     def emptied(self, session_key: str, session_id: str, lifetimes: Lifetimes, session: SessionMap) -> Operation:

@@ -43,7 +43,7 @@ class StorageUnavailable(Exception):
 
 
 class Removed(int):
-    """How many expired sessions a step of :meth:`Storage.purge` removed, from a storage that knows which they were.
+    """How many expired sessions a step of :meth:`.Storage.purge` removed, from a storage that knows which they were.
 
     Args:
         ids: their session ids.
@@ -296,7 +296,7 @@ class Storage:
         """Remove the expired sessions, at most `batch_size` in one step. With `dry_run`, only count them.
 
         Yields:
-            After each step, the number of sessions that it removed, or with `dry_run` found; as a :class:`Removed` if
+            After each step, the number of sessions that it removed, or with `dry_run` found; as a :class:`.Removed` if
             it knows their ids. It yields 0 too: the caller can stop only there. Between two steps it holds no lock and
             no transaction. A session that another request renews or stores anew before the removal stays.
         """

@@ -242,6 +242,7 @@ def _begin_all(engine: Engine, batch: Mapping[str, tuple[str, Found]], lifetimes
         begun = yield from _tried(partial(_begin, engine, session_id, found, made, lifetimes), partial(probe, engine))
         if isinstance(begun, Refused):
             yield from _withdraw(engine, session_id, made, lifetimes)
+            yield from engine.was_not_created(session_id, found.data)
             refused[ref] = begun
         elif begun is None:
             others.append(ref)

@@ -1,7 +1,7 @@
 """The engine that keeps an index from users to sessions, if its storage can."""
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
@@ -58,6 +58,10 @@ class IndexedEngine(Engine):
     def will_create(self, session_id: str, session: SessionMap, ttl: int) -> Operation:
         if (user := self._user_of(session)) is not None:
             yield from self._add(user, session_id, ttl)
+
+    def was_not_created(self, session_id: str, data: Mapping[str, Any]) -> Operation:
+        if (user := data.get(SESSION_KEY)) is not None:
+            yield from self._take_out(str(user), session_id)
 
     def create(self, session_id: str, session: SessionMap, ttl: int) -> Operation:
         yield from self.will_create(session_id, session, ttl)

@@ -1,6 +1,5 @@
 """Locks in the database: in transactions of the site, among threads, and a purge."""
 
-import threading
 from collections.abc import Callable
 from contextlib import nullcontext
 from typing import Any
@@ -8,13 +7,12 @@ from typing import Any
 import pytest
 from django.db import connections, transaction
 
-from gsession_django import SessionStore, locking
+from gsession_django import SessionStore
 from gsession_django.backends.database import DatabaseStorage
 from gsession_django.models import SessionLock
 from gsession_django.testing.threads import in_threads
 from tests.database.test_conflicts import WAITING, wait_until_one_waits
 from tests.support.clock import moved_clock
-from tests.support.engines import id_of, new_session
 from tests.support.processes import TIMEOUT, promised
 
 
@@ -102,21 +100,3 @@ def test_a_purge_removes_locks_that_are_over(alias: str, storage: DatabaseStorag
         assert list(storage.purge(2))
         assert list(SessionLock.objects.using(alias).values_list("id", flat=True)) == ["session"]
         assert not storage.lock("session", "theirs", 60)
-
-
-@pytest.mark.parametrize("kind", WAITING)
-def test_a_view_in_a_transaction_that_outlasts_its_lease_leaves_no_lock(
-    kind: str, alias: str, store_class: type[SessionStore], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """What renews the lock has to wait for the transaction, and gets it when the view has ended."""
-    monkeypatch.setattr(locking, "LEASE", 0.3)
-    key = new_session(store_class, {"key": 1})
-    with locking.alone(store_class(key), 0):
-        pass
-    with transaction.atomic(alias):
-        before = set(threading.enumerate())
-        with locking.alone(store_class(key), 0):
-            (renewing,) = set(threading.enumerate()) - before
-            wait_until_one_waits(kind)
-    renewing.join(TIMEOUT)
-    assert store_class.get_storage().lock(id_of(store_class, key), "theirs", 60)

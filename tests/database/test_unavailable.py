@@ -15,12 +15,14 @@ from django.db import connections, transaction
 from django.test.utils import override_settings
 
 from gsession_django import SessionMap, StorageUnavailable
-from gsession_django.backends.database import DatabaseStorage
+from gsession_django.backends.database import DatabaseStorage, SessionStore
 from gsession_django.moving.choice import source_of
+from gsession_django.users import end_sessions, sessions_of
 from tests.support.database_servers import SERVERS, DatabaseServer, MariaDB, PostgreSQL, shared
 from tests.support.databases import KINDS, connected, database, migrate, options_for, sqlite_entry
 from tests.support.old_sites import DJANGOS, old_site
 from tests.support.rollouts import SOURCES, TARGETS, alias, at_source, rollout, signed_in
+from tests.support.sign_ins import ids_of, sign_in
 from tests.support.sites import Visitor, is_503
 
 pytestmark = pytest.mark.once
@@ -37,6 +39,7 @@ DEEDS: dict[str, Callable[[DatabaseStorage], Any]] = {
     "purge": lambda storage: list(storage.purge(10)),
     "count": lambda storage: list(storage.purge(10, dry_run=True)),
     "list": lambda storage: list(storage.ids()),
+    "sessions of a user": lambda storage: storage.sessions_of("7"),
 }
 
 
@@ -93,6 +96,19 @@ def test_a_table_that_stays_locked_is_unavailable_for_every_operation(kind: str)
             with pytest.raises(CommandError, match="did not answer in time"):
                 call_command("purge_sessions")
         assert dict(storage.get_session("session", 60) or {}) == {"key": 0}
+
+
+@each_kind
+def test_while_a_table_stays_locked_the_sessions_of_a_user_are_neither_listed_nor_lost(kind: str) -> None:
+    with database(kind, **without_log(kind)) as alias, override_settings(**options_for(alias)):
+        store = sign_in(SessionStore())
+        with table_locked(kind, alias, "gsession_django_session"):
+            for ask in (sessions_of, end_sessions):
+                with pytest.raises(StorageUnavailable, match="did not answer in time"):
+                    ask("7")
+            with pytest.raises(CommandError, match="did not answer in time"):
+                call_command("sessions", "show", str(store.session_id))
+        assert ids_of() == {store.session_id}
 
 
 @each_kind

@@ -708,7 +708,7 @@ def copies(template: str, count: int) -> list[str]:
 
 
 # What is answered, in four bytes each, to who gives a session a new key.
-REPLIES = {"cycle": ["add", "move", "take out", "add", "apply"], "sign_in": ["move", "add", "apply"]}
+REPLIES = {"cycle": ["add", "move", "take out", "apply"], "sign_in": ["move", "add", "apply"]}
 
 
 class Cuts:
@@ -778,8 +778,8 @@ class Cuts:
         found = self.before if way == "requests" else self.after
         if moves and way == "replies":
             lost = REPLIES[self.what][(byte - self.load[way]) // 4]
-            # An id joins those of its user before the change. To take one out may fail: then the add is cut.
-            if lost in ("add", "take out"):
+            # An id joins those of its user before the change. To take one out may fail: then the save is cut.
+            if lost == "add":
                 found = self.before
             elif key == visitor.key:  # the server had moved the session and could not say so: nobody knows the new key
                 assert lost == "move"

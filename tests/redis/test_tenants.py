@@ -2,6 +2,7 @@
 
 import asyncio
 import random
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -17,7 +18,7 @@ from django.core.exceptions import ImproperlyConfigured
 from django.core.management import call_command
 from django.test import override_settings
 
-from gsession_django import SessionMap, SessionStore
+from gsession_django import SessionMap, SessionStore, locking
 from gsession_django.backends import redis as redis_engine
 from gsession_django.backends import redis_hash
 from gsession_django.checks import check_settings
@@ -391,3 +392,28 @@ def test_in_a_cluster_braces_in_the_prefix_are_reported() -> None:
             store_class("abcdefgh").load()
         with pytest.raises(ImproperlyConfigured, match="braces"):
             asyncio.run(store_class("abcdefgh").aload())
+
+
+@both_engines
+def test_the_lock_of_a_session_is_renewed_for_its_tenant(
+    module: ModuleType, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(locking, "LEASE", 0.3)
+    renewals: list[str] = []
+    renewed = threading.Event()
+    with site(module) as store_class, tenant("ada"):
+        storage: Any = store_class.get_storage()
+        lock = storage.lock
+
+        def noted(session_id: str, token: str, seconds: float) -> bool:
+            taken: bool = lock(session_id, token, seconds)
+            renewals.append(TENANT.get())
+            if len(renewals) > 1:
+                renewed.set()
+            return taken
+
+        monkeypatch.setattr(storage, "lock", noted)
+        with locking.alone(store_class(new_session(store_class, {})), 0):
+            assert renewed.wait(60)
+    assert set(renewals) == {"ada"}
+    assert caplog.text == ""

@@ -12,18 +12,27 @@ from urllib.parse import urlsplit
 
 import pytest
 from django.contrib.auth import SESSION_KEY
+from django.core.management import CommandError, call_command
 from django.test import override_settings
 from redis.crc import key_slot
 
-from gsession_django import SessionMap, SessionStore
+from gsession_django import SessionMap, SessionStore, StorageUnavailable
 from gsession_django.backends import redis as redis_engine
 from gsession_django.backends import redis_hash
 from gsession_django.redis.commands import Batch
 from gsession_django.redis.connections import Connections
 from gsession_django.redis.storage import BaseRedisStorage
-from gsession_django.users import asessions_of, end_sessions
+from gsession_django.users import (
+    aend_session,
+    aend_sessions,
+    asessions_of,
+    end_session,
+    end_sessions,
+    sessions_of,
+)
 from tests.support import redis_clusters
-from tests.support.redis_servers import settings_for, shared
+from tests.support.redis_servers import RedisServer, settings_for, shared
+from tests.support.sign_ins import ids_of, sign_in
 
 pytestmark = pytest.mark.once
 
@@ -373,6 +382,35 @@ def test_an_async_request_is_listed_and_ended(module: ModuleType, place: str) ->
 
     with site(module, place):
         asyncio.run(use())
+
+
+# Outages.
+
+
+@both_modes
+@both_engines
+def test_in_an_outage_the_sessions_of_a_user_are_neither_listed_nor_lost(module: ModuleType, mode: str) -> None:
+    with (
+        RedisServer(appendonly="yes", appendfsync="always") as server,
+        override_settings(**settings_for(module.__name__, server.url())),
+    ):
+        store = sign_in(module.SessionStore())
+        (listed,) = sessions_of("7")
+        server.kill()
+        asks: list[Callable[[], Any]] = [
+            lambda: sessions_of("7") if mode == "sync" else asyncio.run(asessions_of("7")),
+            lambda: end_session(listed) if mode == "sync" else asyncio.run(aend_session(listed)),
+            lambda: end_sessions("7") if mode == "sync" else asyncio.run(aend_sessions("7")),
+        ]
+        for ask in asks:
+            with pytest.raises(StorageUnavailable, match=r"CACHES\['sessions'\]"):
+                ask()
+        session_id = str(store.session_id)
+        for arguments in (("list",), ("show", session_id), ("end", session_id), ("stats",)):
+            with pytest.raises(CommandError, match=r"CACHES\['sessions'\]"):
+                call_command("sessions", *arguments)
+        server.restart()
+        assert ids_of() == {store.session_id}
 
 
 # Round trips.

@@ -49,7 +49,7 @@ def request_of(store: SessionStore) -> HttpRequest:
 def log_in(store: SessionStore, user: str = "7") -> SessionStore:
     """Let a user sign in by Django's ``login()``, save the session as the middleware does, and return it."""
     request = request_of(store)
-    login(request, InMemoryUser(pk=user, username=f"user {user}", password="a hash"), BACKEND)
+    login(request, InMemoryUser(pk=int(user), username=f"user {user}", password="a hash"), BACKEND)
     store.save()
     return store
 

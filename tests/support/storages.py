@@ -257,8 +257,8 @@ class IncapableStorage(Storage):
         raise AssertionError("never called")
 
 
-class IndexedStorage(CompleteStorage):
-    """(h) One that keeps an index from users to sessions beside them, and locks."""
+class Index(Recorded):
+    """What a storage has that keeps an index from users to sessions beside them, and locks."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -298,6 +298,10 @@ class IndexedStorage(CompleteStorage):
         with self.medium.lock:
             if self.holders.get(session_id, ("", 0.0))[0] == token:
                 del self.holders[session_id]
+
+
+class IndexedStorage(Index, CompleteStorage):
+    """(h) Everything, with an index beside the sessions."""
 
 
 class UserColumnStorage(CompleteStorage):

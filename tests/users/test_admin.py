@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 from django.apps import apps
 from django.contrib.auth.models import Permission, User
+from django.core.management import call_command
 from django.db.models import QuerySet
 from django.test import override_settings
 
@@ -317,3 +318,8 @@ def test_the_admin_is_in_chinese_for_whoever_asks() -> None:
     page = response.content.decode()
     assert "ada 的会话" in text_of(page)
     assert 'value="结束此用户的所有会话"' in page
+
+
+def test_the_migrations_are_those_of_the_models() -> None:
+    call_command("makemigrations", "gsession_django", check_changes=True, dry_run=True, verbosity=0)
+    assert {each.content_type.model for each in permissions_named(*ALL_PERMISSIONS)} == {"session"}

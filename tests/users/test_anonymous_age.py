@@ -1,12 +1,15 @@
 """``GSESSION["ANONYMOUS_AGE"]``: how long a session lives in which nobody is signed in."""
 
 from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
 
 import pytest
 from django.conf import settings
 from django.test import Client, override_settings
 
 from gsession_django import SessionStore
+from gsession_django.core.engine import engine_of
+from gsession_django.users.listing import Sessions, describe
 from tests.support.sign_ins import log_in, sign_in
 from tests.support.sites import AUTHENTICATION, OURS, settings_of_the_site
 
@@ -62,3 +65,13 @@ def test_the_cookie_lives_as_long_as_the_session(store_class: type[SessionStore]
         assert client.cookies[settings.SESSION_COOKIE_NAME]["max-age"] == 600
         client.get("/sign_in/")
         assert client.cookies[settings.SESSION_COOKIE_NAME]["max-age"] == settings.SESSION_COOKIE_AGE
+
+
+def test_a_session_without_a_user_was_seen_when_it_was_saved(store_class: type[SessionStore]) -> None:
+    store = store_class()
+    store["cart"] = 1
+    store.save()
+    session_id = str(store.session_id)
+    seen = describe(session_id, engine_of(store_class).run(Sessions(store_class).look(session_id))).last_seen
+    assert seen is not None
+    assert datetime.now(UTC) - seen < timedelta(minutes=1)

@@ -1,7 +1,7 @@
 """``manage.py sessions``."""
 
 import json
-from collections.abc import Iterator
+import uuid
 from io import StringIO
 from pathlib import Path
 from typing import Any
@@ -9,16 +9,19 @@ from typing import Any
 import pytest
 from django.conf import settings
 from django.contrib.auth import SESSION_KEY
+from django.contrib.auth.base_user import AbstractBaseUser, BaseUserManager
 from django.contrib.auth.models import User
 from django.core.management import call_command
 from django.core.management.base import CommandError
+from django.db import connection, models
 from django.test import override_settings
+from django.test.utils import isolate_apps
 
 from gsession_django import SessionStore
-from tests.support.engines import engine, stored
+from tests.support.engines import stored
 from tests.support.sign_ins import ids_of, sign_in
 
-pytestmark = pytest.mark.django_db
+pytestmark = pytest.mark.usefixtures("site")
 
 
 def sessions(*arguments: str) -> str:
@@ -31,16 +34,9 @@ def as_json(*arguments: str) -> list[dict[str, Any]]:
     return [json.loads(line) for line in sessions(*arguments, "--json").splitlines()]
 
 
-@pytest.fixture(params=["memory", "file"])
-def store_class(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[type[SessionStore]]:
-    """Yield an engine beside the users: django_db lets a test have no databases but those of the settings."""
-    with engine(request.param, tmp_path) as store_class:
-        yield store_class
-
-
 @pytest.fixture
 def ada() -> User:
-    return User.objects.create_user("ada", password="a password")
+    return User.objects.get_by_natural_key("ada")
 
 
 def test_all_sessions_are_listed(store_class: type[SessionStore]) -> None:
@@ -94,6 +90,25 @@ def test_all_sessions_of_a_user_are_ended(store_class: type[SessionStore], ada: 
     assert ids_of("another") == {kept.session_id}
 
 
+def test_all_sessions_of_a_user_who_was_deleted_are_ended(store_class: type[SessionStore]) -> None:
+    user = User.objects.create_user("deleted")
+    number = str(user.pk)
+    store = sign_in(store_class(), number)
+    user.delete()
+    assert "Ended 1 session of" in sessions("end", "--user", number)
+    assert stored(store_class, store.session_key) is None
+
+
+def test_another_engine_can_be_named(store_class: type[SessionStore], tmp_path: Path) -> None:
+    store = sign_in(store_class())
+    name = store_class.__module__
+    with override_settings(SESSION_ENGINE="tests.support.engine_that_keeps_pairs"):
+        (row,) = as_json("list", "--engine", name)
+        assert row["id"] == store.session_id
+        assert "Ended 1 session of" in sessions("end", "--engine", name, str(row["id"]))
+    assert ids_of() == set()
+
+
 def test_what_there_is_not_is_said(store_class: type[SessionStore]) -> None:
     with pytest.raises(CommandError, match="no session 'nothing'"):
         sessions("show", "nothing")
@@ -120,7 +135,17 @@ def test_sessions_are_counted(store_class: type[SessionStore]) -> None:
     assert figures["bytes_median"] < 300
 
 
-def test_an_engine_that_cannot_says_so(store_class: type[SessionStore], ada: User) -> None:
+def test_sessions_that_expired_are_counted_where_they_do_not_go_by_themselves(store_class: type[SessionStore]) -> None:
+    sign_in(store_class())
+    store = sign_in(store_class())
+    store_class.get_storage().update_ttl(str(store.session_id), 0)
+    (figures,) = as_json("stats")
+    by_itself = store_class.storage_class.expires_itself
+    assert (figures["sessions"], figures["expired"]) == (1, None if by_itself else 1)
+    assert f"expired: {'they go by themselves' if by_itself else 1}\n" in sessions("stats")
+
+
+def test_an_engine_that_cannot_says_so() -> None:
     with override_settings(SESSION_ENGINE="tests.support.engine_that_keeps_pairs"):
         for arguments in (("list",), ("list", "--user", "ada"), ("end", "--user", "ada"), ("stats",)):
             with pytest.raises(CommandError, match=r"cannot list .*sessions"):
@@ -139,3 +164,27 @@ def test_where_ids_are_session_keys_a_session_goes_by_its_handle(store_class: ty
         assert SESSION_KEY in sessions("show", row["id"])
         sessions("end", row["id"])
         assert ids_of() == set()
+
+
+@isolate_apps("tests")
+def test_a_user_who_is_not_there_is_said_in_one_line_though_primary_keys_are_uuids(
+    store_class: type[SessionStore], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Person(AbstractBaseUser):
+        id = models.UUIDField(primary_key=True, default=uuid.uuid4)
+        username = models.CharField(max_length=20, unique=True)
+        USERNAME_FIELD = "username"
+        objects = BaseUserManager()
+
+        class Meta:
+            app_label = "tests"
+
+    with connection.schema_editor() as editor:
+        editor.create_model(Person)
+    try:
+        monkeypatch.setattr("gsession_django.management.commands.sessions.get_user_model", lambda: Person)
+        with pytest.raises(CommandError, match="no user"):
+            sessions("list", "--user", "nobody")
+    finally:
+        with connection.schema_editor() as editor:
+            editor.delete_model(Person)

@@ -7,7 +7,9 @@ from typing import Any
 
 import pytest
 from django.conf import settings
-from django.contrib.auth import alogin, get_user, login
+from django.contrib.auth import SESSION_KEY, alogin, get_user, login
+from django.contrib.auth.models import User
+from django.contrib.auth.signals import user_logged_in
 from django.contrib.sessions.backends.base import UpdateError
 from django.test import override_settings
 
@@ -53,6 +55,22 @@ def test_a_second_sign_in_of_the_same_session_counts_once(store_class: type[Sess
         one = log_in(store_class())
         again = log_in(store_class(one.session_key))
     assert ids_of() == {again.session_id}
+
+
+def test_a_sign_in_is_not_undone_by_itself(store_class: type[SessionStore]) -> None:
+    """The limit was lowered, and the user signs in again in the session that is the oldest."""
+    first, *_ = (log_in(store_class()) for _ in range(3))
+    with limited(1):
+        again = log_in(store_class(first.session_key))
+    assert again.get(SESSION_KEY) == "7", "login() has returned, so the view believes it"
+    assert ids_of() == {again.session_id}
+
+
+def test_a_sign_in_without_a_session_makes_none(store_class: type[SessionStore]) -> None:
+    """Packages that hand out tokens send ``user_logged_in`` with a request whose session is nobody's."""
+    with limited(5):
+        user_logged_in.send(sender=User, request=request_of(store_class()), user=_ADA)
+        assert list(store_class.get_storage().ids()) == []
 
 
 def test_a_sign_in_can_be_refused(store_class: type[SessionStore]) -> None:

@@ -8,12 +8,14 @@ from html import unescape
 from pathlib import Path
 
 import pytest
+from django.conf import settings
 from django.test import override_settings
 from django.utils import translation
 
 import gsession_django
 from gsession_django import StorageUnavailable
 from gsession_django.backends import memory
+from tests.support.engines import EACH_ENGINE, engine
 from tests.users.site import FIREFOX, SAFARI, SETTINGS, Device
 
 pytestmark = pytest.mark.usefixtures("no_sessions")
@@ -154,6 +156,17 @@ class TestEnding:
         other.client.get("/sign-out/")
         assert "That session has already ended." in mine.post(url)
         assert mine.client.get(url).headers["Location"] == LIST
+
+
+@pytest.mark.parametrize("name", EACH_ENGINE)
+def test_each_engine_lists_and_ends_them(name: str, tmp_path: Path) -> None:
+    with engine(name, tmp_path), override_settings(GSESSION={**settings.GSESSION, "RECORD_CLIENT": True}):
+        mine, other, bob = Device().signed_in(), Device(SAFARI, "2001:db8::7").signed_in(), Device().signed_in("bob")
+        page = mine.page(LIST)
+        assert sessions_on(page) == [mine.session.handle, other.session.handle]
+        assert "Mobile Safari 18 on iOS Signed in just now from 2001:db8::7" in text_of(page)
+        mine.post(end_url(other.session.handle))
+        assert (mine.user, other.user, bob.user) == ("ada", "nobody", "bob")
 
 
 class TestForeignSessions:

@@ -1,17 +1,28 @@
 """The sessions of a user: listed, ended, and kept in step with the sessions themselves."""
 
-from collections.abc import Iterator
+import asyncio
+import dataclasses
 from typing import Any
 
 import pytest
-from django.contrib.auth import BACKEND_SESSION_KEY, HASH_SESSION_KEY, SESSION_KEY
+from django.conf import settings
+from django.contrib.auth import SESSION_KEY
 from django.contrib.sessions.backends.base import UpdateError
+from django.core.exceptions import ImproperlyConfigured
+from django.test import override_settings
 
 from gsession_django import SessionStore
-from gsession_django.signals import Ended, session_created, session_ended, session_moved
-from gsession_django.users import end_session, end_sessions, sessions_of
+from gsession_django.users import (
+    aend_session,
+    aend_sessions,
+    asessions_of,
+    end_session,
+    end_sessions,
+    sessions_of,
+)
 from tests.support.engines import stored
-from tests.support.sign_ins import ids_of, sign_in
+from tests.support.sign_ins import asign_in, ids_of, sign_in
+from tests.support.sites import InMemoryUser
 
 
 class TestListing:
@@ -67,16 +78,6 @@ class TestListing:
         store.save()
         assert ids_of() == set()
 
-    def test_what_is_known_of_a_session_is_not_among_its_own_keys(self, store_class: type[SessionStore]) -> None:
-        key = sign_in(store_class()).session_key
-        wanted = {SESSION_KEY, BACKEND_SESSION_KEY, HASH_SESSION_KEY}
-        assert stored(store_class, key) is not None
-        session = store_class(key)
-        assert set(session.keys()) == {key for key, _ in session.items()} == set(session._session) == wanted
-        assert len(session.keys()) == len(session.values()) == 3
-        (listed,) = sessions_of("7")
-        assert listed.created is not None
-
     def test_what_is_known_of_a_session_outlives_saves_and_merges(self, store_class: type[SessionStore]) -> None:
         key = sign_in(store_class()).session_key
         (before,) = sessions_of("7")
@@ -94,6 +95,53 @@ class TestListing:
         assert [each.is_current for each in sessions_of("7", first)] == [True, False]
         assert sessions_of("7", first)[0].session_id == first.session_id
         assert sessions_of("7", second)[0].session_id == second.session_id
+
+    def test_a_user_is_an_object_or_the_text_that_is_in_the_session(self, store_class: type[SessionStore]) -> None:
+        store = sign_in(store_class())
+        ada = InMemoryUser(pk=7, username="ada")
+        (listed,) = sessions_of(ada)
+        assert (listed.session_id, listed.user_id) == (store.session_id, "7")
+        assert end_sessions(ada) == 1
+        assert ids_of() == set()
+
+    def test_a_listed_session_cannot_be_changed_and_shows_no_key(self, store_class: type[SessionStore]) -> None:
+        options = {name: {**given, "hash_ids": False} for name, given in settings.GSESSION["ENGINES"].items()}
+        with override_settings(GSESSION={**settings.GSESSION, "ENGINES": options}):
+            key = str(sign_in(store_class()).session_key)
+            (listed,) = sessions_of("7")
+        assert listed.session_id == key, "ids are session keys here"
+        assert key not in repr(listed)
+        assert key not in listed.handle
+        with pytest.raises(dataclasses.FrozenInstanceError):
+            listed.handle = "another"  # type: ignore[misc]
+
+    def test_the_handle_of_a_session_stays_and_no_other_has_it(self, store_class: type[SessionStore]) -> None:
+        one, two = sign_in(store_class()), sign_in(store_class())
+        handles = {session.session_id: session.handle for session in sessions_of("7")}
+        assert handles == {session.session_id: session.handle for session in sessions_of("7", one)}
+        assert handles[str(one.session_id)] != handles[str(two.session_id)]
+
+
+class TestWhatCannotBeListed:
+    def test_on_an_engine_of_django_it_is_an_error_of_the_settings(self) -> None:
+        with (
+            override_settings(SESSION_ENGINE="django.contrib.sessions.backends.file"),
+            pytest.raises(ImproperlyConfigured, match=r"SESSION_ENGINE = .*is not an engine of gsession_django"),
+        ):
+            sessions_of("7")
+
+    def test_an_engine_without_an_index_is_named(self) -> None:
+        name = "tests.support.engine_that_keeps_pairs"
+        with override_settings(SESSION_ENGINE=name), pytest.raises(NotImplementedError, match=f"{name}.*sessions_of"):
+            end_sessions("7")
+
+    @pytest.mark.parametrize("session", ["a key", 7, {}])
+    def test_a_session_is_no_key_and_no_mapping(self, store_class: type[SessionStore], session: Any) -> None:
+        store = sign_in(store_class())
+        for ask in (sessions_of, end_sessions):
+            with pytest.raises(TypeError, match="is not a session"):
+                ask("7", session)
+        assert ids_of() == {store.session_id}
 
 
 class TestEnding:
@@ -118,47 +166,28 @@ class TestEnding:
         assert end_sessions("7") == 1
         assert ids_of() == set()
 
+    def test_a_listed_session_can_be_kept(self, store_class: type[SessionStore]) -> None:
+        kept, _ = sign_in(store_class()), sign_in(store_class())
+        mine, _ = sessions_of("7", kept)
+        assert end_sessions("7", keep=mine) == 1
+        assert ids_of() == {kept.session_id}
 
-class TestSignals:
-    @pytest.fixture
-    def told(self) -> Iterator[list[tuple[str, dict[str, Any]]]]:
-        told: list[tuple[str, dict[str, Any]]] = []
-
-        def receive(name: str) -> Any:
-            def receiver(signal: Any, **arguments: Any) -> None:
-                told.append((name, {key: value for key, value in arguments.items() if key != "sender"}))
-
-            return receiver
-
-        signals = {"created": session_created, "moved": session_moved, "ended": session_ended}
-        receivers = {name: receive(name) for name in signals}
-        for name, signal in signals.items():
-            signal.connect(receivers[name])
-        yield told
-        for name, signal in signals.items():
-            signal.disconnect(receivers[name])
-
-    def test_creation_move_and_end_are_told(
-        self, store_class: type[SessionStore], told: list[tuple[str, dict[str, Any]]]
-    ) -> None:
-        store = store_class()
-        store["cart"] = 1
-        store.save()
-        first_id = store.session_id
-        sign_in(store)
-        second_id = store.session_id
-        end_sessions("7")
-        assert told == [
-            ("created", {"session_id": first_id, "user_id": None}),
-            ("moved", {"session_id": first_id, "user_id": None, "new_id": second_id}),
-            ("ended", {"session_id": second_id, "user_id": "7", "reason": Ended.BY_ANOTHER}),
-        ]
-
-    def test_a_sign_out_names_the_user(
-        self, store_class: type[SessionStore], told: list[tuple[str, dict[str, Any]]]
-    ) -> None:
+    def test_a_session_that_has_ended_meanwhile_is_no_error(self, store_class: type[SessionStore]) -> None:
         store = sign_in(store_class())
-        session_id = store.session_id
-        told.clear()
+        (listed,) = sessions_of("7")
         store.flush()
-        assert told == [("ended", {"session_id": session_id, "user_id": "7", "reason": Ended.SIGNED_OUT})]
+        end_session(listed)
+        assert ids_of() == set()
+
+    def test_async_code_lists_and_ends(self, store_class: type[SessionStore]) -> None:
+        async def visit() -> None:
+            mine, *others = [await asign_in(store_class()) for _ in range(4)]
+            (current, other, _, _) = await asessions_of("7", mine)
+            assert (current.session_id, current.is_current, other.is_current) == (mine.session_id, True, False)
+            await aend_session(other)
+            assert await aend_sessions("7", keep=mine) == 2
+            assert [each.session_id for each in await asessions_of("7")] == [mine.session_id]
+            for each in others:
+                assert await store_class(each.session_key).aget(SESSION_KEY) is None
+
+        asyncio.run(visit())
