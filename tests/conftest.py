@@ -40,14 +40,21 @@ def pytest_runtest_makereport(
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """Say which tests a program was missing for, and how long the hunt was, as a short one passes like the full one."""
+    """Say which tests a program was missing for, and how long the hunt and the test against a model were: a short one
+    passes like a long one.
+    """
     skipped: list[pytest.TestReport] = terminalreporter.getreports("skipped")
     places = [report.longrepr for report in skipped if isinstance(report.longrepr, tuple)]
     missing = Counter(reason.removeprefix("Skipped: ") for path, _, reason in places if path == __file__)
     for reason, count in missing.items():
         terminalreporter.write_line(f"not run: {count} tests ({reason})")
+    steps = 0
     for outcome in ("passed", "failed"):
         for report in terminalreporter.getreports(outcome):
             for name, value in report.user_properties:
                 if name == "hunt":
                     terminalreporter.write_line(f"{report.nodeid}: {value}")
+                elif name == "model":
+                    steps += value
+    if steps:
+        terminalreporter.write_line(f"tests/engines/test_model.py: {steps} steps")

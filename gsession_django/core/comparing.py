@@ -75,7 +75,7 @@ class ComparedPairs(Pairs):
 
     def has_only_changes_in_place(self) -> bool:
         """Return whether no key was set or deleted, and :meth:`altered` counts from the last read or save."""
-        return self._watched is None and not self._originals
+        return self._watched is None and not self._originals and not self.cleared
 
     def take_baseline(self) -> None:
         """Let :meth:`altered` count from now."""

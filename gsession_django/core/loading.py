@@ -177,7 +177,7 @@ class LoadingStore(StoreBase):
 
     async def apop(self, key: str, *args: Any, **kwargs: Any) -> Any:
         await self._afetched(key)
-        return await super().apop(key, *args, **kwargs)
+        return self.pop(key, *args, **kwargs)
 
     async def asetdefault(self, key: str, value: Any) -> Any:
         await self._afetched(key)
@@ -189,7 +189,7 @@ class LoadingStore(StoreBase):
 
     async def adelete_test_cookie(self) -> None:
         await self._afetched(self.TEST_COOKIE_NAME)
-        await super().adelete_test_cookie()
+        self.delete_test_cookie()  # Django's async method does not set `modified`
 
     async def akeys(self) -> KeysView[str]:  # type: ignore[override]
         session: SessionMap = await self._aget_session()

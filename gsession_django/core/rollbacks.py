@@ -66,6 +66,7 @@ class StoreWithRollbacks(LoadingStore):
 
     def _created_at(self, key: str) -> Operation:
         """Finish the creation of a session under a given key."""
+        self._gone = None
         yield from self._engine.was_created(key, self._id_of(key))
         self._note(None, StoreWithRollbacks._create_again, key, True)
 

@@ -74,6 +74,11 @@ class SessionStore(StoreWithRollbacks):
         if not value and (session := self.__dict__.get("_session_cache")) is not None:
             session.take_baseline()
 
+    def pop(self, key: str, *args: Any, **kwargs: Any) -> Any:
+        # Django's method would set `modified` because of a change in place, and so save what was made for display.
+        self._modified = self._modified or key in self._session
+        return self._session.pop(key, *args, **kwargs)
+
     @contextmanager
     def closed(self) -> Iterator[None]:
         """Set `closing` while the middleware asks for ``modified`` and saves. Nobody changes the session meanwhile."""

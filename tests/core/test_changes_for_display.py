@@ -46,7 +46,13 @@ def show_and_set(request: HttpRequest) -> HttpResponse:
     return HttpResponse()
 
 
-urlpatterns = [path(view.__name__, view) for view in (show, show_and_change, show_and_set)]
+def show_and_pop(request: HttpRequest) -> HttpResponse:
+    show_and_change(request)
+    request.session.pop("message", None)
+    return HttpResponse("shown")
+
+
+urlpatterns = [path(view.__name__, view) for view in (show, show_and_change, show_and_set, show_and_pop)]
 
 
 @pytest.fixture(autouse=True)
@@ -88,8 +94,13 @@ def test_a_page_that_computes_in_the_session_is_shown_and_changes_nothing(
 
 
 @either_client
-def test_values_that_can_be_stored_are_saved(store_class: type[SessionStore], client_class: type[Any]) -> None:
-    _, found = visit(store_class, client_class, "/show_and_change")
+@pytest.mark.parametrize("url", ["/show_and_change", "/show_and_pop"])
+def test_values_that_can_be_stored_are_saved(
+    store_class: type[SessionStore], client_class: type[Any], url: str
+) -> None:
+    """A key that the page pops, and that is not there, asks for no save."""
+    response, found = visit(store_class, client_class, url)
+    assert response.content == b"shown"
     # The price of a new line has no stored text to fall back on.
     assert found == {"cart": {"7": {"price": "9.90", "quantity": 5}, "9": {"quantity": 1}}}
 

@@ -305,6 +305,14 @@ class TestNamesThatPublicCodeUses:
             store.save(must_create=True)
             assert store_class().exists(key)
 
+    def test_a_session_that_is_created_again_after_delete_can_be_saved(self, store_class: type[SessionStore]) -> None:
+        store = store_class(key := new_session(store_class, {"old": 1}))
+        store.delete()
+        store.save(must_create=True)
+        store["new"] = 2
+        store.save()
+        assert stored(store_class, key) == {"new": 2}
+
     def test_deleting_another_session_does_not_stop_the_save(self, store_class: type[SessionStore]) -> None:
         key, other = (new_session(store_class, {"old": 1}) for _ in range(2))
         store = store_class(key)

@@ -86,6 +86,13 @@ class TestModified:
         store["cart"]["plum"] = 3
         assert store.modified
 
+    def test_false_also_counts_while_the_middleware_saves(self, store_class: type[SessionStore], key: str) -> None:
+        store = store_class(key)
+        store.clear()
+        store.modified = False
+        with store.closed():
+            assert not store.modified
+
     def test_the_middleware_saves_what_was_changed_in_place(
         self, store_class: type[SessionStore], key: str, settings: Settings
     ) -> None:
@@ -514,6 +521,17 @@ class TestAsync:
 
         assert asyncio.run(visit()) == key
         assert store_class(key)["cart"] == {"apple": 1, "pear": 2}
+
+    def test_deleting_the_test_cookie_asks_for_a_save(self, store_class: type[SessionStore], key: str) -> None:
+        async def main() -> bool:
+            store = store_class(key)
+            await store.aset_test_cookie()
+            await store.asave()
+            other = store_class(key)
+            await other.adelete_test_cookie()
+            return other.modified
+
+        assert asyncio.run(main())
 
     def test_create_cycle_key_and_delete_work_under_async(self, store_class: type[SessionStore]) -> None:
         async def visit() -> None:
