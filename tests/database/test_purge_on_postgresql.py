@@ -11,7 +11,7 @@ from django.db import connections, transaction
 from django.test.utils import CaptureQueriesContext
 
 from gsession_django.backends.database import DatabaseStorage
-from gsession_django.database import postgresql
+from gsession_django.database import postgresql, walk
 from tests.database.test_purge import HOUR, fill, left, live, storage_of
 from tests.support.databases import connected
 from tests.support.engines import engine
@@ -34,7 +34,7 @@ def test_each_look_up_takes_ten_times_as_many_batches_as_the_last(
     monkeypatch.setattr(postgresql, "_MOST", 100)
     fill(storage, live=3, expired=250)
     with CaptureQueriesContext(storage.table.connection) as captured:
-        assert list(storage.purge(4)) == [4, *[4] * 10, *[4] * 25, *[4] * 25, 4, 2]
+        assert list(walk.purge(storage.table, 4, dry_run=False)) == [4, *[4] * 10, *[4] * 25, *[4] * 25, 4, 2]
     words = "".join(query["sql"][0] for query in captured)
     assert words == "S" + "S" + "D" + "S" + "D" * 10 + "S" + "D" * 25 + "S" + "D" * 25 + "S" + "DD"
     assert left(storage) == live(3)
@@ -111,7 +111,7 @@ def test_a_live_session_at_the_same_place_of_another_partition_stays(storage: Da
     with storage.table.connection.cursor() as cursor:
         cursor.execute("CREATE SCHEMA parts")
         try:
-            cursor.execute("SET search_path = parts")
+            cursor.execute("SET search_path = parts, public")
             cursor.execute(
                 "CREATE TABLE gsession_django_session (LIKE public.gsession_django_session) PARTITION BY HASH (id)"
             )
