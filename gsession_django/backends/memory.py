@@ -19,7 +19,6 @@ from gsession_django.core.store import SessionStore as BaseSessionStore
 from gsession_django.core.values import MISSING
 from gsession_django.memory.entries import Entries, Entry
 from gsession_django.memory.locks import Locks
-from gsession_django.memory.twins import twin
 from gsession_django.memory.values import kept
 from gsession_django.recording import System
 
@@ -144,16 +143,35 @@ class MemoryStorage(Storage):
             live = self._entries.live_ids()
         yield from live
 
-    aget_session = twin(get_session)
-    aremove_all = twin(remove_all)
-    aupdate_ttl = twin(update_ttl)
-    aexists = twin(exists)
-    acreate = twin(create)
-    aapply = twin(apply)
-    amove = twin(move)
-    asessions_of = twin(sessions_of)
-    alock = twin(lock)
-    aunlock = twin(unlock)
+    async def aget_session(self, session_id: str, ttl: int, data: Any = None) -> SessionMap | None:
+        return self.get_session(session_id, ttl, data)
+
+    async def aremove_all(self, session_id: str) -> None:
+        self.remove_all(session_id)
+
+    async def aupdate_ttl(self, session_id: str, ttl: int) -> bool:
+        return self.update_ttl(session_id, ttl)
+
+    async def aexists(self, session_id: str) -> bool:
+        return self.exists(session_id)
+
+    async def acreate(self, session_id: str, session: SessionMap, ttl: int) -> bool:
+        return self.create(session_id, session, ttl)
+
+    async def aapply(self, session_id: str, session: SessionMap, ttl: int) -> bool:
+        return self.apply(session_id, session, ttl)
+
+    async def amove(self, session_id: str, new_id: str, ttl: int) -> bool:
+        return self.move(session_id, new_id, ttl)
+
+    async def asessions_of(self, user_id: str) -> list[str]:
+        return self.sessions_of(user_id)
+
+    async def alock(self, session_id: str, token: str, seconds: float) -> bool:
+        return self.lock(session_id, token, seconds)
+
+    async def aunlock(self, session_id: str, token: str) -> None:
+        self.unlock(session_id, token)
 
 
 class SessionStore(BaseSessionStore):
