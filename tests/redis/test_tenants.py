@@ -5,7 +5,6 @@ import random
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from contextvars import ContextVar
 from functools import partial
 from pathlib import Path
 from types import ModuleType
@@ -27,6 +26,7 @@ from tests.support import redis_clusters
 from tests.support.engines import id_of, new_session, stored
 from tests.support.old_sites import old_site
 from tests.support.redis_servers import settings_for, shared
+from tests.support.tenants import TENANT, tenant
 
 pytestmark = pytest.mark.once
 
@@ -35,7 +35,6 @@ both_engines = pytest.mark.parametrize("module", MODULES.values(), ids=MODULES)
 LARGE = "x" * 20_000
 # Of this run, because tests share the server.
 RUN = f"{random.getrandbits(64):x}"
-TENANT: ContextVar[str] = ContextVar("tenant")
 
 
 def prefix_of_tenant() -> str:
@@ -57,15 +56,6 @@ def no_text() -> Any:
 def site(module: ModuleType, prefix: Any = prefix_of_tenant, **entry: Any) -> Iterator[type[SessionStore]]:
     with override_settings(**settings_for(module.__name__, shared().url(), entry, prefix=prefix)):
         yield module.SessionStore
-
-
-@contextmanager
-def tenant(name: str) -> Iterator[None]:
-    before = TENANT.set(name)
-    try:
-        yield
-    finally:
-        TENANT.reset(before)
 
 
 def problems() -> list[str]:

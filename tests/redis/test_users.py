@@ -5,7 +5,6 @@ import random
 import secrets
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
-from contextvars import ContextVar
 from types import ModuleType
 from typing import Any
 from urllib.parse import urlsplit
@@ -33,6 +32,7 @@ from gsession_django.users import (
 from tests.support import redis_clusters
 from tests.support.redis_servers import RedisServer, settings_for, shared
 from tests.support.sign_ins import ids_of, sign_in
+from tests.support.tenants import TENANT, tenant
 
 pytestmark = pytest.mark.once
 
@@ -40,7 +40,6 @@ MODULES = {"redis": redis_engine, "redis_hash": redis_hash}
 both_engines = pytest.mark.parametrize("module", MODULES.values(), ids=MODULES)
 both_modes = pytest.mark.parametrize("mode", ["sync", "async"])
 MINUTE = 60_000
-TENANT: ContextVar[str] = ContextVar("tenant")
 RUN = f"{random.getrandbits(64):x}"
 
 
@@ -315,15 +314,6 @@ def test_the_replicas_have_what_is_added_and_what_ends(
 
 
 # Tenants.
-
-
-@contextmanager
-def tenant(name: str) -> Iterator[None]:
-    before = TENANT.set(name)
-    try:
-        yield
-    finally:
-        TENANT.reset(before)
 
 
 @both_engines
