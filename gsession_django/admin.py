@@ -26,7 +26,7 @@ from django.views.decorators.http import require_POST, require_safe
 from gsession_django.core.conf import conf
 from gsession_django.core.engine import engine_module, engine_of
 from gsession_django.core.storage import StorageUnavailable
-from gsession_django.core.store import SessionStore
+from gsession_django.core.store import store_in
 from gsession_django.models import Session
 from gsession_django.users.content import content_of
 from gsession_django.users.listing import UserSession, end_session, end_sessions, sessions_of
@@ -218,8 +218,7 @@ def _end(sessions: list[UserSession]) -> int:
 def _count(engine: str) -> int | str:
     """Return the number of live sessions, or why nobody knows."""
     try:
-        store = getattr(engine_module(engine), "SessionStore", None)
-        if not (isinstance(store, type) and issubclass(store, SessionStore)):
+        if (store := store_in(engine_module(engine))) is None:
             return _("This engine is not part of gsession_django. Its sessions cannot be counted here.")
         if "ids" not in engine_of(store).able:
             return _("This engine cannot list its sessions, and so cannot count them.")

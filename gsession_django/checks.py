@@ -18,7 +18,7 @@ from gsession_django.core.abilities import abilities, bypassed_twins, missing_ab
 from gsession_django.core.conf import KEYS
 from gsession_django.core.engine import engine_module
 from gsession_django.core.options import annotations_of, fits, in_words
-from gsession_django.core.store import SessionStore
+from gsession_django.core.store import SessionStore, store_in
 from gsession_django.moving.choice import check_places, source_of
 
 OPTIONS_OF_EVERY_ENGINE = ("hash_ids",)
@@ -163,7 +163,7 @@ def _check_unavailable(given: dict[str, Any]) -> Iterator[CheckMessage]:
 def _check_engine(setting: str, name: Any, options: dict[str, Any], ours: bool) -> Iterator[CheckMessage]:
     """Check one engine; if it need not be `ours`, leave an engine of Django's alone."""
     try:
-        store = _session_store(engine_module(name))
+        store = store_in(engine_module(name))
     except ImproperlyConfigured as error:
         yield Error(
             f"{setting} names the engine {name!r}, which cannot be imported: {error}.",
@@ -203,13 +203,7 @@ def _module(name: Any) -> ModuleType | None:
 def _importable_store(name: Any) -> type[SessionStore] | None:
     """Return the SessionStore of an engine of this package; ``None`` for any other name."""
     module = _module(name)
-    return None if module is None else _session_store(module)
-
-
-def _session_store(module: ModuleType) -> type[SessionStore] | None:
-    store = getattr(module, "SessionStore", None)
-    ours = isinstance(store, type) and issubclass(store, SessionStore) and hasattr(store, "storage_class")
-    return store if ours else None
+    return None if module is None else store_in(module)
 
 
 def _own_check(store: type[SessionStore], check: Callable[[], list[CheckMessage]]) -> list[CheckMessage]:

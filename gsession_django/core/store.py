@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
+from types import ModuleType
 from typing import Any, Final
 
 from django.contrib.auth import SESSION_KEY
@@ -290,3 +291,10 @@ class SessionStore(StoreWithRollbacks):
             if moved or "new" not in engine.able or not (yield from engine.exists(new_id, self)):
                 return new_key, moved
         raise self._no_key()
+
+
+def store_in(module: ModuleType) -> type[SessionStore] | None:
+    """Return the SessionStore of a module that is an engine of this package's kind; ``None`` for any other module."""
+    store = getattr(module, "SessionStore", None)
+    ours = isinstance(store, type) and issubclass(store, SessionStore) and hasattr(store, "storage_class")
+    return store if ours else None

@@ -7,13 +7,13 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any, Final
+from typing import Final
 
 from django.core.exceptions import ImproperlyConfigured
 from django.core.management.base import CommandError, CommandParser
 
 from gsession_django.core.engine import engine_module
-from gsession_django.core.store import SessionStore
+from gsession_django.core.store import SessionStore, store_in
 
 MORE_LEFT: Final = "There may be more: it stopped after {max_seconds:g} seconds, as asked for."
 """What a command says if ``--max-seconds`` has ended it."""
@@ -66,10 +66,11 @@ def session_store(name: str, setting: str, others: str) -> type[SessionStore]:
         others: what to do with other engines, for the message.
     """
     try:
-        store: Any = engine_module(name).SessionStore
+        module = engine_module(name)
+        _ = module.SessionStore
     except (ImproperlyConfigured, AttributeError) as error:
         raise CommandError(f"{setting} names {name!r}, which is not a session engine: {error}.") from error
-    if isinstance(store, type) and issubclass(store, SessionStore) and hasattr(store, "storage_class"):
+    if (store := store_in(module)) is not None:
         return store
     raise CommandError(f"{setting} names {name!r}, which is not an engine of gsession_django. {others}")
 

@@ -4,7 +4,6 @@ from typing import Any
 
 from django.views.debug import get_default_exception_reporter_filter
 
-from gsession_django.core.driving import Operation
 from gsession_django.core.session_map import SessionMap
 from gsession_django.users.listing import Sessions, UserSession
 
@@ -18,14 +17,7 @@ def content_of(session: UserSession) -> dict[str, Any] | None:
         StorageUnavailable: the storage cannot answer.
     """
     sessions = Sessions.of_site()
-
-    def read() -> Operation:
-        found: SessionMap | None = yield from sessions.look(session.session_id)
-        if found is not None and found.lacks(None):
-            yield from sessions.engine.fetch(session.session_id, found, None)
-        return found
-
-    found: SessionMap | None = sessions.engine.run(read())
+    found: SessionMap | None = sessions.engine.run(sessions.whole(session.session_id))
     if found is None:
         return None
     hide = get_default_exception_reporter_filter().cleanse_setting

@@ -14,12 +14,11 @@ from django.core.exceptions import ImproperlyConfigured
 from django.db.models import Model
 
 from gsession_django.core.abilities import abilities
-from gsession_django.core.conf import conf
 from gsession_django.core.driving import UNABLE, Operation
 from gsession_django.core.engine import Engine, engine_module, engine_of
 from gsession_django.core.pairs import EXPIRY_KEY
 from gsession_django.core.session_map import SessionMap
-from gsession_django.core.store import SessionStore
+from gsession_django.core.store import SessionStore, store_in
 from gsession_django.serializers import DecodeError
 from gsession_django.signals import Ended, session_ended
 from gsession_django.users.about import CLIENT, SINCE
@@ -143,7 +142,7 @@ class Sessions:
 
     @classmethod
     def of_site(cls) -> "Sessions":
-        store_class = _store_class(engine_module(settings.SESSION_ENGINE))
+        store_class = store_in(engine_module(settings.SESSION_ENGINE))
         if store_class is None:
             raise ImproperlyConfigured(
                 f"SESSION_ENGINE = {settings.SESSION_ENGINE!r} is not an engine of gsession_django, which alone can "
@@ -174,7 +173,7 @@ class Sessions:
         for session_id in ids:
             session: SessionMap | None = yield from self.look(session_id)
             if session is not None and str(session.get(SESSION_KEY)) == user_id:
-                found.append(describe(session_id, session, session_id == current_id))
+                found.append(self.describe(session_id, session, session_id == current_id))
         return found
 
     def look(self, session_id: str) -> Operation:
@@ -189,6 +188,36 @@ class Sessions:
                 if session.lacks(key):
                     yield from self.engine.fetch(session_id, session, key)
         return session
+
+    def whole(self, session_id: str) -> Operation:
+        """Do what :meth:`look` does, with all values."""
+        session: SessionMap | None = yield from self.look(session_id)
+        if session is not None and session.lacks(None):
+            yield from self.engine.fetch(session_id, session, None)
+        return session
+
+    def describe(self, session_id: str, session: SessionMap, is_current: bool = False) -> UserSession:
+        """Return what is known of a session."""
+        now, left, user_id = datetime.now(UTC), session.ttl_left, session.get(SESSION_KEY)
+        since: int | None = session.get(SINCE)
+        store = self.store_class()
+        store._session_cache = session
+        age = session.get(EXPIRY_KEY) or store.get_session_cookie_age()
+        seen = None
+        if left is not None and isinstance(age, int | float):
+            seen = min(now, now - timedelta(seconds=age - left))
+        first, last = session.get(CLIENT) or (None, None)
+        return UserSession(
+            handle=hashlib.sha256(f"gsession_django.users:{session_id}".encode()).hexdigest()[:32],
+            user_id=None if user_id is None else str(user_id),
+            is_current=is_current,
+            created=None if since is None else datetime.fromtimestamp(since / 1_000_000, UTC),
+            last_seen=seen,
+            expires=None if left is None else now + timedelta(seconds=left),
+            signed_in_from=None if first is None else Client(*first),
+            last_seen_from=None if last is None else Client(*last),
+            session_id=session_id,
+        )
 
     def end(self, session: UserSession, reason: Ended) -> Operation:
         told = session_ended.has_listeners(self.store_class) and (
@@ -217,39 +246,10 @@ class Sessions:
                 ended.add(session.session_id)
 
 
-def describe(session_id: str, session: SessionMap, is_current: bool = False) -> UserSession:
-    """Return what is known of a session."""
-    now, left, user_id = datetime.now(UTC), session.ttl_left, session.get(SESSION_KEY)
-    since: int | None = session.get(SINCE)
-    age = session.get(EXPIRY_KEY) or settings.SESSION_COOKIE_AGE
-    if age == settings.SESSION_COOKIE_AGE and user_id is None and (anonymous_age := conf().anonymous_age) is not None:
-        age = min(age, anonymous_age)
-    seen = None
-    if left is not None and isinstance(age, int | float):
-        seen = min(now, now - timedelta(seconds=age - left))
-    first, last = session.get(CLIENT) or (None, None)
-    return UserSession(
-        handle=hashlib.sha256(f"gsession_django.users:{session_id}".encode()).hexdigest()[:32],
-        user_id=None if user_id is None else str(user_id),
-        is_current=is_current,
-        created=None if since is None else datetime.fromtimestamp(since / 1_000_000, UTC),
-        last_seen=seen,
-        expires=None if left is None else now + timedelta(seconds=left),
-        signed_in_from=None if first is None else Client(*first),
-        last_seen_from=None if last is None else Client(*last),
-        session_id=session_id,
-    )
-
-
 def can_list(module: ModuleType) -> bool:
     """Return whether the engine in a module can list the sessions of a user."""
-    store_class = _store_class(module)
+    store_class = store_in(module)
     return store_class is not None and "sessions_of" in abilities(store_class.storage_class)
-
-
-def _store_class(module: ModuleType) -> type[SessionStore] | None:
-    found = getattr(module, "SessionStore", None)
-    return found if isinstance(found, type) and issubclass(found, SessionStore) else None
 
 
 def id_of(user: Model | str) -> str:

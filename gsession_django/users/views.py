@@ -35,7 +35,7 @@ def answering_outages(view: _View) -> _View:
             return view(request, *args, **kwargs)
         except StorageUnavailable as error:
             if isinstance(request.session, SessionStore) and request.session.failure is None:
-                request.session.failure = str(error) or type(error).__name__
+                request.session._remember(error)
             raise
 
     return wrapper

@@ -9,7 +9,7 @@ from django.test import Client, override_settings
 
 from gsession_django import SessionStore
 from gsession_django.core.engine import engine_of
-from gsession_django.users.listing import Sessions, describe
+from gsession_django.users.listing import Sessions
 from tests.support.sign_ins import log_in, sign_in
 from tests.support.sites import AUTHENTICATION, OURS, settings_of_the_site
 
@@ -72,6 +72,7 @@ def test_a_session_without_a_user_was_seen_when_it_was_saved(store_class: type[S
     store["cart"] = 1
     store.save()
     session_id = str(store.session_id)
-    seen = describe(session_id, engine_of(store_class).run(Sessions(store_class).look(session_id))).last_seen
+    sessions = Sessions(store_class)
+    seen = sessions.describe(session_id, engine_of(store_class).run(sessions.look(session_id))).last_seen
     assert seen is not None
     assert datetime.now(UTC) - seen < timedelta(minutes=1)

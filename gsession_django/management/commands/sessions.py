@@ -13,14 +13,13 @@ from django.contrib.auth import get_user_model
 from django.core.exceptions import ObjectDoesNotExist, ValidationError
 from django.core.management.base import BaseCommand, CommandError, CommandParser
 
-from gsession_django.core.engine import engine_of
 from gsession_django.core.session_map import SessionMap
 from gsession_django.core.storage import Disabled, StorageUnavailable
 from gsession_django.core.store_base import PURGE_BATCH_SIZE
 from gsession_django.management.common import session_store
 from gsession_django.serializers import encode
 from gsession_django.signals import Ended
-from gsession_django.users.listing import Client, Sessions, UserSession, describe, id_of
+from gsession_django.users.listing import Client, Sessions, UserSession, id_of
 
 _OTHERS: Final = "Django's engines have no list of sessions but their table."
 _COLUMNS: Final = ("id", "user", "created", "last_seen", "expires", "address")
@@ -50,7 +49,7 @@ class Command(BaseCommand):
         self._name = options["engine"] if named else settings.SESSION_ENGINE
         store = session_store(self._name, "--engine" if named else "SESSION_ENGINE", _OTHERS)
         self._sessions = Sessions(store)
-        self._engine = engine_of(store)
+        self._engine = self._sessions.engine
         try:
             getattr(self, f"_{options['command']}")(options)
         except StorageUnavailable as error:
@@ -98,8 +97,7 @@ class Command(BaseCommand):
     def _stats(self, options: dict[str, Any]) -> None:
         sizes: list[int] = []
         users: Counter[str] = Counter()
-        for described, session in self._all():
-            self._engine.run(self._fetched(described, session))
+        for described, session in self._all(whole=True):
             sizes.append(len(encode(session.as_dict())))
             if described.user_id is not None:
                 users[described.user_id] += 1
@@ -123,31 +121,27 @@ class Command(BaseCommand):
 
     # What they need.
 
-    def _all(self) -> Iterator[tuple[UserSession, SessionMap]]:
+    def _all(self, whole: bool = False) -> Iterator[tuple[UserSession, SessionMap]]:
+        """Yield all sessions; with `whole`, all their values too."""
+        look = self._sessions.whole if whole else self._sessions.look
         if "ids" not in self._engine.able:
             raise CommandError(
                 f"{self._engine.name} cannot list its sessions: it has no ids(). Name a user, if it has sessions_of()."
             )
         for session_id in self._engine.calls.ids():
-            session = self._engine.run(self._sessions.look(session_id))
+            session = self._engine.run(look(session_id))
             if session is not None:
-                yield describe(session_id, session), session
+                yield self._sessions.describe(session_id, session), session
 
     def _one(self, shown_id: str) -> tuple[UserSession, SessionMap]:
-        """Return the session of an id as the list shows it."""
-        if self._engine.hash_ids:
-            session = self._engine.run(self._sessions.look(shown_id))
-            found = None if session is None else (describe(shown_id, session), session)
-        else:  # the storage's own id is the session key, which is not shown
-            found = next((pair for pair in self._all() if pair[0].handle == shown_id), None)
-        if found is None:
+        """Return the session of an id as the list shows it, with all its values."""
+        session_id: str | None = shown_id
+        if not self._engine.hash_ids:  # the storage's own id is the session key, which is not shown
+            session_id = next((each.session_id for each, _ in self._all() if each.handle == shown_id), None)
+        session = None if session_id is None else self._engine.run(self._sessions.whole(session_id))
+        if session_id is None or session is None:
             raise CommandError(f"{self._name} has no session {shown_id!r}. Take an id from: manage.py sessions list")
-        self._engine.run(self._fetched(*found))
-        return found
-
-    def _fetched(self, described: UserSession, session: SessionMap) -> Any:
-        """Bring in the values of a session that are still in the storage."""
-        yield from self._engine.fetch(described.session_id, session, None) if session.lacks(None) else ()
+        return self._sessions.describe(session_id, session), session
 
     def _row(self, session: UserSession) -> dict[str, Any]:
         return {
