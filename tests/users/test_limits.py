@@ -114,3 +114,17 @@ def test_of_sign_ins_at_once_one_stays(store_class: type[SessionStore]) -> None:
 
         in_threads(6, visit, barrier)
     assert len(ids_of()) == 1
+
+
+def test_of_sign_ins_at_once_that_can_be_refused_no_more_stay_than_the_limit(store_class: type[SessionStore]) -> None:
+    barrier = threading.Barrier(6)
+    with limited(2, REFUSE_SIGN_IN=True):
+
+        def visit(number: int) -> None:
+            store = store_class()
+            barrier.wait(30)
+            with suppress(TooManySessions):
+                log_in(store)
+
+        in_threads(6, visit, barrier)
+    assert len(ids_of()) <= 2
